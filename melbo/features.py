@@ -1,0 +1,190 @@
+"""A set of features: directions, strengths and scale, and the folder it is kept in."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import MelboError
+from .model import LanguageModel
+
+SCHEMA = 1
+_TENSORS = "features.safetensors"
+_RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """m features: what to add at the source layer, what it does at the target layer, how strongly.
+
+    Attributes:
+        V: Source directions ``[m, d_source]``, unit rows.
+        U: Target directions ``[m, d_target]``, unit rows.
+        alpha: Strengths ``[m]``.
+        scale: R: strength 1 adds R·v.
+        source: Layer (``hidden_states`` index) that V is added to.
+        target: Layer that U was read at.
+        meta: Where it comes from: model, map, method, seed, history, versions (JSON-able).
+
+    Raises:
+        MelboError: Shapes that do not fit, rows that are not of unit norm, values that are not finite, R ≤ 0.
+    """
+
+    V: Tensor
+    U: Tensor
+    alpha: Tensor
+    scale: float
+    source: int
+    target: int
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what every user of a feature set relies on."""
+        m = len(self.V)
+        if self.V.ndim != 2 or self.U.ndim != 2 or len(self.U) != m or self.alpha.shape != (m,):
+            raise MelboError(f"got V {tuple(self.V.shape)}, U {tuple(self.U.shape)}, alpha {tuple(self.alpha.shape)}: expected [m, d], [m, d'] and [m]")
+        for name, rows in (("V", self.V), ("U", self.U)):
+            off = (rows.float().norm(dim=-1) - 1).abs()
+            if not (off < 1e-3).all():
+                worst = int(torch.nan_to_num(off, nan=torch.inf).argmax())
+                raise MelboError(f"row {worst} of {name} has norm {rows[worst].norm():.4g}, expected 1: normalise the rows; the scale is kept apart")
+        if not torch.isfinite(self.alpha).all():
+            raise MelboError("alpha holds values that are not finite")
+        if not self.scale > 0:
+            raise MelboError(f"scale is {self.scale}: expected a positive number")
+
+    def __len__(self) -> int:
+        """Number of features m."""
+        return len(self.V)
+
+    def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "FeatureSet":
+        """Some of the features, as a set; one for an integer."""
+        if isinstance(which, int):
+            if not -len(self) <= which < len(self):
+                raise MelboError(f"got feature {which}, there are {len(self)}: expected 0 to {len(self) - 1}")
+            which = [which % len(self)]
+        rows = torch.arange(len(self))[which]
+        return replace(self, V=self.V[rows], U=self.U[rows], alpha=self.alpha[rows])
+
+    def __iter__(self) -> Iterator["FeatureSet"]:
+        """The features one by one."""
+        return (self[i] for i in range(len(self)))
+
+    def with_meta(self, **more: Any) -> "FeatureSet":
+        """The same features with more said about where they come from."""
+        return replace(self, meta={**self.meta, **more})
+
+    def check_model(self, lm: LanguageModel) -> None:
+        """Refuse a model these features were not fitted on.
+
+        Raises:
+            MelboError: Another width or other weights; names both models.
+        """
+        fitted = self.meta.get("map", {}).get("model")
+        if fitted is not None and fitted["sha256"] != lm.fingerprint:
+            raise MelboError(
+                f"these features were fitted on {fitted['name']} (weights {fitted['sha256'][:8]}), "
+                f"this is {lm.name} (weights {lm.fingerprint[:8]}): load the model they belong to"
+            )
+        if self.V.shape[1] != lm.width:
+            raise MelboError(f"these features have width {self.V.shape[1]}, {lm.name} has {lm.width}: load the model they belong to")
+
+    def save(self, folder: str | Path, force: bool = False) -> Path:
+        """Write ``features.safetensors`` and ``run.json``; the second last, so that a folder with it is whole.
+
+        Raises:
+            MelboError: The folder holds a run already and ``force`` is not set.
+        """
+        folder = prepare_folder(folder, force)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
+            pass
+        save_file({name: getattr(self, name).detach().cpu().contiguous() for name in ("V", "U", "alpha")}, part.name)
+        os.replace(part.name, folder / _TENSORS)
+        write_json(folder / _RUN, {"schema": SCHEMA, "scale": self.scale, "source": self.source, "target": self.target, **self.meta})
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, lm: LanguageModel | None = None) -> "FeatureSet":
+        """Read a run folder; nothing in it is ever unpickled.
+
+        Args:
+            folder: Where it is.
+            lm: If given, the model that it has to be of.
+
+        Raises:
+            MelboError: Missing, truncated, of another schema, or of another model.
+        """
+        folder = Path(folder)
+        run = read_run(folder)
+        try:
+            with safe_open(folder / _TENSORS, "pt") as file:
+                V, U, alpha = (file.get_tensor(name) for name in ("V", "U", "alpha"))
+        except (OSError, SafetensorError) as err:
+            raise MelboError(f"{folder / _TENSORS} cannot be read ({str(err).splitlines()[0]}): the run is incomplete, fit it again") from err
+        meta = {k: v for k, v in run.items() if k not in ("schema", "scale", "source", "target")}
+        bank = cls(V, U, alpha, run["scale"], run["source"], run["target"], meta)
+        if lm is not None:
+            bank.check_model(lm)
+        return bank
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """``run.json`` of a run folder.
+
+    Raises:
+        MelboError: Missing, truncated or of another schema.
+    """
+    path = Path(folder) / _RUN
+    if not path.is_file():
+        raise MelboError(f"no run in {folder} (no {_RUN}): give a folder that `melbo fit` has written")
+    try:
+        run = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise MelboError(f"{path} is truncated or not JSON ({err}): fit it again") from err
+    schema = run.get("schema") if isinstance(run, dict) else None
+    if schema != SCHEMA:
+        raise MelboError(f"{path} has schema {schema!r}, this version of melbo reads {SCHEMA}: use the version that wrote it, or fit it again")
+    missing = {"scale", "source", "target"} - run.keys()
+    if missing:
+        raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
+    return run
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether there is a run, or the rest of one, in ``folder``."""
+    return any((Path(folder) / name).exists() for name in (_RUN, _TENSORS))
+
+
+def prepare_folder(folder: str | Path, force: bool) -> Path:
+    """Make the folder, and with ``force`` clear an earlier run out of it.
+
+    Raises:
+        MelboError: It holds a run already (without ``force``), or cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise MelboError(f"cannot make the folder {folder} ({err.strerror}): give another one") from err
+    if holds_run(folder):
+        if not force:
+            raise MelboError(f"{folder} already holds a run: give another folder, or --force to replace it")
+        for name in (_RUN, _TENSORS, "ranking.json", "completions.jsonl", "report.html"):
+            (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
+        part.write(text)
+    os.replace(part.name, path)

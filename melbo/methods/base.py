@@ -1,0 +1,77 @@
+"""What a method is: an immutable configuration that turns a map into factors, directly or by steps."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..errors import MelboError
+from ..iterate import Record
+from ..oracles import Map
+from ..transcoder import Factors
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to find factors.
+
+    Attributes:
+        num_factors: m.
+        scale: R, the norm of a perturbation; `melbo.calibrate` finds one.
+    """
+
+    num_factors: int
+    scale: float
+
+    def check(self, map: Map) -> None:
+        """Refuse settings that cannot work on this map.
+
+        Raises:
+            MelboError: m < 1, or R not positive and finite.
+        """
+        if self.num_factors < 1:
+            raise MelboError(f"num_factors is {self.num_factors}: expected at least 1")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise MelboError(f"scale is {self.scale}: expected a positive number; melbo.calibrate finds one")
+
+    def check_room(self, room: int, why: str) -> None:
+        """Refuse more factors than there are dimensions for them.
+
+        Raises:
+            MelboError: m exceeds ``room``.
+        """
+        if self.num_factors > room:
+            raise MelboError(f"num_factors is {self.num_factors}, but {why} there can be at most {room}: ask for fewer, or use Exponential with 'soft'")
+
+    def describe(self) -> dict:
+        """Name and settings, JSON-able."""
+        return {"name": type(self).__name__, **asdict(self)}
+
+
+class Direct(Method):
+    """A method with nothing to iterate over."""
+
+    @abstractmethod
+    def solve(self, map: Map, generator: torch.Generator) -> Factors:
+        """The factors of ``map``."""
+
+
+class Iterative(Method):
+    """A method that improves its directions sweep by sweep; `melbo.iterate` owns the loop."""
+
+    max_steps: int
+    tol: float
+
+    @abstractmethod
+    def init(self, map: Map, generator: torch.Generator) -> Any:
+        """Where to start."""
+
+    @abstractmethod
+    def step(self, map: Map, state: Any) -> tuple[Any, Record]:
+        """One sweep: the next state, and the measures ``objective``, ``explained`` and ``change``."""
+
+    @abstractmethod
+    def finish(self, map: Map, state: Any) -> Factors:
+        """The factors of a state, output directions and strengths computed afresh."""

@@ -1,0 +1,92 @@
+"""All orders at once: directions along which a finite push of norm R changes the target most."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import MelboError
+from ..iterate import Record
+from ..linalg import Orthogonalise, orthogonalise, random_rows, unit
+from ..oracles import Map
+from ..transcoder import Factors, fit_strengths
+from .base import Iterative
+from .linear import projected_start
+
+
+class _State(NamedTuple):
+    V: Tensor  # [m, d_source], unit rows, not yet pushed apart
+    U: Tensor  # [m, d_target], unit rows
+    gain: Tensor  # [m], norm of each factor's last gradient
+
+
+@dataclass(frozen=True)
+class Exponential(Iterative):
+    """The exponential transcoder, by orthogonalised gradient iteration (METHOD §3).
+
+    Each sweep: V ← orthogonalise(V), signs kept; D = Δ_R(V); u ← D/‖D‖; then, from the same forward pass, g = R·J(Rv)ᵀu and
+    v ← normalise(g). The sign of v matters.
+
+    Attributes:
+        num_factors: m; more than d_source only with ``"soft"``.
+        scale: R.
+        max_steps: Sweeps at most.
+        tol: See `melbo.iterate`.
+        orthogonalise: ``"qr"``, ``"polar"`` or ``"soft"`` (see `melbo.linalg.orthogonalise`).
+        start: ``"projected"``: right singular vectors of a projected Jacobian, completed at random. ``"backward"``: the gradient of a random
+            output direction, one for each factor.
+        beta: Step from the old unit directions (0) to the new ones (1).
+    """
+
+    max_steps: int = 10
+    tol: float = 1e-3
+    orthogonalise: Orthogonalise = "qr"
+    start: Literal["projected", "backward"] = "projected"
+    beta: float = 1.0
+
+    def check(self, map: Map) -> None:
+        """See `Method.check`; also m ≤ d_source unless soft, and 0 < β ≤ 1."""
+        super().check(map)
+        if self.orthogonalise != "soft":
+            self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
+        if not 0 < self.beta <= 1:
+            raise MelboError(f"beta is {self.beta}: expected more than 0 and at most 1")
+
+    def init(self, map: Map, generator: torch.Generator) -> _State:
+        """Directions to start from."""
+        m = self.num_factors
+        if self.start == "projected":
+            V = projected_start(map, m, generator)
+        else:
+            U = random_rows(m, map.d_target, generator).to(map.device, map.dtype)
+            V = unit(map.value_and_vjp(torch.zeros(m, map.d_source).to(U), U)[1])
+        return _State(V, torch.zeros(m, map.d_target).to(V), torch.ones(m).to(V))
+
+    def step(self, map: Map, state: _State) -> tuple[_State, Record]:
+        """One sweep over all factors, one forward and one backward pass each."""
+        V = orthogonalise(state.V, self.orthogonalise, state.gain)
+
+        def output_direction(D: Tensor, rows: slice) -> Tensor:
+            return unit(self._mix(unit(D), state.U[rows]))
+
+        D, gradient = map.value_and_vjp(self.scale * V, output_direction)
+        U = output_direction(D, slice(None))
+        gradient = self.scale * gradient
+        moved = unit(self._mix(unit(gradient, fallback=V), V), fallback=V)
+
+        size = (U * D).sum(-1)  # b; equals ‖D‖ when β = 1
+        record = {
+            "objective": D.norm(dim=-1).mean().item(),
+            "explained": fit_strengths(V, U, size, "exponential").explained,
+            "change": (1 - (moved * state.V).sum(-1)).max().item(),
+        }
+        return _State(moved, U, gradient.norm(dim=-1)), record
+
+    def finish(self, map: Map, state: _State) -> Factors:
+        """U = normalise(Δ_R(V)) at the final V, then α: b = ⟨u, Δ_R(v)⟩ = ‖Δ_R(v)‖."""
+        D = map.value(self.scale * state.V)
+        return fit_strengths(state.V, unit(D), D.norm(dim=-1), "exponential")
+
+    def _mix(self, new: Tensor, old: Tensor) -> Tensor:
+        return self.beta * new + (1 - self.beta) * old

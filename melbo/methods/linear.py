@@ -1,0 +1,100 @@
+"""First order: singular vectors of the Jacobian, whole or seen through a few random output directions."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..linalg import complete, orthogonalise, random_rows, singular_signs, top_singular, unit
+from ..operator import Jacobian
+from ..oracles import Map
+from ..transcoder import Factors, fit_strengths
+from .base import Direct
+
+_OVERSAMPLE, _MAX_BLOCKS = 8, 12
+
+
+@dataclass(frozen=True)
+class Linear(Direct):
+    """The linear transcoder: V right and U left singular vectors of J(0), strongest first; α = R·σ (METHOD §3).
+
+    The sign of a pair is arbitrary (largest entry of v positive): evaluate both. J is never written out where m is much smaller than its
+    sides; block Krylov iteration then reaches the leading pairs in a few products.
+
+    Attributes:
+        num_factors: m ≤ min(d_source, d_target).
+        scale: R.
+        tol: Residual ‖Jᵀu − σv‖ / σ₁ at which the iteration stops.
+    """
+
+    tol: float = 1e-4
+
+    def check(self, map: Map) -> None:
+        """See `Method.check`; also m ≤ min(d_source, d_target)."""
+        super().check(map)
+        self.check_room(min(map.d_source, map.d_target), "a Jacobian has that many singular vectors and")
+
+    def solve(self, map: Map, generator: torch.Generator) -> Factors:
+        """The leading singular pairs."""
+        V, U = self._singular_pairs(Jacobian(map), generator)
+        V, U = singular_signs(V, U)
+        return first_order(map, V, U, self.scale)
+
+    def _singular_pairs(self, J: Jacobian, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        block = self.num_factors + _OVERSAMPLE
+        if 4 * block >= min(J.shape):  # two blocks of products with J and with its transpose would cost as much as all of it
+            U, _, V = torch.linalg.svd(J.to_dense(), full_matrices=False)
+            return V[: self.num_factors], U.T[: self.num_factors]
+        start = orthogonalise(random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype), "qr")
+        V, U, _, _ = top_singular(J.matmat, J.rmatmat, start, self.num_factors, self.tol, _MAX_BLOCKS)
+        return V, U
+
+
+@dataclass(frozen=True)
+class ProjectedLinear(Direct):
+    """Right singular vectors of W·J for a few random unit output directions W, by one vector–Jacobian product each (METHOD §3).
+
+    Only the first ``num_projections`` factors mean something; the rest are random rows orthonormal to them.
+
+    Attributes:
+        num_factors: m ≤ d_source.
+        scale: R.
+        num_projections: Rows of W.
+    """
+
+    num_projections: int = 32
+
+    def check(self, map: Map) -> None:
+        """See `Method.check`; also m ≤ d_source."""
+        super().check(map)
+        self.check_room(map.d_source, "orthonormal rows are added and")
+
+    def solve(self, map: Map, generator: torch.Generator) -> Factors:
+        """The projected singular vectors, with U = normalise(JV)."""
+        V = projected_start(map, self.num_factors, generator, self.num_projections)
+        return first_order(map, V, None, self.scale)
+
+
+@dataclass(frozen=True)
+class Random(Direct):
+    """The control: directions drawn uniformly from the sphere, U = normalise(Δ_R(V))."""
+
+    def solve(self, map: Map, generator: torch.Generator) -> Factors:
+        """Random directions and what they do."""
+        V = random_rows(self.num_factors, map.d_source, generator).to(map.device, map.dtype)
+        D = map.value(self.scale * V)
+        return fit_strengths(V, unit(D), D.norm(dim=-1), "exponential")
+
+
+def first_order(map: Map, V: Tensor, U: Tensor | None, scale: float) -> Factors:
+    """Factors of a linear transcoder with given directions; U = normalise(JV) where left out. b = R·uᵀJv."""
+    JV = map.jvp(V)
+    U = unit(JV) if U is None else U
+    return fit_strengths(V, U, scale * (U * JV).sum(-1), "linear")
+
+
+def projected_start(map: Map, m: int, generator: torch.Generator, num_projections: int = 32) -> Tensor:
+    """``m`` unit rows to start from: right singular vectors of W·J, completed at random."""
+    W = random_rows(min(num_projections, map.d_target), map.d_target, generator).to(map.device, map.dtype)
+    V = torch.linalg.svd(Jacobian(map).rmatmat(W), full_matrices=False)[2]
+    return complete(V, m, generator)

@@ -1,0 +1,31 @@
+"""Derivatives of a map as matrices known by their products."""
+
+import torch
+from torch import Tensor
+
+from .oracles import Map
+
+
+class Jacobian:
+    """J(0) of a map, ``[d_target, d_source]``, never written out unless asked.
+
+    On a map with ``concatenate=True`` this is the Jacobian stacked over prompts and tokens.
+    """
+
+    def __init__(self, map: Map) -> None:
+        self.map = map
+        self.shape = (map.d_target, map.d_source)
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """Rows v ↦ Jv, ``[k, d_source] → [k, d_target]``."""
+        return self.map.jvp(V)
+
+    def rmatmat(self, U: Tensor) -> Tensor:
+        """Rows u ↦ Jᵀu, ``[k, d_target] → [k, d_source]``."""
+        at_zero = torch.zeros(len(U), self.shape[1], dtype=self.map.dtype, device=self.map.device)
+        return self.map.value_and_vjp(at_zero, U)[1]
+
+    def to_dense(self) -> Tensor:
+        """J written out, by products on its shorter side."""
+        eye = torch.eye(min(self.shape), dtype=self.map.dtype, device=self.map.device)
+        return self.rmatmat(eye) if self.shape[0] <= self.shape[1] else self.matmat(eye).T

@@ -1,0 +1,210 @@
+"""What every method asks of a map Δ: its value and its first and second derivatives, many directions at a time.
+
+A map is a sum (or a concatenation) of *pieces*, one for each batch of prompts. The oracles stream over the pieces and cut the directions
+into chunks, so memory depends neither on how many prompts nor on how many directions there are.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .errors import MelboError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One differentiable part of a map."""
+
+    fn: Callable[[Tensor], Tensor]  # [k, d_source] -> [k, width of columns], rows independent, zero at zero
+    columns: slice  # which part of the response it adds to
+    cost: int  # tokens that one direction runs through the blocks
+
+
+class Map(ABC):
+    """Δ: ``[k, d_source] → [k, d_target]``, one perturbation a row, with Δ(0) = 0.
+
+    Attributes:
+        d_source: Width of a perturbation.
+        d_target: Width of a response.
+        dtype: In which directions come and responses go.
+        device: Where they live.
+        tokens_per_pass: How many tokens run through the blocks at a time; sets the chunk of directions.
+        source_norm: Typical norm of what is perturbed, or None where nothing is known of it.
+    """
+
+    d_source: int
+    d_target: int
+    dtype: torch.dtype
+    device: torch.device
+    tokens_per_pass: int
+    source_norm: float | None = None
+
+    @property
+    @abstractmethod
+    def pieces(self) -> Sequence[Piece]:
+        """The parts that make up the map."""
+
+    def describe(self) -> dict:
+        """What a run folder keeps of the map (JSON-able)."""
+        return {"kind": type(self).__name__, "d_source": self.d_source, "d_target": self.d_target}
+
+    def locate_nonfinite(self, theta: Tensor) -> str:
+        """Where the response to ``theta`` ``[1, d_source]`` first stops being finite, in words."""
+        return "the response"
+
+    def value(self, theta: Tensor) -> Tensor:
+        """Δ(θ), ``[k, d_source] → [k, d_target]``."""
+        theta = self._rows(theta)
+        out = theta.new_zeros(len(theta), self.d_target)
+        with torch.no_grad():
+            for piece, rows in self._work(len(theta)):
+                out[rows, piece.columns] += piece.fn(theta[rows])
+        return out
+
+    def value_and_vjp(self, theta: Tensor, cotangent: Tensor | Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+        """Δ(θ) and J(θ)ᵀu, row by row: ``[k, d_target]`` and ``[k, d_source]``.
+
+        Args:
+            theta: Perturbations ``[k, d_source]``.
+            cotangent: ``u`` ``[k, d_target]``, or a function that gives it for some rows, from their values and which rows they are. With a function,
+                the forward passes of all pieces are kept until it can be evaluated (Gauss–Seidel at no extra cost); where those would not fit
+                one pass, the value is computed beforehand.
+        """
+        theta = self._rows(theta)
+        if callable(cotangent):
+            if self._cost <= self.tokens_per_pass:
+                return self._joint_vjp(theta, cotangent)
+            cotangent = cotangent(self.value(theta), slice(None))
+        return self._streamed_vjp(theta, self._columns(cotangent, len(theta)))
+
+    def _joint_vjp(self, theta: Tensor, cotangent: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+        value, gradient = theta.new_zeros(len(theta), self.d_target), torch.zeros_like(theta)
+        for rows in self._chunks(len(theta), self._cost):
+            point = theta[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                parts = [piece.fn(point) for piece in self.pieces]
+            for piece, part in zip(self.pieces, parts, strict=True):
+                value[rows, piece.columns] += part.detach()
+            u = cotangent(value[rows], rows)
+            gradient[rows] = torch.autograd.grad(parts, point, [u[:, p.columns] for p in self.pieces], materialize_grads=True)[0]
+        return value, gradient
+
+    def _streamed_vjp(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = theta.new_zeros(len(theta), self.d_target), torch.zeros_like(theta)
+        for piece, rows in self._work(len(theta)):
+            point = theta[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                part = piece.fn(point)
+            value[rows, piece.columns] += part.detach()
+            gradient[rows] += torch.autograd.grad(part, point, u[rows, piece.columns], materialize_grads=True)[0]
+        return value, gradient
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J(0)v, ``[k, d_source] → [k, d_target]``, exact (forward mode)."""
+        v = self._rows(v)
+        out = v.new_zeros(len(v), self.d_target)
+        with _differentiable_attention():
+            for piece, rows in self._work(len(v)):
+                out[rows, piece.columns] += _push(piece.fn, v[rows])
+        return out
+
+    def hvp(self, u: Tensor, v: Tensor) -> Tensor:
+        """H(u, v, ·), ``[k, d_target] × [k, d_source] → [k, d_source]``: the gradient at 0 of ⟨u, J(θ)v⟩, exact (forward over reverse)."""
+        v = self._rows(v)
+        u = self._columns(u, len(v))
+        out = torch.zeros_like(v)
+        with _differentiable_attention():
+            for piece, rows in self._work(len(v)):
+                out[rows] += _push(partial(_pull, piece.fn, u[rows, piece.columns]), v[rows])
+        return out
+
+    def bilinear(self, v: Tensor, w: Tensor) -> Tensor:
+        """H(·, v, w) = ∂²/∂a∂b Δ(av + bw) at 0, ``[k, d_source]² → [k, d_target]``, exact (forward over forward)."""
+        v, w = self._rows(v), self._rows(w)
+        out = v.new_zeros(len(v), self.d_target)
+        with _differentiable_attention():
+            for piece, rows in self._work(len(v)):
+                out[rows, piece.columns] += _push(partial(_tangent, piece.fn, w[rows]), v[rows])
+        return out
+
+    @property
+    def _cost(self) -> int:
+        """Tokens that one direction runs through the blocks in all pieces together."""
+        return sum(piece.cost for piece in self.pieces)
+
+    def _work(self, k: int) -> Iterator[tuple[Piece, slice]]:
+        """Every piece with every chunk of ``k`` rows."""
+        for piece in self.pieces:
+            for rows in self._chunks(k, piece.cost):
+                yield piece, rows
+
+    def _chunks(self, k: int, cost: int) -> Iterator[slice]:
+        size = max(1, self.tokens_per_pass // cost)
+        for start in range(0, k, size):
+            yield slice(start, min(k, start + size))
+
+    def _rows(self, theta: Tensor) -> Tensor:
+        if theta.ndim != 2 or theta.shape[-1] != self.d_source:
+            raise MelboError(f"got directions of shape {tuple(theta.shape)}, expected [k, {self.d_source}]: one direction a row")
+        return theta.to(self.device, self.dtype)
+
+    def _columns(self, u: Tensor, k: int) -> Tensor:
+        if u.shape != (k, self.d_target):
+            raise MelboError(f"got output directions of shape {tuple(u.shape)}, expected [{k}, {self.d_target}]: one for each input direction")
+        return u.to(self.device, self.dtype)
+
+
+class FunctionMap(Map):
+    """Any differentiable torch function as a map, so that every method runs, and is tested, without a language model.
+
+    Args:
+        fn: ``[k, d_source] → [k, d_target]``, rows independent, ``fn(0) = 0``.
+        d_source: Width of a perturbation.
+        d_target: Width of a response.
+        dtype: In which ``fn`` computes.
+        chunk: How many rows to hand to ``fn`` at a time.
+
+    Raises:
+        MelboError: ``fn(0)`` has the wrong shape or is not zero.
+    """
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], d_source: int, d_target: int, dtype: torch.dtype = torch.float32, chunk: int = 1024) -> None:
+        self.d_source, self.d_target, self.dtype, self.tokens_per_pass = d_source, d_target, dtype, chunk
+        self.device = torch.device("cpu")
+        self.fn = fn
+        at_zero = self.value(torch.zeros(1, d_source, dtype=dtype))
+        if at_zero.shape != (1, d_target):
+            raise MelboError(f"fn maps [1, {d_source}] to {tuple(at_zero.shape)}, expected [1, {d_target}]")
+        if at_zero.abs().max() > 1e-6:
+            raise MelboError(f"fn(0) has norm {at_zero.norm():.2g}, expected 0: subtract the unperturbed response")
+
+    @property
+    def pieces(self) -> Sequence[Piece]:
+        """The function, as one piece."""
+        return [Piece(self.fn, slice(0, self.d_target), 1)]
+
+
+def _push(fn: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    """Derivative of ``fn`` at 0 along ``v``."""
+    return torch.func.jvp(fn, (torch.zeros_like(v),), (v,))[1]
+
+
+def _pull(fn: Callable[[Tensor], Tensor], u: Tensor, theta: Tensor) -> Tensor:
+    """J(θ)ᵀu."""
+    return torch.func.vjp(fn, theta)[1](u)[0]
+
+
+def _tangent(fn: Callable[[Tensor], Tensor], w: Tensor, theta: Tensor) -> Tensor:
+    """J(θ)w."""
+    return torch.func.jvp(fn, (theta,), (w,))[1]
+
+
+def _differentiable_attention() -> contextlib.AbstractContextManager:
+    """Forward mode and second derivatives exist for the plain attention kernel only."""
+    return sdpa_kernel([SDPBackend.MATH])

@@ -1,0 +1,130 @@
+"""Text to token batches: what is read, what is padding, which token is the first."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import MelboError
+
+if TYPE_CHECKING:
+    from .model import LanguageModel
+
+#: The prompts `melbo demo` and `melbo rank` use when they are given none. Disjoint: features are learnt on the first, chosen on the
+#: second, reported on the third.
+FIT = ("Tell me how to bake a cake",)
+VALIDATION = ("What should I do this weekend?", "Write a short note to my neighbour.")
+HELD_OUT = ("How do I learn to play the guitar?", "Describe a walk through the city.")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as the model reads them.
+
+    Attributes:
+        texts: What the user wrote, one string a prompt.
+        tokens: Token ids, one tuple a prompt, template included, never padded.
+        kind: ``"chat"`` (chat template with the generation prompt) or ``"text"`` (as written).
+        system: The system message of a chat, or None for the template's own default.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    kind: str = "text"
+    system: str | None = None
+
+    @classmethod
+    def chat(cls, lm: "LanguageModel", texts: Sequence[str], system: str | None = None) -> "Prompts":
+        """Each text as a user's turn, ending where the assistant's reply begins.
+
+        Raises:
+            MelboError: No or blank or over-long texts, or a tokenizer without a chat template.
+        """
+        if getattr(lm.tokenizer, "chat_template", None) is None:
+            raise MelboError(f"the tokenizer of {lm.name} has no chat template: use Prompts.text (--text on the command line)")
+        head = [] if system is None else [{"role": "system", "content": system}]
+
+        def render(text: str) -> str:
+            turns = [*head, {"role": "user", "content": text}]
+            return lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+        return cls._read(lm, texts, render, "chat", system)
+
+    @classmethod
+    def text(cls, lm: "LanguageModel", texts: Sequence[str]) -> "Prompts":
+        """Each text as it stands, with the special tokens the tokenizer adds by itself.
+
+        Raises:
+            MelboError: No or blank or over-long texts.
+        """
+        return cls._read(lm, texts, None, "text", None)
+
+    @classmethod
+    def _read(cls, lm, texts, render, kind, system) -> "Prompts":
+        if isinstance(texts, str):
+            texts = [texts]
+        if len(texts) == 0:
+            raise MelboError("got no prompts, expected at least one: give a prompt")
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise MelboError(f"prompt {i} is blank: remove it or write it out")
+        if render is None:
+            tokens = [tuple(lm.tokenizer(t)["input_ids"]) for t in texts]
+        else:
+            tokens = [tuple(lm.tokenizer(render(t), add_special_tokens=False)["input_ids"]) for t in texts]
+        limit = lm.max_length
+        for i, row in enumerate(tokens):
+            if limit is not None and len(row) > limit:
+                raise MelboError(f"prompt {i} has {len(row)} tokens, {lm.name} reads at most {limit}: shorten it")
+        return cls(tuple(texts), tuple(tokens), kind, system)
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.texts)
+
+    def __getitem__(self, rows: slice) -> "Prompts":
+        """A sub-sequence of the prompts."""
+        return Prompts(self.texts[rows], self.tokens[rows], self.kind, self.system)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the token ids: equal for equal input to the model."""
+        return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()
+
+    def describe(self) -> dict:
+        """What a run folder keeps of the prompts (JSON-able, read back by `from_description`)."""
+        return {"texts": list(self.texts), "tokens": [list(t) for t in self.tokens], "kind": self.kind, "system": self.system, "sha256": self.digest}
+
+    @classmethod
+    def from_description(cls, saved: dict) -> "Prompts":
+        """The prompts that `describe` wrote, token for token."""
+        return cls(tuple(saved["texts"]), tuple(tuple(t) for t in saved["tokens"]), saved["kind"], saved["system"])
+
+    def batches(self, size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Right-padded batches of at most ``size`` prompts, in order: ids ``[n, T]`` and mask ``[n, T]`` (True on real tokens).
+
+        Right, because a causal model never lets a real token see what stands after it, and no row is then without a key to attend to.
+        """
+        for start in range(0, len(self), size):
+            yield pad_rows(self.tokens[start : start + size], pad, side="right")
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one rectangle: ids ``[n, T]`` and mask ``[n, T]`` (True on real tokens), padded on ``side``."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = True
+    return ids, mask
+
+
+def token_index(mask: Tensor) -> Tensor:
+    """Place of each token among the real ones of its row, ``[n, T]``: 0 for the first, −1 on padding. Both padding sides."""
+    return torch.where(mask.bool(), mask.long().cumsum(-1) - 1, -1)

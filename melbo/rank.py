@@ -1,0 +1,276 @@
+"""Order features by what they do, on prompts they were not fitted on, beside random vectors taken through the same."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .causal_map import CausalMap
+from .errors import MelboError
+from .features import FeatureSet, write_json
+from .generate import Completion, Completions, generate
+from .linalg import random_rows
+from .model import LanguageModel
+from .prompts import Prompts
+from .score import Flag, flag, kl, nll, novel_yet_fluent, novelty, repetition
+
+#: Orders, and what each goes by.
+ORDERS = {
+    "novel": "novel yet fluent: says something other than the unsteered model, in words the unsteered model finds sayable",
+    "alpha": "α², the strength of the factor in the transcoder",
+    "effect": "‖Δ_R(v)‖, how far the target layer moves",
+    "contrast": "logit(A) − logit(B) of the first token of the reply",
+    "kl": "KL(steered ‖ unsteered) of the first token of the reply",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a vector does on one set of prompts, averaged over them. ``contrast`` is None when no pair was given."""
+
+    novel: float
+    novelty: float
+    nll: float
+    repetition: float
+    kl: float
+    contrast: float | None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One vector in a ranking.
+
+    Attributes:
+        index: Its place in its set.
+        kind: ``"feature"`` or ``"control"``.
+        flag: ``"active"``, ``"inert"`` or ``"broken"``, over all prompts.
+        alpha: Its strength (None for a control).
+        effect: ‖Δ_R(v)‖ on the prompts of the fit.
+        validation: Its scores on the prompts the order is chosen on.
+        held_out: Its scores on the prompts that are reported.
+    """
+
+    index: int
+    kind: str
+    flag: Flag
+    alpha: float | None
+    effect: float
+    validation: Scores
+    held_out: Scores
+
+    def score(self, by: str, split: str) -> float:
+        """Its value in an order (see `ORDERS`) on ``"validation"`` or ``"held_out"`` prompts."""
+        if by == "alpha":
+            return 0.0 if self.alpha is None else self.alpha**2
+        return self.effect if by == "effect" else getattr(getattr(self, split), by)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Features in order, and the controls beside them.
+
+    Attributes:
+        by: What the order goes by.
+        features: Active features first, each group by its validation score, highest first.
+        controls: Random vectors at the same scale, in the same order.
+        completions: Everything that was said on the way.
+        settings: How it was made (JSON-able).
+    """
+
+    by: str
+    features: tuple[Ranked, ...]
+    controls: tuple[Ranked, ...]
+    completions: Completions
+    settings: dict[str, Any]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Shares of flags among features and controls, and how many active features beat the best active control on held-out prompts."""
+        counts = {
+            kind: {name: sum(r.flag == name for r in rows) for name in ("active", "inert", "broken")}
+            for kind, rows in (("features", self.features), ("controls", self.controls))
+        }
+        if self.by == "alpha":  # a random vector has no strength of its own to compare with
+            return {**counts, "best_control": None, "above_best_control": None}
+        best = max((r.score(self.by, "held_out") for r in self.controls if r.flag == "active"), default=-torch.inf)
+        above = sum(r.score(self.by, "held_out") > best for r in self.features if r.flag == "active")
+        return {**counts, "best_control": best if best > -torch.inf else None, "above_best_control": above}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the completions, JSON-able."""
+        return {
+            "by": self.by,
+            "summary": self.summary,
+            "settings": self.settings,
+            "features": [asdict(r) for r in self.features],
+            "controls": [asdict(r) for r in self.controls],
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``ranking.json`` and ``completions.jsonl`` into a run folder."""
+        self.completions.save(Path(folder) / "completions.jsonl")
+        write_json(Path(folder) / "ranking.json", self.describe())
+
+
+def rank(
+    lm: LanguageModel,
+    bank: FeatureSet,
+    validation: Prompts,
+    held_out: Prompts,
+    *,
+    by: str = "novel",
+    contrast: tuple[str, str] | None = None,
+    num_controls: int = 32,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> Ranking:
+    """Generate with every feature and every control, score, flag, order.
+
+    Args:
+        lm: The model of the features.
+        bank: The features.
+        validation: Prompts the order is chosen on.
+        held_out: Prompts the reported scores come from; none of them among the others.
+        by: One of `ORDERS`.
+        contrast: Two strings; the first token of each is compared.
+        num_controls: How many random vectors at the same scale.
+        max_new_tokens: Length of a reply at most.
+        batch_size: Rows decoded together.
+        seed: Of the controls.
+        progress: Draw bars.
+
+    Raises:
+        MelboError: An unknown order, ``"contrast"`` without a pair, prompts in more than one role, or features of another model.
+    """
+    _check(bank, validation, held_out, by, contrast, num_controls)
+    bank.check_model(lm)
+    pair = first_tokens(lm, contrast) if contrast is not None else None
+    controls = random_rows(num_controls, bank.V.shape[1], torch.Generator().manual_seed(seed))
+    prompts = Prompts(validation.texts + held_out.texts, validation.tokens + held_out.tokens, validation.kind, validation.system)
+
+    first = _FirstToken(1 + len(bank) + len(controls), pair)
+    table = generate(lm, prompts, bank, controls, max_new_tokens=max_new_tokens, batch_size=batch_size, first_logits=first.take, progress=progress)
+    rows = list(table)
+    fluency = nll(lm, prompts, rows, progress=progress)
+    new = novelty(table)
+    repeats = [repetition(c.tokens) for c in rows]
+    effects = _effects(lm, bank, controls)
+
+    def scores(at: Sequence[int]) -> Scores:
+        return Scores(
+            novel=_mean([novel_yet_fluent(new[i], fluency[i]) for i in at]),
+            novelty=_mean([new[i] for i in at]),
+            nll=_mean([fluency[i] for i in at]),
+            repetition=_mean([repeats[i] for i in at]),
+            kl=_mean([first.kl[i] for i in at]),
+            contrast=_mean([first.contrast[i] for i in at]) if pair is not None else None,
+        )
+
+    def ranked(kind: str, index: int, alpha: float | None, effect: float) -> Ranked:
+        at = [i for i, c in enumerate(rows) if c.kind == kind and c.feature == index]
+        what = flag([new[i] for i in at], [fluency[i] for i in at], [repeats[i] for i in at])
+        cut = len(validation)
+        return Ranked(index, kind, what, alpha, effect, scores(at[:cut]), scores(at[cut:]))
+
+    features = [ranked("feature", i, bank.alpha[i].item(), effects[i]) for i in range(len(bank))]
+    others = [ranked("control", i, None, effects[len(bank) + i]) for i in range(len(controls))]
+    settings = {
+        "order": ORDERS[by],
+        "contrast": list(contrast) if contrast else None,
+        "contrast_tokens": [lm.tokenizer.decode([t]) for t in pair] if pair else None,
+        "validation": validation.describe(),
+        "held_out": held_out.describe(),
+        "num_controls": num_controls,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    return Ranking(by, _in_order(features, by), _in_order(others, by), table, settings)
+
+
+def first_tokens(lm: LanguageModel, pair: tuple[str, str]) -> tuple[int, int]:
+    """The first token of each string, as it would begin a reply.
+
+    Raises:
+        MelboError: An empty string, or two strings that begin with the same token.
+    """
+    tokens = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair]
+    if not all(tokens):
+        raise MelboError(f"got the pair {pair}: expected two strings with at least one token each")
+    a, b = (t[0] for t in tokens)
+    if a == b:
+        raise MelboError(f"{pair[0]!r} and {pair[1]!r} begin with the same token {lm.tokenizer.decode([a])!r}: choose strings that differ at once")
+    return a, b
+
+
+def load_ranking(folder: str | Path) -> tuple[dict[str, Any], list[Completion]]:
+    """``ranking.json`` and ``completions.jsonl`` of a run folder (token ids are not kept).
+
+    Raises:
+        MelboError: The run has not been ranked, or a file is truncated.
+    """
+    folder = Path(folder)
+    if not (folder / "ranking.json").is_file() or not (folder / "completions.jsonl").is_file():
+        raise MelboError(f"the run in {folder} has not been ranked: melbo rank {folder}")
+    try:
+        ranking = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
+        lines = (folder / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+        completions = [Completion(**json.loads(line), tokens=()) for line in lines]
+    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as err:
+        raise MelboError(f"the ranking in {folder} is truncated ({err}): melbo rank {folder}") from err
+    return ranking, completions
+
+
+class _FirstToken:
+    """Scores of each row's first-token logits against the unsteered row of the same prompt, one vocabulary at a time."""
+
+    def __init__(self, rows_per_prompt: int, pair: tuple[int, int] | None) -> None:
+        self.rows_per_prompt, self.pair = rows_per_prompt, pair
+        self.unsteered: dict[int, Tensor] = {}
+        self.kl: dict[int, float] = {}
+        self.contrast: dict[int, float] = {}
+
+    def take(self, row: int, logits: Tensor) -> None:
+        prompt, place = divmod(row, self.rows_per_prompt)
+        if self.pair is not None:
+            self.contrast[row] = (logits[self.pair[0]] - logits[self.pair[1]]).item()
+        if place == 0:  # the unsteered row leads each prompt's rows, in the table and in the stream
+            self.unsteered[prompt] = logits
+        self.kl[row] = kl(logits, self.unsteered[prompt])
+
+
+def _check(bank: FeatureSet, validation: Prompts, held_out: Prompts, by: str, contrast: Any, num_controls: int) -> None:
+    if by not in ORDERS:
+        raise MelboError(f"no order {by!r}: expected one of {', '.join(ORDERS)}")
+    if by == "contrast" and contrast is None:
+        raise MelboError("the order 'contrast' needs two strings: contrast=('Sure', 'Sorry'), or --contrast Sure Sorry")
+    if num_controls < 1:
+        raise MelboError(f"num_controls is {num_controls}: expected at least 1; a score without a control says little")
+    fitted = {tuple(t) for t in bank.meta.get("map", {}).get("prompts", {}).get("tokens", [])}
+    for name, one, other in (
+        ("held-out", held_out.tokens, set(validation.tokens) | fitted),
+        ("validation", validation.tokens, fitted),
+    ):
+        for text, tokens in zip(held_out.texts if name == "held-out" else validation.texts, one, strict=True):
+            if tokens in other:
+                raise MelboError(f"the {name} prompt {text!r} was used before (fit or validation): scores on it would flatter; give another")
+
+
+def _effects(lm: LanguageModel, bank: FeatureSet, controls: Tensor) -> list[float]:
+    """‖Δ_R(v)‖ on the prompts of the fit."""
+    cmap = CausalMap.from_description(lm, bank.meta["map"])
+    return cmap.value(bank.scale * torch.cat([bank.V, controls])).norm(dim=-1).tolist()
+
+
+def _in_order(rows: list[Ranked], by: str) -> tuple[Ranked, ...]:
+    """Active before the rest: a broken reply can be very new and, repeating itself, very likely."""
+    return tuple(sorted(rows, key=lambda r: (r.flag != "active", -r.score(by, "validation"))))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

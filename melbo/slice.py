@@ -1,0 +1,166 @@
+"""A slice of a decoder: run once, remember what each block was called with, replay the blocks with other hidden states.
+
+Nothing here knows an architecture. Whatever masks, rotary embeddings or position ids a model hands to its blocks is recorded and handed
+over again, so sliding windows, post-norms and mixtures of experts replay as they ran.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MelboError
+
+Path = tuple[int, str]  # block in the model, place of the tensor among the block's arguments
+
+
+class _Reached(Exception):
+    """The last block of the slice has run; nothing after it is needed."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one block was called with, apart from the hidden states."""
+
+    block: nn.Module
+    index: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    by_name: bool  # whether the hidden states came as a keyword
+
+    def __call__(self, hidden: Tensor, adapt: Callable[[Path, Tensor], Tensor]) -> Tensor:
+        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first."""
+        args = tuple(_map_tensors(a, (self.index, str(i)), adapt) for i, a in enumerate(self.args))
+        kwargs = {k: _map_tensors(a, (self.index, k), adapt) for k, a in self.kwargs.items()}
+        out = self.block(hidden_states=hidden, *args, **kwargs) if self.by_name else self.block(hidden, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def tensors(self) -> Iterator[tuple[Path, Tensor]]:
+        """Every tensor among the arguments with its path."""
+        found: list[tuple[Path, Tensor]] = []
+
+        def note(path: Path, tensor: Tensor) -> Tensor:
+            found.append((path, tensor))
+            return tensor
+
+        for i, a in enumerate(self.args):
+            _map_tensors(a, (self.index, str(i)), note)
+        for k, a in self.kwargs.items():
+            _map_tensors(a, (self.index, k), note)
+        return iter(found)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Blocks ``source`` … ``target − 1`` with everything they were called with on one batch of prompts.
+
+    Attributes:
+        calls: One per block.
+        hidden: ``h_source`` ``[n, T, d]``, the residual stream entering the first block.
+        output: ``h_target`` ``[n, T, d]``, the stream leaving the last one (no final norm).
+        mask: ``[n, T]``, True on real tokens.
+        axes: For each recorded tensor that grows with the batch, the axis along which it does.
+    """
+
+    calls: tuple[Call, ...]
+    hidden: Tensor
+    output: Tensor
+    mask: Tensor
+    axes: dict[Path, int]
+
+    def replay(self, hidden: Tensor) -> Tensor:
+        """Run the blocks on other hidden states: ``[k·n, T, d]`` → ``[k·n, T, d]``, row ``i·n + j`` being prompt j."""
+        for _, hidden in self.trace(hidden):
+            pass
+        return hidden
+
+    def trace(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """As `replay`, yielding after each block the layer reached and the stream there."""
+        times = hidden.shape[0] // self.hidden.shape[0]
+
+        def adapt(path: Path, tensor: Tensor) -> Tensor:
+            axis = self.axes.get(path)
+            if axis is None or times == 1:
+                return tensor
+            if tensor.shape[axis] == 1:  # a view, no copy
+                return tensor.expand([times if i == axis else -1 for i in range(tensor.ndim)])
+            return tensor.repeat([times if i == axis else 1 for i in range(tensor.ndim)])
+
+        for call in self.calls:
+            hidden = call(hidden, adapt)
+            yield call.index + 1, hidden
+
+
+def capture(model: nn.Module, blocks: nn.ModuleList, ids: Tensor, mask: Tensor, source: int, target: int, axes: dict[Path, int]) -> Slice:
+    """Run the model up to block ``target − 1`` on ``ids`` ``[n, T]`` and keep what a replay needs.
+
+    Raises:
+        MelboError: The hidden states entering or leaving a block are not finite; names the layer.
+    """
+    calls: list[Call] = []
+    entering: list[Tensor] = []
+    leaving: list[Tensor] = []
+
+    def before(index: int):
+        def hook(block, args, kwargs):
+            by_name = not args
+            hidden = kwargs["hidden_states"] if by_name else args[0]
+            _require_finite(hidden, mask, index)
+            if index == source:
+                entering.append(hidden.detach())
+            rest = {k: v for k, v in kwargs.items() if k != "hidden_states"} if by_name else dict(kwargs)
+            calls.append(Call(block, index, () if by_name else args[1:], rest, by_name))
+
+        return hook
+
+    def after(block, args, out):
+        hidden = out[0] if isinstance(out, tuple) else out
+        _require_finite(hidden, mask, target)
+        leaving.append(hidden.detach())
+        raise _Reached
+
+    handles = [blocks[i].register_forward_pre_hook(before(i), with_kwargs=True) for i in range(source, target)]
+    handles.append(blocks[target - 1].register_forward_hook(after))
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Slice(tuple(calls), entering[0], leaving[0], mask, axes)
+
+
+def batch_axes(one: Slice, two: Slice) -> dict[Path, int]:
+    """Which recorded tensors grow with the batch, and along which axis, read off the same prompt captured once and twice."""
+    axes = {}
+    for a, b in zip(one.calls, two.calls, strict=True):
+        single = dict(a.tensors())
+        for path, tensor in b.tensors():
+            if path in single:
+                grown = [i for i, (p, q) in enumerate(zip(single[path].shape, tensor.shape, strict=True)) if p != q]
+                if grown:
+                    axes[path] = grown[0]
+    return axes
+
+
+def _map_tensors(value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return fn(path, value)
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return type(value)(_map_tensors(v, (path[0], f"{path[1]}.{i}"), fn) for i, v in enumerate(value))
+    if type(value) is dict:
+        return {k: _map_tensors(v, (path[0], f"{path[1]}.{k}"), fn) for k, v in value.items()}
+    return value
+
+
+def _require_finite(hidden: Tensor, mask: Tensor, layer: int) -> None:
+    real = hidden[mask.to(hidden.device)]
+    if not torch.isfinite(real).all():
+        raise MelboError(
+            f"hidden_states[{layer}] of the unsteered model is not finite in {str(hidden.dtype).removeprefix('torch.')}: "
+            "load the model in float32 or bfloat16, or check its weights"
+        )
