@@ -2,15 +2,14 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import MelboError
@@ -50,7 +49,9 @@ class FeatureSet:
         """Check what every user of a feature set relies on."""
         m = len(self.V)
         if self.V.ndim != 2 or self.U.ndim != 2 or len(self.U) != m or self.alpha.shape != (m,):
-            raise MelboError(f"got V {tuple(self.V.shape)}, U {tuple(self.U.shape)}, alpha {tuple(self.alpha.shape)}: expected [m, d], [m, d'] and [m]")
+            raise MelboError(
+                f"got V {tuple(self.V.shape)}, U {tuple(self.U.shape)}, alpha {tuple(self.alpha.shape)}: expected [m, d], [m, d'] and [m]"
+            )
         for name, rows in (("V", self.V), ("U", self.U)):
             off = (rows.float().norm(dim=-1) - 1).abs()
             if not (off < 1e-3).all():
@@ -103,11 +104,9 @@ class FeatureSet:
         Raises:
             MelboError: The folder holds a run already and ``force`` is not set.
         """
-        folder = prepare_folder(folder, force)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-            pass
-        save_file({name: getattr(self, name).detach().cpu().contiguous() for name in ("V", "U", "alpha")}, part.name)
-        os.replace(part.name, folder / _TENSORS)
+        folder = _prepare_folder(folder, force)
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("V", "U", "alpha")}
+        write_whole(folder / _TENSORS, safetensors.torch.save(tensors))
         write_json(folder / _RUN, {"schema": SCHEMA, "scale": self.scale, "source": self.source, "target": self.target, **self.meta})
         return folder
 
@@ -158,33 +157,36 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return run
 
 
-def holds_run(folder: str | Path) -> bool:
-    """Whether there is a run, or the rest of one, in ``folder``."""
-    return any((Path(folder) / name).exists() for name in (_RUN, _TENSORS))
-
-
-def prepare_folder(folder: str | Path, force: bool) -> Path:
-    """Make the folder, and with ``force`` clear an earlier run out of it.
+def refuse_existing(folder: str | Path, force: bool) -> None:
+    """Never overwrite a run, or what is left of one, without being told to.
 
     Raises:
-        MelboError: It holds a run already (without ``force``), or cannot be written to.
+        MelboError: There is one in ``folder`` and ``force`` is not set.
     """
+    if not force and any((Path(folder) / name).exists() for name in (_RUN, _TENSORS)):
+        raise MelboError(f"{folder} already holds a run: give another folder, or --force to replace it")
+
+
+def _prepare_folder(folder: str | Path, force: bool) -> Path:
+    """Make the folder, and with ``force`` clear an earlier run out of it."""
     folder = Path(folder)
+    refuse_existing(folder, force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise MelboError(f"cannot make the folder {folder} ({err.strerror}): give another one") from err
-    if holds_run(folder):
-        if not force:
-            raise MelboError(f"{folder} already holds a run: give another folder, or --force to replace it")
-        for name in (_RUN, _TENSORS, "ranking.json", "completions.jsonl", "report.html"):
-            (folder / name).unlink(missing_ok=True)
+    for name in (_RUN, _TENSORS, "ranking.json", "completions.jsonl", "report.html"):
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either the old one or the whole new one."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-        part.write(text)
-    os.replace(part.name, path)
+    """Write JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that at any time it is either the old one or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)

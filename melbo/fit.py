@@ -33,9 +33,7 @@ class Fit:
     stats: dict[str, float]
 
 
-def fit(
-    map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record], None] | None = None, progress: bool = True
-) -> Fit:
+def fit(map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record], None] | None = None, progress: bool = True) -> Fit:
     """Find the features of a map.
 
     Args:

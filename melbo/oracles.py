@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from .errors import MelboError
 
@@ -109,7 +110,7 @@ class Map(ABC):
         """J(0)v, ``[k, d_source] → [k, d_target]``, exact (forward mode)."""
         v = self._rows(v)
         out = v.new_zeros(len(v), self.d_target)
-        with _differentiable_attention():
+        with _differentiable_kernels():
             for piece, rows in self._work(len(v)):
                 out[rows, piece.columns] += _push(piece.fn, v[rows])
         return out
@@ -119,7 +120,7 @@ class Map(ABC):
         v = self._rows(v)
         u = self._columns(u, len(v))
         out = torch.zeros_like(v)
-        with _differentiable_attention():
+        with _differentiable_kernels():
             for piece, rows in self._work(len(v)):
                 out[rows] += _push(partial(_pull, piece.fn, u[rows, piece.columns]), v[rows])
         return out
@@ -128,7 +129,7 @@ class Map(ABC):
         """H(·, v, w) = ∂²/∂a∂b Δ(av + bw) at 0, ``[k, d_source]² → [k, d_target]``, exact (forward over forward)."""
         v, w = self._rows(v), self._rows(w)
         out = v.new_zeros(len(v), self.d_target)
-        with _differentiable_attention():
+        with _differentiable_kernels():
             for piece, rows in self._work(len(v)):
                 out[rows, piece.columns] += _push(partial(_tangent, piece.fn, w[rows]), v[rows])
         return out
@@ -178,7 +179,8 @@ class FunctionMap(Map):
         self.d_source, self.d_target, self.dtype, self.tokens_per_pass = d_source, d_target, dtype, chunk
         self.device = torch.device("cpu")
         self.fn = fn
-        at_zero = self.value(torch.zeros(1, d_source, dtype=dtype))
+        with torch.no_grad():
+            at_zero = fn(torch.zeros(1, d_source, dtype=dtype))
         if at_zero.shape != (1, d_target):
             raise MelboError(f"fn maps [1, {d_source}] to {tuple(at_zero.shape)}, expected [1, {d_target}]")
         if at_zero.abs().max() > 1e-6:
@@ -205,6 +207,36 @@ def _tangent(fn: Callable[[Tensor], Tensor], w: Tensor, theta: Tensor) -> Tensor
     return torch.func.jvp(fn, (theta,), (w,))[1]
 
 
-def _differentiable_attention() -> contextlib.AbstractContextManager:
-    """Forward mode and second derivatives exist for the plain attention kernel only."""
-    return sdpa_kernel([SDPBackend.MATH])
+class _PlainLayerNorm(TorchFunctionMode):
+    """Layer norms written out: torch's own rule is silently wrong when forward mode is nested (pytorch/pytorch#196700)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.layer_norm:
+            return _layer_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    axes = list(range(-len(normalized_shape), 0))
+    x = input.to(torch.promote_types(input.dtype, torch.float32))
+    centred = x - x.mean(axes, keepdim=True)
+    x = (centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)).to(input.dtype)
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+@contextlib.contextmanager
+def _differentiable_kernels() -> Iterator[None]:
+    """Forward mode and second derivatives exist for the plain attention kernel only, and are right for plain layer norms only."""
+    with sdpa_kernel([SDPBackend.MATH]), _PlainLayerNorm():
+        try:
+            yield
+        except RuntimeError as err:
+            if "setup_context" not in str(err):
+                raise
+            raise MelboError(
+                "a block of this model cannot be differentiated in forward mode (it brings its own autograd function): "
+                "use the exponential method, and give a scale"
+            ) from err

@@ -89,16 +89,19 @@ class Ranking:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Shares of flags among features and controls, and how many active features beat the best active control on held-out prompts."""
-        counts = {
-            kind: {name: sum(r.flag == name for r in rows) for name in ("active", "inert", "broken")}
-            for kind, rows in (("features", self.features), ("controls", self.controls))
+        """Features against controls on held-out prompts: flags, means, and how many active features beat the best active control."""
+        groups = {"features": self.features, "controls": self.controls}
+        flags = {kind: {name: sum(r.flag == name for r in rows) for name in ("active", "inert", "broken")} for kind, rows in groups.items()}
+        means = {
+            kind: {name: _mean([r.score(name, "held_out") for r in rows]) for name in ("novelty", "nll", "kl", "effect")}
+            for kind, rows in groups.items()
         }
-        if self.by == "alpha":  # a random vector has no strength of its own to compare with
-            return {**counts, "best_control": None, "above_best_control": None}
-        best = max((r.score(self.by, "held_out") for r in self.controls if r.flag == "active"), default=-torch.inf)
-        above = sum(r.score(self.by, "held_out") > best for r in self.features if r.flag == "active")
-        return {**counts, "best_control": best if best > -torch.inf else None, "above_best_control": above}
+        best = above = None
+        rivals = [r.score(self.by, "held_out") for r in self.controls if r.flag == "active"]
+        if rivals and self.by != "alpha":  # a random vector has no strength of its own to compare with
+            best = max(rivals)
+            above = sum(r.score(self.by, "held_out") > best for r in self.features if r.flag == "active")
+        return {**flags, "means": means, "best_control": best, "above_best_control": above}
 
     def describe(self) -> dict[str, Any]:
         """Everything but the completions, JSON-able."""
@@ -219,8 +222,8 @@ def load_ranking(folder: str | Path) -> tuple[dict[str, Any], list[Completion]]:
         raise MelboError(f"the run in {folder} has not been ranked: melbo rank {folder}")
     try:
         ranking = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
-        lines = (folder / "completions.jsonl").read_text(encoding="utf-8").splitlines()
-        completions = [Completion(**json.loads(line), tokens=()) for line in lines]
+        lines = (folder / "completions.jsonl").read_text(encoding="utf-8").split("\n")  # a reply may hold other line ends
+        completions = [Completion(**json.loads(line), tokens=()) for line in lines if line]
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as err:
         raise MelboError(f"the ranking in {folder} is truncated ({err}): melbo rank {folder}") from err
     return ranking, completions

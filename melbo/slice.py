@@ -16,7 +16,7 @@ from .errors import MelboError
 Path = tuple[int, str]  # block in the model, place of the tensor among the block's arguments
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 (a signal, not an error)
     """The last block of the slice has run; nothing after it is needed."""
 
 
@@ -34,7 +34,7 @@ class Call:
         """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first."""
         args = tuple(_map_tensors(a, (self.index, str(i)), adapt) for i, a in enumerate(self.args))
         kwargs = {k: _map_tensors(a, (self.index, k), adapt) for k, a in self.kwargs.items()}
-        out = self.block(hidden_states=hidden, *args, **kwargs) if self.by_name else self.block(hidden, *args, **kwargs)
+        out = self.block(*args, hidden_states=hidden, **kwargs) if self.by_name else self.block(hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:
@@ -72,8 +72,8 @@ class Slice:
 
     def replay(self, hidden: Tensor) -> Tensor:
         """Run the blocks on other hidden states: ``[k·n, T, d]`` → ``[k·n, T, d]``, row ``i·n + j`` being prompt j."""
-        for _, hidden in self.trace(hidden):
-            pass
+        for _, reached in self.trace(hidden):
+            hidden = reached
         return hidden
 
     def trace(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -1,7 +1,7 @@
 """Steering: add vectors to the residual stream where they were trained, for as long as a ``with`` block lasts."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,7 +58,9 @@ def edit(lm: LanguageModel, *edits: Add) -> Iterator[None]:
             handle.remove()
 
 
-def steer(lm: LanguageModel, *features: FeatureSet, strength: float = 1.0, where: Where = "all", per_row: bool = False):
+def steer(
+    lm: LanguageModel, *features: FeatureSet, strength: float = 1.0, where: Where = "all", per_row: bool = False
+) -> AbstractContextManager[None]:
     """Steer with one feature or several at once: adds ``strength``·R·v at the layer, and the tokens, it was fitted at.
 
     Args:
@@ -78,7 +80,7 @@ def steer(lm: LanguageModel, *features: FeatureSet, strength: float = 1.0, where
     for bank in features:
         bank.check_model(lm)
         if len(bank) != 1 and not per_row:
-            raise MelboError(f"got a set of {len(bank)} features: pass bank[3], several as steer(lm, bank[3], bank[7]), or per_row=True for one a row")
+            raise MelboError(f"got a set of {len(bank)} features: pass bank[3], several as bank[3], bank[7], or per_row=True for one a row")
     return edit(lm, *(as_edit(bank, strength, where, per_row) for bank in features))
 
 

@@ -43,7 +43,9 @@ class Method(ABC):
             MelboError: m exceeds ``room``.
         """
         if self.num_factors > room:
-            raise MelboError(f"num_factors is {self.num_factors}, but {why} there can be at most {room}: ask for fewer, or use Exponential with 'soft'")
+            raise MelboError(
+                f"num_factors is {self.num_factors}, but {why} there can be at most {room}: ask for fewer, or use Exponential with 'soft'"
+            )
 
     def describe(self) -> dict:
         """Name and settings, JSON-able."""

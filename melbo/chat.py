@@ -1,0 +1,91 @@
+"""A conversation with a steered model in the terminal."""
+
+from contextlib import nullcontext
+
+import click
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+from .errors import MelboError
+from .features import FeatureSet
+from .model import LanguageModel
+from .steer import steer
+
+_HELP = "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · /reset forget the conversation · /quit"
+
+
+class Chat:
+    """Turns of a conversation; what steers it can change between them.
+
+    Args:
+        lm: The model.
+        bank: Its features.
+        feature: Which one steers, or None.
+        strength: Multiple of the scale.
+        max_new_tokens: Length of a reply at most.
+
+    Raises:
+        MelboError: A tokenizer without a chat template.
+    """
+
+    def __init__(self, lm: LanguageModel, bank: FeatureSet, feature: int | None, strength: float, max_new_tokens: int) -> None:
+        if getattr(lm.tokenizer, "chat_template", None) is None:
+            raise MelboError(f"the tokenizer of {lm.name} has no chat template: use melbo sample instead")
+        self.lm, self.bank, self.feature, self.strength, self.max_new_tokens = lm, bank, feature, strength, max_new_tokens
+        self.turns: list[dict[str, str]] = []
+        system = bank.meta.get("map", {}).get("prompts", {}).get("system")
+        self._head = [] if system is None else [{"role": "system", "content": system}]
+
+    def loop(self) -> None:
+        """Read turns from standard input until /quit or its end."""
+        click.echo(_HELP, err=True)
+        while True:
+            try:
+                line = input(f"[{self._state()}] you: ").strip()
+            except EOFError:
+                click.echo()
+                return
+            if line == "/quit":
+                return
+            if line.startswith("/"):
+                click.echo(self.command(line), err=True)
+            elif line:
+                self.reply(line, stream=True)
+
+    def command(self, line: str) -> str:
+        """Carry out a line that begins with a slash; what to tell the user."""
+        name, *rest = line.split()
+        try:
+            if name == "/feature":
+                index = int(rest[0])
+                self.bank[index]  # refuses one that is not there
+                self.feature = index
+            elif name == "/strength":
+                self.strength = float(rest[0])
+            elif name == "/off":
+                self.feature = None
+            elif name == "/reset":
+                self.turns.clear()
+            else:
+                return _HELP
+        except (ValueError, IndexError) as err:
+            return str(err) if isinstance(err, MelboError) else f"{name} needs a number; {_HELP}"
+        return self._state()
+
+    def reply(self, text: str, stream: bool = False) -> str:
+        """The model's answer to one more turn of the user."""
+        self.turns.append({"role": "user", "content": text})
+        rendered = self.lm.tokenizer.apply_chat_template([*self._head, *self.turns], tokenize=False, add_generation_prompt=True)
+        inputs = self.lm.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
+        ids, mask = inputs["input_ids"].to(self.lm.device), inputs["attention_mask"].to(self.lm.device)
+        config = GenerationConfig(max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.lm.pad, eos_token_id=self.lm.eos or None)
+        streamer = TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+        steering = nullcontext() if self.feature is None else steer(self.lm, self.bank[self.feature], strength=self.strength)
+        with steering, torch.no_grad():
+            out = self.lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer)
+        answer = self.lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        self.turns.append({"role": "assistant", "content": answer})
+        return answer
+
+    def _state(self) -> str:
+        return "unsteered" if self.feature is None else f"feature {self.feature} × {self.strength:g}"
