@@ -1,6 +1,7 @@
 """Δ of a language model: what a perturbation of an early layer does to a late one, averaged over prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -114,6 +115,20 @@ class CausalMap(Map):
                     if not torch.isfinite(hidden[part.mask.to(hidden.device)]).all():
                         return f"hidden_states[{layer}] of the steered model"
         return "the response"
+
+    @contextmanager
+    def _forward_mode(self) -> Iterator[None]:
+        """Also, mixtures of experts in the formulation that has forward mode; transformers reads the setting at every call."""
+        config, name = self.lm.config, "_experts_implementation"
+        before = getattr(config, name, None)
+        if before is not None:
+            setattr(config, name, "batched_mm")
+        try:
+            with super()._forward_mode():
+                yield
+        finally:
+            if before is not None:
+                setattr(config, name, before)
 
     def _norms(self) -> tuple[float, float]:
         """Median ‖h_source‖ without the first token, and mean ‖h_target‖ over the target positions of the unsteered run."""

@@ -3,11 +3,11 @@
 from contextlib import nullcontext
 
 import click
-import torch
-from transformers import GenerationConfig, TextStreamer
+from transformers import TextStreamer
 
 from .errors import MelboError
 from .features import FeatureSet
+from .generate import greedy
 from .model import LanguageModel
 from .steer import steer
 
@@ -77,12 +77,11 @@ class Chat:
         self.turns.append({"role": "user", "content": text})
         rendered = self.lm.tokenizer.apply_chat_template([*self._head, *self.turns], tokenize=False, add_generation_prompt=True)
         inputs = self.lm.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
-        ids, mask = inputs["input_ids"].to(self.lm.device), inputs["attention_mask"].to(self.lm.device)
-        config = GenerationConfig(max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=self.lm.pad, eos_token_id=self.lm.eos or None)
+        ids = inputs["input_ids"]
         streamer = TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         steering = nullcontext() if self.feature is None else steer(self.lm, self.bank[self.feature], strength=self.strength)
-        with steering, torch.no_grad():
-            out = self.lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer)
+        with steering:
+            out = greedy(self.lm, ids, inputs["attention_mask"], self.max_new_tokens, streamer=streamer)
         answer = self.lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         self.turns.append({"role": "assistant", "content": answer})
         return answer

@@ -186,7 +186,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at any time it is either the old one or the whole new one."""
+    """Write a file so that at any time it is either the old one or the whole new one.
+
+    Raises:
+        MelboError: It cannot be written.
+    """
     part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as err:
+        raise MelboError(f"cannot write {path} ({err.strerror}): free some space, or give a folder that can be written to") from err

@@ -1,10 +1,10 @@
 """Completions of many vectors on many prompts, in one stream of batches."""
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,17 +159,27 @@ def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens
     ids, mask = pad_rows([job.prompt for job in jobs], lm.pad, side="left")
     vectors = torch.stack([job.vector for job in jobs])
     first = _FirstLogits()
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None)
-    with edit(lm, Add(place.layer, vectors, place.where, place.skip_first)), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about settings that belong to the checkpoint
-        out = lm.model.generate(
-            input_ids=ids.to(lm.device),
-            attention_mask=mask.long().to(lm.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([first] if keep_logits else []),
-        )
+    with edit(lm, Add(place.layer, vectors, place.where, place.skip_first)):
+        processors = LogitsProcessorList([first] if keep_logits else [])
+        out = greedy(lm, ids, mask, max_new_tokens, logits_processor=processors)
     replies = [_until_end(row, lm.eos) for row in out[:, ids.shape[1] :].tolist()]
     return replies, list(first.logits) if first.logits is not None else [None] * len(jobs)
+
+
+def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **more: Any) -> Tensor:
+    """Greedy continuation by the model's own ``generate``: ids ``[n, T]`` and mask → ids ``[n, T + at most max_new_tokens]``.
+
+    What a checkpoint asks for besides (sampling, repetition penalties, kinds of cache) is set aside while it runs: replies are compared
+    with each other, and a penalty would act on steered and unsteered ones differently.
+    """
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None)
+    own = getattr(lm.model, "generation_config", None)
+    lm.model.generation_config = GenerationConfig()
+    try:
+        with torch.no_grad():
+            return lm.model.generate(input_ids=ids.to(lm.device), attention_mask=mask.long().to(lm.device), generation_config=config, **more)
+    finally:
+        lm.model.generation_config = own
 
 
 class _FirstLogits(LogitsProcessor):

@@ -28,7 +28,7 @@ def orthogonalise(V: Tensor, how: Orthogonalise, gain: Tensor | None = None) -> 
 
     Args:
         V: Unit rows.
-        how: ``"qr"`` Gram–Schmidt, rows with the largest gain first (the first is privileged); ``"polar"`` the nearest orthonormal rows, none privileged;
+        how: ``"qr"`` Gram–Schmidt, rows with the largest gain first (the first is privileged); ``"polar"`` the nearest orthonormal rows;
             ``"soft"`` ten sweeps of V ← normalise(V − PV), the only one for m > d.
         gain: Norm of each factor's gradient ``[m]``: rows give way to those with more. Row order, or equal weight, if left out.
     """

@@ -110,7 +110,7 @@ class Map(ABC):
         """J(0)v, ``[k, d_source] → [k, d_target]``, exact (forward mode)."""
         v = self._rows(v)
         out = v.new_zeros(len(v), self.d_target)
-        with _differentiable_kernels():
+        with self._forward_mode():
             for piece, rows in self._work(len(v)):
                 out[rows, piece.columns] += _push(piece.fn, v[rows])
         return out
@@ -120,7 +120,7 @@ class Map(ABC):
         v = self._rows(v)
         u = self._columns(u, len(v))
         out = torch.zeros_like(v)
-        with _differentiable_kernels():
+        with self._forward_mode():
             for piece, rows in self._work(len(v)):
                 out[rows] += _push(partial(_pull, piece.fn, u[rows, piece.columns]), v[rows])
         return out
@@ -129,10 +129,28 @@ class Map(ABC):
         """H(·, v, w) = ∂²/∂a∂b Δ(av + bw) at 0, ``[k, d_source]² → [k, d_target]``, exact (forward over forward)."""
         v, w = self._rows(v), self._rows(w)
         out = v.new_zeros(len(v), self.d_target)
-        with _differentiable_kernels():
+        with self._forward_mode():
             for piece, rows in self._work(len(v)):
                 out[rows, piece.columns] += _push(partial(_tangent, piece.fn, w[rows]), v[rows])
         return out
+
+    @contextlib.contextmanager
+    def _forward_mode(self) -> Iterator[None]:
+        """Forward mode and second derivatives exist for the plain attention kernel only, and are right for plain layer norms only.
+
+        Raises:
+            MelboError: Something in the map cannot be differentiated in forward mode at all.
+        """
+        with sdpa_kernel([SDPBackend.MATH]), _PlainLayerNorm():
+            try:
+                yield
+            except (RuntimeError, NotImplementedError) as err:
+                if not any(sign in str(err) for sign in ("setup_context", "forward AD", "forward-mode AD")):
+                    raise
+                raise MelboError(
+                    f"this map cannot be differentiated in forward mode ({str(err).splitlines()[0][:80]}): "
+                    "use the exponential method, and give a scale"
+                ) from err
 
     @property
     def _cost(self) -> int:
@@ -225,18 +243,3 @@ def _layer_norm(
     x = (centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)).to(input.dtype)
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
-
-
-@contextlib.contextmanager
-def _differentiable_kernels() -> Iterator[None]:
-    """Forward mode and second derivatives exist for the plain attention kernel only, and are right for plain layer norms only."""
-    with sdpa_kernel([SDPBackend.MATH]), _PlainLayerNorm():
-        try:
-            yield
-        except RuntimeError as err:
-            if "setup_context" not in str(err):
-                raise
-            raise MelboError(
-                "a block of this model cannot be differentiated in forward mode (it brings its own autograd function): "
-                "use the exponential method, and give a scale"
-            ) from err

@@ -107,7 +107,7 @@ class Prompts:
     def batches(self, size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Right-padded batches of at most ``size`` prompts, in order: ids ``[n, T]`` and mask ``[n, T]`` (True on real tokens).
 
-        Right, because a causal model never lets a real token see what stands after it, and no row is then without a key to attend to.
+        Right, because a causal model never lets a real token see what stands after it.
         """
         for start in range(0, len(self), size):
             yield pad_rows(self.tokens[start : start + size], pad, side="right")

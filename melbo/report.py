@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from jinja2 import ChainableUndefined, Environment
 from markupsafe import Markup
 
 from . import score
-from .errors import MelboError
-from .features import FeatureSet
+from .features import FeatureSet, write_whole
 from .rank import load_ranking
 
 #: Scores on a set of prompts: short name, what it is, which values come first when one sorts by it.
@@ -38,7 +36,7 @@ def report(folder: str | Path) -> Path:
     """Write ``report.html`` into a run folder: one page that needs nothing else, whether the run has been ranked or not.
 
     Raises:
-        MelboError: No run there, a truncated or foreign one, or a folder that cannot be written to.
+        MelboError: No run there, a truncated or foreign one.
     """
     folder = Path(folder)
     bank = FeatureSet.load(folder)
@@ -48,12 +46,8 @@ def report(folder: str | Path) -> Path:
     environment.filters.update(num=_number, quote=lambda value: shlex.quote(str(value)))
     template = environment.from_string(files("melbo").joinpath("report.html.j2").read_text(encoding="utf-8"))
     page = template.render(bank=bank, run=bank.meta, folder=folder, score=score, figures=_figures(bank), **table)
-    part = folder / f"report.{os.getpid()}.part"
-    try:
-        part.write_text(page, encoding="utf-8")
-        return part.replace(folder / "report.html")
-    except OSError as err:
-        raise MelboError(f"cannot write into {folder} ({err.strerror}): copy the run to a folder that can be written to") from err
+    write_whole(folder / "report.html", page.encode())
+    return folder / "report.html"
 
 
 def _table(ranking: dict[str, Any], completions: Sequence[Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Nothing here knows an architecture. Whatever masks, rotary embeddings or positio
 over again, so sliding windows, post-norms and mixtures of experts replay as they ran.
 """
 
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +31,13 @@ class Call:
     kwargs: dict[str, Any]
     by_name: bool  # whether the hidden states came as a keyword
 
-    def __call__(self, hidden: Tensor, adapt: Callable[[Path, Tensor], Tensor]) -> Tensor:
-        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first."""
-        args = tuple(_map_tensors(a, (self.index, str(i)), adapt) for i, a in enumerate(self.args))
-        kwargs = {k: _map_tensors(a, (self.index, k), adapt) for k, a in self.kwargs.items()}
+    def __call__(self, hidden: Tensor, adapt: Callable[[Path, Tensor], Tensor], shared: dict[int, UserDict]) -> Tensor:
+        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first.
+
+        ``shared`` holds, for one replay, the copies of what blocks write to each other (`collections.UserDict`, by identity).
+        """
+        args = tuple(_map_tensors(a, (self.index, str(i)), adapt, shared) for i, a in enumerate(self.args))
+        kwargs = {k: _map_tensors(a, (self.index, k), adapt, shared) for k, a in self.kwargs.items()}
         out = self.block(*args, hidden_states=hidden, **kwargs) if self.by_name else self.block(hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
@@ -46,9 +50,9 @@ class Call:
             return tensor
 
         for i, a in enumerate(self.args):
-            _map_tensors(a, (self.index, str(i)), note)
+            _map_tensors(a, (self.index, str(i)), note, {})
         for k, a in self.kwargs.items():
-            _map_tensors(a, (self.index, k), note)
+            _map_tensors(a, (self.index, k), note, {})
         return iter(found)
 
 
@@ -79,6 +83,7 @@ class Slice:
     def trace(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
         """As `replay`, yielding after each block the layer reached and the stream there."""
         times = hidden.shape[0] // self.hidden.shape[0]
+        shared: dict[int, UserDict] = {}
 
         def adapt(path: Path, tensor: Tensor) -> Tensor:
             axis = self.axes.get(path)
@@ -89,7 +94,7 @@ class Slice:
             return tensor.repeat([times if i == axis else 1 for i in range(tensor.ndim)])
 
         for call in self.calls:
-            hidden = call(hidden, adapt)
+            hidden = call(hidden, adapt, shared)
             yield call.index + 1, hidden
 
 
@@ -147,13 +152,19 @@ def batch_axes(one: Slice, two: Slice) -> dict[Path, int]:
     return axes
 
 
-def _map_tensors(value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor]) -> Any:
+def _map_tensors(value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor], shared: dict[int, UserDict]) -> Any:
+    """``value`` with every tensor in it passed through ``fn``; a UserDict is copied once and then the same for all that hold it."""
     if isinstance(value, Tensor):
         return fn(path, value)
-    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
-        return type(value)(_map_tensors(v, (path[0], f"{path[1]}.{i}"), fn) for i, v in enumerate(value))
+    inside = lambda key, v: _map_tensors(v, (path[0], f"{path[1]}.{key}"), fn, shared)  # noqa: E731
+    if type(value) in (tuple, list):
+        return type(value)(inside(i, v) for i, v in enumerate(value))
     if type(value) is dict:
-        return {k: _map_tensors(v, (path[0], f"{path[1]}.{k}"), fn) for k, v in value.items()}
+        return {k: inside(k, v) for k, v in value.items()}
+    if isinstance(value, UserDict):
+        if id(value) not in shared:
+            shared[id(value)] = type(value)({k: inside(k, v) for k, v in value.items()})
+        return shared[id(value)]
     return value
 
 

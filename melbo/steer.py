@@ -21,7 +21,7 @@ class Add:
     """Add vectors to the input of a block: h_layer ← h_layer + v.
 
     Attributes:
-        layer: Block whose input is changed (``hidden_states`` index).
+        layer: Block whose input is changed (``hidden_states`` index, negative from the end).
         vectors: ``[d]``, the same for every row of a batch, or ``[rows, d]``, one for each.
         where: At which tokens. With a KV cache, what runs on top of the cache is generated, what fills it is prompt; padding never.
         skip_first: Leave each row's first token, the attention sink, as it is.
@@ -41,7 +41,7 @@ def edit(lm: LanguageModel, *edits: Add) -> Iterator[None]:
         MelboError: A layer that no block reads, a width that does not fit, or (at the forward pass) another number of rows than vectors.
     """
     for e in edits:
-        if not 0 <= e.layer < lm.depth:
+        if lm.layer(e.layer) == lm.depth:
             raise MelboError(f"cannot steer at layer {e.layer}: {lm.name} has blocks 0 to {lm.depth - 1}")
         if e.vectors.shape[-1] != lm.width or e.vectors.ndim not in (1, 2):
             raise MelboError(f"got vectors of shape {tuple(e.vectors.shape)}, expected [{lm.width}] or [rows, {lm.width}]")
@@ -50,7 +50,7 @@ def edit(lm: LanguageModel, *edits: Add) -> Iterator[None]:
     tokens = _CurrentTokens()
     trunk = getattr(lm.model, "base_model", lm.model)
     handles = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
-    handles += [lm.blocks[e.layer].register_forward_pre_hook(_adder(e, tokens), with_kwargs=True) for e in edits]
+    handles += [lm.blocks[lm.layer(e.layer)].register_forward_pre_hook(_adder(e, tokens), with_kwargs=True) for e in edits]
     try:
         yield
     finally:
@@ -105,10 +105,13 @@ class _CurrentTokens:
         length = ids.shape[1]
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        mask = kwargs.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            mask = torch.ones(1, past + length, device=ids.device)
-        self.index = token_index(mask)[:, past : past + length]
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            self.index = token_index(mask)[:, past : past + length]
+        elif mask is not None and positions is not None:  # a mask made ready beforehand, as with static caches
+            self.index = positions.reshape(-1, *positions.shape[-2:])[0]
+        else:
+            self.index = torch.arange(past, past + length, device=ids.device)[None]
         self.generated = past > 0
 
 
