@@ -5,19 +5,30 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers.utils import logging
 
+from . import prompts as built_in
+from .calibrate import calibrate as find_scale
+from .causal_map import CausalMap
+from .chat import Chat
 from .errors import MelboError
-
-if TYPE_CHECKING:  # torch and transformers are imported by the commands that need them, so that --help is quick
-    from .causal_map import CausalMap
-    from .features import FeatureSet
-    from .fit import Fit
-    from .model import LanguageModel
-    from .prompts import Prompts
-    from .rank import Ranking
+from .features import FeatureSet, read_run, refuse_existing
+from .fit import Fit
+from .fit import fit as learn
+from .generate import generate
+from .load import load
+from .methods import METHODS
+from .model import LanguageModel
+from .prompts import Prompts
+from .rank import ORDERS, Ranking
+from .rank import rank as order
+from .report import report as write_report
 
 _LOADING = ("dtype", "device", "device_map", "trust_remote_code", "blocks")
 _METHOD = ("num_factors", "scale", "max_steps", "tol", "orthogonalise", "start")
@@ -103,17 +114,15 @@ _map = _together(
 @click.option("--force", is_flag=True, help="Replace a run that is there already.")
 def demo(out: Path, force: bool) -> None:
     """Find latent behaviours of the bundled model, from one prompt, in a few minutes."""
-    from .prompts import FIT, HELD_OUT, VALIDATION
-
-    _refuse_existing(out, force)
-    _say(f"1/4  loading SmolLM2-135M-Instruct; one prompt: {FIT[0]!r}")
+    refuse_existing(out, force)
+    _say(f"1/4  loading SmolLM2-135M-Instruct; one prompt: {built_in.FIT[0]!r}")
     lm = _load("smollm2", {})
-    cmap = _causal_map(lm, FIT, {"source": 8, "target": 20})
+    cmap = _causal_map(lm, built_in.FIT, {"source": 8, "target": 20})
     _say("2/4  calibrating the scale, then learning 64 directions at layer 8 that change layer 20 most")
     fitted = _fit_run(cmap, "exponential", {"num_factors": 64}, 0, out, force)
     _stop_if_interrupted(fitted, out)
     _say("3/4  generating with every direction, and with 32 random ones as the control")
-    ranking = _rank_run(lm, out, VALIDATION, HELD_OUT, by="novel", contrast=None, num_controls=32, max_new_tokens=24, batch_size=64, seed=0)
+    ranking = _rank_run(lm, out, built_in.VALIDATION, built_in.HELD_OUT, max_new_tokens=24)
     _say("4/4  what they make the model say")
     _show(ranking, 12)
     click.echo(f"\nTalk to a feature:   melbo chat {out} --feature {ranking.features[0].index}")
@@ -122,9 +131,7 @@ def demo(out: Path, force: bool) -> None:
 
 @cli.command()
 @_map
-@click.option(
-    "--method", default="exponential", type=click.Choice(["linear", "projected", "quadratic", "exponential", "random"]), help="How to learn."
-)
+@click.option("--method", default="exponential", type=click.Choice(list(METHODS)), help="How to learn.")
 @click.option("-m", "--num-factors", default=64, help="How many directions.")
 @click.option("--scale", type=float, help="R, the norm of a perturbation; by default calibrated.")
 @click.option("--max-steps", type=int, help="Sweeps at most (iterative methods; their default is 10).")
@@ -138,7 +145,7 @@ def demo(out: Path, force: bool) -> None:
 def fit(model: str, method: str, out: Path, force: bool, seed: int, as_json: bool, **options: Any) -> None:
     """Learn features of MODEL (smollm2, a hub id, a folder or a .gguf file) from a few prompts."""
     settings = _take(options, *_METHOD)
-    _refuse_existing(out, force)
+    refuse_existing(out, force)
     texts = _read_prompts(options)
     lm = _load(model, _take(options, *_LOADING))
     fitted = _fit_run(_causal_map(lm, texts, options), method, settings, seed, out, force)
@@ -166,11 +173,9 @@ def fit(model: str, method: str, out: Path, force: bool, seed: int, as_json: boo
 @_json
 def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **options: Any) -> None:
     """Find the scale R at which MODEL's response becomes half non-linear."""
-    from .calibrate import calibrate as solve
-
     texts = _read_prompts(options)
     lm = _load(model, _take(options, *_LOADING))
-    found = solve(_causal_map(lm, texts, options), nonlinearity, seed=seed)
+    found = find_scale(_causal_map(lm, texts, options), nonlinearity, seed=seed)
     if as_json:
         click.echo(json.dumps(found.describe()))
         return
@@ -183,7 +188,7 @@ def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **optio
 
 @cli.command()
 @_run
-@click.option("--by", default="novel", type=click.Choice(["novel", "alpha", "effect", "contrast", "kl"]), help="What to order by.")
+@click.option("--by", default="novel", type=click.Choice(list(ORDERS)), help="What to order by.")
 @click.option("--contrast", nargs=2, metavar="A B", help="Two strings: logit(A) − logit(B) at the first token of the reply.")
 @click.option("--validation", type=_file, help="Prompts to choose the order on, one a line; built-in ones by default.")
 @click.option("--held-out", type=_file, help="Prompts to report on, one a line; built-in ones by default.")
@@ -195,10 +200,8 @@ def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **optio
 @_json
 def rank(run: Path, model: str | None, validation: Path | None, held_out: Path | None, top: int, as_json: bool, **options: Any) -> None:
     """Order the features of RUN by what they do on new prompts, beside random vectors."""
-    from .prompts import HELD_OUT, VALIDATION
-
-    choose = _read_file(validation) if validation else VALIDATION
-    tell = _read_file(held_out) if held_out else HELD_OUT
+    choose = _read_file(validation) if validation else built_in.VALIDATION
+    tell = _read_file(held_out) if held_out else built_in.HELD_OUT
     lm = _load_for(run, model, options)
     ranking = _rank_run(lm, run, choose, tell, **options)
     if as_json:
@@ -217,8 +220,6 @@ def rank(run: Path, model: str | None, validation: Path | None, held_out: Path |
 @_json
 def sample(run: Path, model: str | None, features: Sequence[int], strength: float, max_new_tokens: int, as_json: bool, **options: Any) -> None:
     """Print what features of RUN make the model say, the unsteered reply first."""
-    from .generate import generate
-
     texts = _read_prompts(options)
     lm = _load_for(run, model, options)
     bank = _bank(run, lm)
@@ -241,8 +242,6 @@ def sample(run: Path, model: str | None, features: Sequence[int], strength: floa
 @click.option("--max-new-tokens", default=256, help="Length of a reply at most.")
 def chat(run: Path, model: str | None, feature: int | None, strength: float, max_new_tokens: int, **options: Any) -> None:
     """Talk to the model of RUN while a feature steers it; /help lists what can be changed on the way."""
-    from .chat import Chat
-
     lm = _load_for(run, model, options)
     bank = _bank(run, lm)
     Chat(lm, bank, None if feature is None else _feature(bank, feature), strength, max_new_tokens).loop()
@@ -252,18 +251,11 @@ def chat(run: Path, model: str | None, feature: int | None, strength: float, max
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write RUN/report.html: settings, curves, features with what they make the model say."""
-    from .report import report as write
-
-    click.echo(write(run))
+    click.echo(write_report(run))
 
 
-def _fit_run(cmap: "CausalMap", method: str, settings: _Options, seed: int, out: Path, force: bool) -> "Fit":
+def _fit_run(cmap: CausalMap, method: str, settings: _Options, seed: int, out: Path, force: bool) -> Fit:
     """Calibrate if no scale is given, fit, save, report."""
-    from .calibrate import calibrate as solve
-    from .fit import fit as learn
-    from .methods import METHODS
-    from .report import report as write
-
     kind = METHODS[method]
     settings = {k: v for k, v in settings.items() if v is not None}
     unknown = settings.keys() - {f.name for f in dataclasses.fields(kind)}
@@ -272,34 +264,29 @@ def _fit_run(cmap: "CausalMap", method: str, settings: _Options, seed: int, out:
     calibration = None
     if "scale" not in settings:
         kind(**settings, scale=1.0).check(cmap)  # before the time is spent
-        calibration = solve(cmap, seed=seed)
+        calibration = find_scale(cmap, seed=seed)
         _say(f"     R = {calibration.scale:.4g}" + (f" ({calibration.relative:.2f} of the stream's median norm)" if calibration.relative else ""))
         settings["scale"] = calibration.scale
     fitted = learn(cmap, kind(**settings), seed=seed)
     bank = fitted.features if calibration is None else fitted.features.with_meta(calibration=calibration.describe())
     bank.save(out, force=force)
-    write(out)
+    if fitted.warning:
+        _say(f"warning: {fitted.warning}")
+    write_report(out)
     return fitted
 
 
-def _rank_run(lm: "LanguageModel", run: Path, validation: Sequence[str], held_out: Sequence[str], **options: Any) -> "Ranking":
+def _rank_run(lm: LanguageModel, run: Path, validation: Sequence[str], held_out: Sequence[str], **options: Any) -> Ranking:
     """Rank, save, report."""
-    from .rank import rank as order
-    from .report import report as write
-
     bank = _bank(run, lm)
     ranking = order(lm, bank, _prompts_like(bank, lm, validation), _prompts_like(bank, lm, held_out), **options)
     ranking.save(run)
-    write(run)
+    write_report(run)
     return ranking
 
 
-def _show(ranking: "Ranking", top: int) -> None:
+def _show(ranking: Ranking, top: int) -> None:
     """The first features, the best of the control and the unsteered reply, as a table."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     prompt = ranking.settings["held_out"]["texts"][0]
     said = {(c.kind, c.feature): " ".join(c.text.split()) or "(empty reply)" for c in ranking.completions if c.prompt_text == prompt}
     # wide enough to be read where there is no terminal to measure
@@ -326,17 +313,10 @@ def _show(ranking: "Ranking", top: int) -> None:
         click.echo(f"{facts['above_best_control']} active features beat the best active random vector ({facts['best_control']:.3g}), held out")
 
 
-def _stop_if_interrupted(fitted: "Fit", out: Path) -> None:
+def _stop_if_interrupted(fitted: Fit, out: Path) -> None:
     if fitted.status.name == "INTERRUPTED":
         _say(f"interrupted after sweep {len(fitted.history)}; what had been found by then is in {out}")
         sys.exit(130)
-
-
-def _refuse_existing(out: Path, force: bool) -> None:
-    """Before any work is done: a run is never overwritten without being told to."""
-    from .features import refuse_existing
-
-    refuse_existing(out, force)
 
 
 def _read_prompts(options: _Options) -> list[str]:
@@ -362,28 +342,22 @@ def _read_file(file: Path) -> list[str]:
     return lines
 
 
-def _load(name: str, options: _Options) -> "LanguageModel":
-    from transformers.utils import logging
-
-    from .load import load
+def _load(name: str, options: _Options) -> LanguageModel:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     return load(name, **options)
 
 
-def _load_for(run: Path, name: str | None, options: _Options) -> "LanguageModel":
+def _load_for(run: Path, name: str | None, options: _Options) -> LanguageModel:
     """The model a run was fitted on; takes the loading options out of ``options``."""
-    from .features import read_run
-
     fitted = read_run(run).get("map", {}).get("model")
     if fitted is None:
         raise MelboError(f"the run in {run} was not fitted on a language model: there is nothing to load")
     return _load(name or fitted["name"], _take(options, *_LOADING))
 
 
-def _causal_map(lm: "LanguageModel", texts: Sequence[str], options: _Options) -> "CausalMap":
-    from .causal_map import CausalMap
+def _causal_map(lm: LanguageModel, texts: Sequence[str], options: _Options) -> CausalMap:
 
     settings = dict(options)
     prompts = _as_prompts(lm, texts, settings.pop("system", None), settings.pop("text", False))
@@ -394,25 +368,23 @@ def _causal_map(lm: "LanguageModel", texts: Sequence[str], options: _Options) ->
     return CausalMap(lm, prompts, **settings)
 
 
-def _as_prompts(lm: "LanguageModel", texts: Sequence[str], system: str | None, text: bool) -> "Prompts":
-    from .prompts import Prompts
+def _as_prompts(lm: LanguageModel, texts: Sequence[str], system: str | None, text: bool) -> Prompts:
 
     return Prompts.text(lm, texts) if text else Prompts.chat(lm, texts, system)
 
 
-def _prompts_like(bank: "FeatureSet", lm: "LanguageModel", texts: Sequence[str]) -> "Prompts":
+def _prompts_like(bank: FeatureSet, lm: LanguageModel, texts: Sequence[str]) -> Prompts:
     """Prompts of the kind, and with the system message, that the run was fitted on."""
     fitted = bank.meta["map"]["prompts"]
     return _as_prompts(lm, texts, fitted["system"], fitted["kind"] == "text")
 
 
-def _bank(run: Path, lm: "LanguageModel") -> "FeatureSet":
-    from .features import FeatureSet
+def _bank(run: Path, lm: LanguageModel) -> FeatureSet:
 
     return FeatureSet.load(run, lm)
 
 
-def _feature(bank: "FeatureSet", index: int) -> int:
+def _feature(bank: FeatureSet, index: int) -> int:
     if not 0 <= index < len(bank):
         raise MelboError(f"got feature {index}, the run has {len(bank)}: expected 0 to {len(bank) - 1}")
     return index

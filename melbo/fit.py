@@ -15,6 +15,11 @@ from .iterate import Record, Status, iterate
 from .methods import Direct, Iterative, Method
 from .oracles import Map
 
+_BLOW_UP = (
+    "one feature moves the target {:.0f} times as far as the median one: it may win by blowing up norms; "
+    "compare with normalise_target, skip_first or a smaller scale"
+)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -24,13 +29,15 @@ class Fit:
         features: The features, in the method's own order.
         status: How it ended; ``status.remedy`` says what to make of it.
         history: One record a sweep: ``objective``, ``explained`` (bᵀK⁻¹b), ``change``, ``seconds``.
-        stats: ``explained`` of the features returned, ``seconds``, ``sweeps``.
+        stats: ``explained`` of the features returned, ``dominance`` (largest response over the median one), ``seconds``, ``sweeps``.
+        warning: In plain words, why the strongest feature may not be what it seems; None if there is no reason.
     """
 
     features: FeatureSet
     status: Status
     history: list[Record]
     stats: dict[str, float]
+    warning: str | None
 
 
 def fit(map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record], None] | None = None, progress: bool = True) -> Fit:
@@ -67,18 +74,21 @@ def fit(map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record
     if not (torch.isfinite(factors.V).all() and torch.isfinite(factors.U).all() and torch.isfinite(factors.alpha).all()):
         _raise_nonfinite(map, method)
 
-    stats = {"explained": factors.explained, "seconds": time.perf_counter() - start, "sweeps": len(history)}
+    size = factors.b.abs()
+    dominance = (size.max() / size.median()).item()
+    warning = _BLOW_UP.format(dominance) if dominance > 10 else None
+    stats = {"explained": factors.explained, "dominance": dominance, "seconds": time.perf_counter() - start, "sweeps": len(history)}
     meta = {
         "map": map.describe(),
         "method": method.describe(),
         "seed": seed,
-        "fit": {"status": status.name.lower(), "remedy": status.remedy, "history": history, "stats": stats},
+        "fit": {"status": status.name.lower(), "remedy": status.remedy, "history": history, "stats": stats, "warning": warning},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
     }
     source, target = getattr(map, "source", 0), getattr(map, "target", 1)
     bank = FeatureSet(factors.V.cpu(), factors.U.cpu(), factors.alpha.cpu(), float(method.scale), source, target, meta)
-    return Fit(bank, status, history, stats)
+    return Fit(bank, status, history, stats, warning)
 
 
 def _raise_nonfinite(map: Map, method: Method) -> None:

@@ -1,7 +1,8 @@
 """What a completion is worth: how new, how likely, how repetitive; and the flag that follows."""
 
+import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -42,32 +43,39 @@ def repetition(tokens: Sequence[int], n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
 
-def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], batch_size: int = 16, progress: bool = True) -> list[float]:
-    """Mean negative log-likelihood of each completion's tokens under the unsteered model, given its prompt, in nats a token."""
+def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], batch_size: int = 32, progress: bool = True) -> list[float]:
+    """Mean negative log-likelihood of each completion's tokens under the unsteered model, given its prompt, in nats a token.
+
+    Each prompt runs once; the replies to it share its keys and values.
+    """
     found = [0.0] * len(completions)
-    order = sorted(range(len(completions)), key=lambda i: (len(prompts.tokens[completions[i].prompt]), len(completions[i].tokens)))
     with track(len(completions), "fluency", progress) as bar, torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            replies = [completions[i].tokens for i in batch]
-            heads = [prompts.tokens[completions[i].prompt] for i in batch]
-            # padded between prompt and nothing: on the left, so that every reply ends at the last column
-            ids, mask = pad_rows([(*h, *r) for h, r in zip(heads, replies, strict=True)], lm.pad, side="left")
-            longest = max(len(r) for r in replies)
-            positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-            logits = lm.model(
-                input_ids=ids.to(lm.device),
-                attention_mask=mask.long().to(lm.device),
-                position_ids=positions.to(lm.device),
-                use_cache=False,
-                logits_to_keep=longest + 1,
-            ).logits[:, :-1]
-            wanted = ids[:, -longest:].to(logits.device)
-            cost = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none").unflatten(0, wanted.shape)
-            for row, i in enumerate(batch):
-                found[i] = cost[row, longest - len(replies[row]) :].mean().item()
-            bar.update(len(batch))
+        for p in range(len(prompts)):
+            to_prompt = [i for i, c in enumerate(completions) if c.prompt == p]
+            to_prompt.sort(key=lambda i: len(completions[i].tokens))
+            head = torch.tensor([prompts.tokens[p]], device=lm.device)
+            prefix = lm.model(input_ids=head, use_cache=True, logits_to_keep=1)
+            for start in range(0, len(to_prompt), batch_size):
+                batch = to_prompt[start : start + batch_size]
+                costs = _token_nll(lm, head, prefix, [completions[i].tokens for i in batch])
+                for i, cost in zip(batch, costs, strict=True):
+                    found[i] = cost
+                bar.update(len(batch))
     return found
+
+
+def _token_nll(lm: LanguageModel, head: Tensor, prefix: Any, replies: Sequence[Sequence[int]]) -> list[float]:
+    """Mean cost of each reply after a prompt ``head`` ``[1, T]`` whose forward pass was ``prefix``."""
+    ids, mask = pad_rows(replies, lm.pad, side="right")
+    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    logits = prefix.logits.expand(len(ids), -1, -1)
+    if ids.shape[1] > 1:
+        cache = copy.deepcopy(prefix.past_key_values)  # a forward pass writes into it
+        cache.batch_repeat_interleave(len(ids))
+        seen = torch.cat([torch.ones_like(head).expand(len(ids), -1), mask[:, :-1].long()], 1)
+        logits = torch.cat([logits, lm.model(input_ids=ids[:, :-1], attention_mask=seen, past_key_values=cache).logits], 1)
+    cost = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+    return ((cost * mask).sum(1) / mask.sum(1)).tolist()
 
 
 def novel_yet_fluent(novelty: float, nll: float) -> float:

@@ -14,12 +14,14 @@ Activation = Literal["linear", "quadratic", "exponential"]
 class Factors(NamedTuple):
     """What a method finds.
 
-    ``V`` ``[m, d_source]`` and ``U`` ``[m, d_target]`` have unit rows; ``alpha`` is ``[m]``; ``explained`` is 2αᵀb − αᵀKα, in squared units of Δ.
+    ``V`` ``[m, d_source]`` and ``U`` ``[m, d_target]`` have unit rows; ``alpha`` and ``b`` (see `fit_strengths`) are ``[m]``; ``explained`` is
+    2αᵀb − αᵀKα, in squared units of Δ.
     """
 
     V: Tensor
     U: Tensor
     alpha: Tensor
+    b: Tensor
     explained: float
 
 
@@ -43,4 +45,4 @@ def fit_strengths(V: Tensor, U: Tensor, b: Tensor, activation: Activation, ridge
     b = b.to(K)
     damped = K + ridge * K.diagonal().mean() * torch.eye(len(K)).to(K)
     alpha = torch.cholesky_solve(b[:, None], torch.linalg.cholesky(damped))[:, 0]
-    return Factors(V, U, alpha.to(V), (2 * alpha @ b - alpha @ K @ alpha).item())
+    return Factors(V, U, alpha.to(V), b.to(V), (2 * alpha @ b - alpha @ K @ alpha).item())

@@ -1,0 +1,113 @@
+import json
+import sys
+
+import pytest
+import torch
+from cases import tiny_model
+from toys import directions
+
+from melbo import FeatureSet, MelboError, Prompts, generate, steer
+
+generation = sys.modules["melbo.generate"]  # the name in the package is the function's
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def bank(lm):
+    return FeatureSet(directions(3, lm.width), directions(3, lm.width, 1), torch.ones(3, dtype=torch.float64), 4.0, 1, 3)
+
+
+@pytest.fixture(scope="module")
+def some(lm):
+    return Prompts.text(lm, ["Tell me how to bake a cake", "dog", "red or blue ?"])
+
+
+def by_hand(lm, tokens, n):
+    """Greedy, without a cache, one token at a time."""
+    ids = list(tokens)
+    for _ in range(n):
+        ids.append(lm.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
+        if ids[-1] in lm.eos:
+            break
+    return tuple(ids[len(tokens) :])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_every_row_equals_one_at_a_time(lm, bank, some, batch_size):
+    control = directions(2, lm.width, 9)
+    table = generate(lm, some, bank, control, max_new_tokens=6, strength=0.5, batch_size=batch_size, progress=False)
+    assert len(table) == 3 * (1 + 3 + 2)
+    for c in table:
+        tokens = some.tokens[c.prompt]
+        if c.kind == "unsteered":
+            expected = by_hand(lm, tokens, 6)
+        else:
+            v = bank.V[c.feature] if c.kind == "feature" else control[c.feature]
+            alone = FeatureSet(v[None], v[None], torch.ones(1, dtype=v.dtype), 4.0, 1, 3)
+            with steer(lm, alone, strength=0.5):
+                expected = by_hand(lm, tokens, 6)
+        assert c.tokens == expected
+        assert c.prompt_text == some.texts[c.prompt]
+        assert c.text == lm.tokenizer.decode(c.tokens, skip_special_tokens=True)
+
+
+def test_table_finds_its_rows(lm, bank, some):
+    table = generate(lm, some, bank, max_new_tokens=2, progress=False)
+    assert [c.prompt for c in table.of("feature", 1)] == [0, 1, 2]
+    assert [c.prompt for c in table.of("unsteered")] == [0, 1, 2]
+    assert table.of("control", 0) == []
+
+
+def test_first_logits_are_those_of_the_steered_model(lm, bank, some):
+    seen = {}
+    generate(lm, some, bank, max_new_tokens=3, batch_size=2, first_logits=lambda row, logits: seen.update({row: logits}), progress=False)
+    assert sorted(seen) == list(range(12))
+    with steer(lm, bank[1]):
+        logits = lm.model(torch.tensor([some.tokens[2]])).logits[0, -1]
+    assert torch.allclose(seen[2 * 4 + 2], logits.float(), atol=1e-4)
+
+
+def test_memory_running_out_halves_the_batch(lm, bank, some, monkeypatch):
+    whole = generate(lm, some, bank, max_new_tokens=3, progress=False)
+    real, sizes = generation._decode_batch, []
+
+    def limited(lm, jobs, *rest):
+        sizes.append(len(jobs))
+        if len(jobs) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(lm, jobs, *rest)
+
+    monkeypatch.setattr(generation, "_decode_batch", limited)
+    assert generate(lm, some, bank, max_new_tokens=3, batch_size=8, progress=False) == whole
+    assert sizes[:3] == [8, 4, 2]
+    monkeypatch.setattr(generation, "_decode_batch", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("out")))
+    with pytest.raises(MelboError, match="out of memory on a single row"):
+        generate(lm, some, bank, max_new_tokens=3, progress=False)
+
+
+def test_other_failures_are_not_mistaken_for_memory(lm, bank, some, monkeypatch):
+    monkeypatch.setattr(generation, "_decode_batch", lambda *a: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        generate(lm, some, bank, max_new_tokens=3, progress=False)
+
+
+def test_a_checkpoints_own_penalties_are_set_aside_and_put_back(lm, bank, some):
+    plain = generate(lm, some, bank, max_new_tokens=6, progress=False)
+    config = lm.model.generation_config
+    config.repetition_penalty = 50.0
+    try:
+        assert generate(lm, some, bank, max_new_tokens=6, progress=False) == plain
+        assert lm.model.generation_config is config
+    finally:
+        config.repetition_penalty = None
+
+
+def test_save_writes_a_line_a_completion(lm, bank, some, tmp_path):
+    table = generate(lm, some, bank, max_new_tokens=2, progress=False)
+    table.save(tmp_path / "completions.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().split("\n") if line]
+    assert [(r["kind"], r["feature"], r["text"]) for r in rows] == [(c.kind, c.feature, c.text) for c in table]
