@@ -74,6 +74,7 @@ def _token_nll(lm: LanguageModel, head: Tensor, prefix: Any, replies: Sequence[S
         cache.batch_repeat_interleave(len(ids))
         seen = torch.cat([torch.ones_like(head).expand(len(ids), -1), mask[:, :-1].long()], 1)
         logits = torch.cat([logits, lm.model(input_ids=ids[:, :-1], attention_mask=seen, past_key_values=cache).logits], 1)
+    ids, mask = ids.to(logits.device), mask.to(logits.device)
     cost = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
     return ((cost * mask).sum(1) / mask.sum(1)).tolist()
 

@@ -136,7 +136,7 @@ def capture(model: nn.Module, blocks: nn.ModuleList, ids: Tensor, mask: Tensor, 
     finally:
         for handle in handles:
             handle.remove()
-    return Slice(tuple(calls), entering[0], leaving[0], mask, axes)
+    return Slice(tuple(calls), entering[0], leaving[0], mask.to(entering[0].device), axes)
 
 
 def batch_axes(one: Slice, two: Slice) -> dict[Path, int]:

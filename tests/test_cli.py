@@ -1,0 +1,680 @@
+"""The command line as its users meet it: what goes in, what comes out, and one line when it cannot be done."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from cases import TINY, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+
+from melbo import FeatureSet, cli
+
+SCRIPT = Path(sys.executable).parent / "melbo"
+PROMPT = "Tell me how to bake a cake"
+FIT = ("fit", "tiny", "--prompt", PROMPT, "--out", "new", "-m", "3")
+SHORT = ("--max-new-tokens", "3")
+WHOLE = ["completions.jsonl", "features.safetensors", "ranking.json", "report.html", "run.json"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+def environment():
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def real(*argv, stdin="", cwd=None):
+    """The installed console script in a process of its own."""
+    command = [SCRIPT, *map(str, argv)]
+    done = subprocess.run(command, input=stdin, capture_output=True, encoding="utf-8", env=environment(), cwd=cwd, timeout=120)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def melbo(home, monkeypatch, capfd):
+    """The entry point of the console script in this process, run in ``home``."""
+    monkeypatch.chdir(home)
+
+    def call(*argv, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["melbo", *map(str, argv)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Ended(end.value.code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refuses(home, melbo):
+    """Bad input: exit code 2, one line on standard error, nothing written and nothing lost."""
+
+    def call(*argv, **more):
+        before = contents(home)
+        ended = melbo(*argv, **more)
+        assert contents(home) == before
+        return one_line(ended)
+
+    yield call
+    shutil.rmtree(home / "new", ignore_errors=True)  # what a failure of this test has left
+
+
+def one_line(ended):
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("error: ")
+    assert ended.err.endswith("\n")
+    assert len(ended.err.splitlines()) == 1
+    assert "Traceback" not in ended.err
+    return ended.err
+
+
+def contents(folder):
+    """Every file below ``folder``, byte for byte, and every folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob("*")}
+
+
+def as_typed(value):
+    """A command line as the name of a test."""
+    return ascii(" ".join(map(str, value)))[1:50] if isinstance(value, tuple) else ""
+
+
+def strict(text):
+    """JSON without the NaN and Infinity that only Python reads."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def put(name, folder):
+    """A tiny model and its tokenizer as a checkpoint."""
+    TINY[name]().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with checkpoints, good and bad, prompt files, good and bad, and one ranked run."""
+    home = tmp_path_factory.mktemp("home")
+    put("llama", home / "tiny")
+    put("gpt2", home / "other")
+    for bad in ("hollow", "unweighted", "cut", "mismatched", "infinite", "speechless", "absurd", "translator", "mute"):
+        shutil.copytree(home / "tiny", home / bad)
+    (home / "hollow" / "config.json").unlink()
+    (home / "unweighted" / "model.safetensors").unlink()
+    weights = home / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = json.loads((home / "mismatched" / "config.json").read_text())
+    (home / "mismatched" / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    for bad, where in (("infinite", "model.layers.1.mlp.down_proj.weight"), ("speechless", "lm_head.weight")):
+        tensors = load_file(home / "tiny" / "model.safetensors")
+        tensors[where][3, 4] = float("nan")
+        save_file(tensors, home / bad / "model.safetensors", {"format": "pt"})
+    shape = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 200, "num_attention_heads": 64}
+    transformers.LlamaConfig(**shape).save_pretrained(home / "absurd")
+    transformers.T5Config(d_model=16, num_layers=2).save_pretrained(home / "translator")
+    (home / "mute" / "chat_template.jinja").unlink()
+
+    (home / "good.txt").write_text("he or she\n\n  \nred or blue ?\n", encoding="utf-8")
+    (home / "empty.txt").write_text("\n \n")
+    (home / "latin.txt").write_bytes("café\n".encode("latin-1"))
+    (home / "same.txt").write_text(PROMPT + "\n")
+    (home / "broken.gguf").write_bytes(b"GGUFxxxxx")
+
+    fitted = real(*FIT[:4], "--out", "run", "-m", 4, "--json", cwd=home)
+    assert fitted.code == 0, fitted.err
+    (home / "fit.json").write_text(fitted.out)
+    ranked = real("rank", "run", "--max-new-tokens", 4, "--controls", 2, "--json", cwd=home)
+    assert ranked.code == 0, ranked.err
+    (home / "rank.json").write_text(ranked.out)
+    return home
+
+
+@pytest.fixture
+def run(home, tmp_path):
+    """The ranked run, to do with as one likes."""
+    return Path(shutil.copytree(home / "run", tmp_path / "run"))
+
+
+# What works
+
+
+def test_fit_prints_json_and_nothing_else(home):
+    said = strict((home / "fit.json").read_text())
+    run = json.loads((home / "run" / "run.json").read_text())
+    assert said.keys() == {"run", "scale", "status", "stats", "history"}
+    assert said["run"] == "run"
+    assert said["scale"] == run["scale"] == run["calibration"]["scale"]
+    assert said["history"] == run["fit"]["history"]
+    assert len(FeatureSet.load(home / "run")) == 4
+
+
+def test_rank_prints_json_and_nothing_else(home):
+    said = strict((home / "rank.json").read_text())
+    assert said == json.loads((home / "run" / "ranking.json").read_text())
+    assert sorted(r["index"] for r in said["features"]) == [0, 1, 2, 3]
+    assert len(said["controls"]) == 2
+    assert sorted(p.name for p in (home / "run").iterdir()) == WHOLE
+
+
+@pytest.mark.parametrize("method", ["linear", "projected", "quadratic", "exponential", "random"])
+def test_every_method_fits_from_the_command_line(melbo, tmp_path, method):
+    ended = melbo(*FIT[:4], "--out", tmp_path / "run", "-m", 3, "--method", method, "--scale", 1, "--seed", 3)
+    assert ended.code == 0
+    assert ended.out.startswith("3 features at R = 1 explain")
+    assert f"next: melbo rank {tmp_path / 'run'}" in ended.out
+    bank = FeatureSet.load(tmp_path / "run")
+    assert (bank.source, bank.target, bank.meta["seed"], bank.scale) == (1, 3, 3, 1.0)  # 8/30 and 20/30 of four blocks
+
+
+def test_options_of_the_map_reach_the_map(melbo, tmp_path):
+    told = ("--source", -4, "--target", -1, "--target-tokens", 2, "--skip-first", "--normalise-target", "--concatenate", "--system", "Sure")
+    ended = melbo("fit", "tiny", "--prompt", "dog", "--prompts", "good.txt", "--out", tmp_path / "run", "-m", 2, "--scale", 1, *told)
+    assert ended.code == 0
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["map"]
+    assert kept["prompts"]["texts"] == ["dog", "he or she", "red or blue ?"]
+    assert kept["prompts"]["system"] == "Sure"
+    assert (kept["source"], kept["target"], kept["target_tokens"]) == (1, 4, 2)
+    assert all(kept[name] is True for name in ("skip_first", "normalise_target", "concatenate"))
+
+
+def test_a_quick_fit_draws_no_bar(melbo, tmp_path):
+    ended = melbo(*FIT[:4], "--out", tmp_path / "run", "-m", 3, "--scale", 1)
+    assert ended.code == 0
+    assert ended.err == ""  # bars are for what takes longer than a second
+
+
+def test_rank_prints_a_table_with_unsteered_features_and_controls(melbo, home, run):
+    ended = melbo("rank", run, *SHORT, "--controls", 2, "--top", 3, "--by", "contrast", "--contrast", "yes", "no")
+    assert ended.code == 0
+    assert len(re.findall(r"feature \d", ended.out)) == 3
+    assert len(re.findall(r"random \d", ended.out)) == 2
+    assert "unsteered" in ended.out
+    assert "4 features: " in ended.out
+    assert "2 controls: " in ended.out
+    assert str(run / "report.html") in "".join(ended.out.split("\n"))
+    kept = json.loads((run / "ranking.json").read_text())
+    assert (kept["by"], kept["settings"]["contrast"]) == ("contrast", ["yes", "no"])
+
+
+def test_rank_takes_prompts_from_files_and_a_model_that_has_moved(melbo, home, run, tmp_path):
+    moved = shutil.copytree(home / "tiny", tmp_path / "moved")
+    (tmp_path / "held.txt").write_text("dog and sun\n")
+    told = ("--validation", "good.txt", "--held-out", tmp_path / "held.txt", "--model", moved)
+    assert melbo("rank", run, *SHORT, "--controls", 1, *told).code == 0
+    settings = json.loads((run / "ranking.json").read_text())["settings"]
+    assert settings["validation"]["texts"] == ["he or she", "red or blue ?"]
+    assert settings["held_out"]["texts"] == ["dog and sun"]
+
+
+def test_sample_prints_the_unsteered_reply_first(melbo, home):
+    ended = melbo("sample", "run", "--prompt", "dog", "--prompts", "good.txt", "--feature", 2, "--feature", 0, *SHORT, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    rows = [strict(line) for line in ended.out.split("\n") if line]
+    assert [(r["prompt"], r["feature"], r["strength"]) for r in rows] == [
+        (p, f, s) for p in ("dog", "he or she", "red or blue ?") for f, s in ((None, 0.0), (2, 1.0), (0, 1.0))
+    ]
+    plain = melbo("sample", "run", "--prompt", "dog", "--feature", 2, "--feature", 0, *SHORT)
+    assert (plain.code, plain.err) == (0, "")
+    for row, label in zip(rows[:3], ("unsteered", "feature 2", "feature 0"), strict=True):
+        assert f"{label}: {row['text'].strip() or '(empty reply)'}\n" in plain.out
+
+
+def test_sample_says_what_rank_said(melbo, home):
+    kept = [json.loads(line) for line in (home / "run" / "completions.jsonl").read_text().split("\n") if line]
+    expected = [c["text"] for c in kept if c["prompt"] == 0 and c["kind"] != "control"]
+    ended = melbo("sample", "run", "--prompt", kept[0]["prompt_text"], "--max-new-tokens", 4, "--json")
+    assert [strict(line)["text"] for line in ended.out.split("\n") if line] == expected
+
+
+def test_strength_zero_is_the_unsteered_reply(melbo, home):
+    ended = melbo("sample", "run", "--prompt", "dog", "--strength", 0, *SHORT, "--json")
+    assert len({strict(line)["text"] for line in ended.out.split("\n") if line}) == 1
+
+
+def test_report_prints_where_it_is(melbo, run):
+    (run / "report.html").unlink()
+    ended = melbo("report", run)
+    assert (ended.code, ended.out, ended.err) == (0, f"{run / 'report.html'}\n", "")
+    assert (run / "report.html").is_file()
+
+
+def test_calibrate_gives_the_scale_that_fit_uses(melbo, home):
+    ended = melbo("calibrate", "tiny", "--prompt", PROMPT, "--json")
+    assert ended.code == 0
+    found = strict(ended.out)
+    assert found["scale"] == pytest.approx(json.loads((home / "run" / "run.json").read_text())["scale"], rel=1e-6)
+    assert found["nonlinearity"] == 0.5
+    plain = melbo("calibrate", "tiny", "--prompt", PROMPT, "--nonlinearity", 0.3)
+    assert plain.code == 0
+    assert float(re.search(r"^R = ([\d.]+), ", plain.out, re.MULTILINE)[1]) < found["scale"]
+
+
+def test_a_conversation_through_a_pipe(home):
+    lines = ["hello you", "/feature 1", "hello you", "/strength 0", "hello you", "/feature 99", "/strength", "/bogus", "/", "/help", "/reset", "/off"]
+    before = contents(home / "run")
+    ended = real("chat", "run", "--max-new-tokens", 4, stdin="\n".join([*lines, "", "dog", "/quit", "never read", ""]), cwd=home)
+    assert ended.code == 0
+    assert "Traceback" not in ended.err
+    said = ended.err.splitlines()
+    assert said[0].startswith("/feature N")
+    assert said[1:3] == ["feature 1 × 1", "feature 1 × 0"]
+    assert "expected 0 to 3" in said[3]
+    assert "/strength needs a number" in said[4]
+    assert said[5] == said[6] == said[7] == said[0]
+    assert said[8:] == ["feature 1 × 0", "unsteered"]
+    states = re.findall(r"\[([^\]]*)\] you: ", ended.out)
+    assert states[:5] == ["unsteered", "unsteered", "feature 1 × 1", "feature 1 × 1", "feature 1 × 0"]
+    assert states[-1] == "unsteered"
+    assert contents(home / "run") == before
+
+
+def test_a_conversation_ends_with_its_input(melbo, home):
+    ended = melbo("chat", "run", "--feature", 1, "--strength", 2, stdin="")
+    assert ended.code == 0
+    assert "[feature 1 × 2] you: " in ended.out
+
+
+def test_force_replaces_a_run_and_what_was_made_of_it(melbo, run):
+    ended = melbo(*FIT[:4], "--out", run, "-m", 2, "--scale", 1, "--force")
+    assert ended.code == 0
+    assert len(FeatureSet.load(run)) == 2
+    assert sorted(p.name for p in run.iterdir()) == ["features.safetensors", "report.html", "run.json"]
+
+
+# Help
+
+
+def test_help_of_the_console_script():
+    ended = real("--help")
+    assert (ended.code, ended.err) == (0, "")
+    for name in cli.cli.commands:
+        assert re.search(rf"^  {name}  ", ended.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", list(cli.cli.commands))
+def test_help_of_every_command_says_all_options(melbo, name):
+    ended = melbo(name, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    for param in cli.cli.commands[name].params:
+        if param.param_type_name == "argument":
+            assert param.human_readable_name in ended.out
+        else:
+            assert all(option in ended.out for option in param.opts)
+            assert param.help, f"{param.name} says nothing about itself"
+
+
+def test_version(melbo):
+    ended = melbo("--version")
+    assert (ended.code, ended.out) == (0, "melbo, version 0.1.0\n")
+
+
+def test_without_a_command_it_shows_the_help(melbo):
+    ended = melbo()
+    assert "error:" not in ended.err
+    assert re.search(r"^  fit  ", ended.out + ended.err, re.MULTILINE)
+
+
+# What does not
+
+
+def test_unknown_hub_id_by_the_console_script(tmp_path):
+    start = time.monotonic()
+    ended = real("fit", "no-such-org/no-such-model", "--prompt", PROMPT, "--out", tmp_path / "new")
+    assert "no model 'no-such-org/no-such-model'" in one_line(ended)
+    assert time.monotonic() - start < 60
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("hollow", "no model 'hollow'"),
+        ("./nowhere", "no model './nowhere'"),
+        ("missing.gguf", "no file missing.gguf"),
+        ("broken.gguf", "cannot read broken.gguf"),
+        ("unweighted", "cannot load 'unweighted'"),
+        ("cut", "cannot load 'cut'"),
+        ("mismatched", "cannot load 'mismatched'"),
+        ("translator", "translator"),
+        ("infinite", r"hidden_states\[2\].*not finite"),
+        ("mute", "no chat template.*--text"),
+    ],
+)
+def test_models_that_cannot_be_used(refuses, tmp_path, monkeypatch, model, says):
+    monkeypatch.setenv("MELBO_CACHE", str(tmp_path / "cache"))
+    assert re.search(says, refuses("fit", model, *FIT[2:]))
+
+
+def test_a_model_too_large_is_refused_before_it_is_read(refuses):
+    start = time.monotonic()
+    err = refuses("fit", "absurd", *FIT[2:])
+    assert re.search(r"absurd needs 5\d{4}\.\d GiB for its weights in float32, .* GiB are free: use a smaller dtype", err)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--source", 3, "--target", 3), "source is 3 and target is 3"),
+        (("--source", -1, "--target", 2), "expected source < target"),
+        (("--source", 5), "source is 5, but tiny has 4 blocks"),
+        (("--target", 5), "target is 5, but tiny has 4 blocks"),
+        (("--target", -6), "target is -6"),
+        (("--target-tokens", 0), "target.tokens"),
+        (("--target-tokens", 40), "fewer than the 40 needed"),
+        (("--prompt", "  "), "prompt 1 is blank"),
+        (("--prompt", "dog " * 80), r"prompt 1 has 8\d tokens, tiny reads at most 64"),
+        (("--prompt", "\udcff"), "prompt 1|UTF-8"),  # what Python makes of an argument that is not UTF-8
+        (("--prompts", "missing.txt"), "cannot read missing.txt"),
+        (("--prompts", "empty.txt"), "empty.txt holds no prompts"),
+        (("--prompts", "latin.txt"), "latin.txt.*not UTF-8"),
+        (("--prompts", "tiny"), "'tiny' is a directory"),
+        (("-m", 0), "num.factors"),
+        (("-m", -2), "num.factors"),
+        (("-m", "many"), "'many' is not a valid integer"),
+        (("-m", 33, "--orthogonalise", "qr"), "num_factors is 33.*at most 32"),
+        (("-m", 33, "--method", "linear"), "num_factors is 33"),
+        (("--scale", 0), "scale is 0"),
+        (("--scale", -1), "scale is -1"),
+        (("--scale", "nan"), "scale is nan"),
+        (("--scale", "inf"), "scale is inf"),
+        (("--scale", 1e30), "not finite at scale"),
+        (("--tol", "nan", "--scale", 1), "tol"),
+        (("--max-steps", 0, "--scale", 1), "max.steps"),
+        (("--seed", 2**70), "seed"),
+        (("--method", "linear", "--start", "backward"), "linear has no setting start"),
+        (("--method", "random", "--max-steps", 3), "random has no setting max_steps"),
+        (("--method", "quadratic", "--orthogonalise", "soft"), "soft"),
+        (("--method", "magic"), "'magic' is not one of"),
+        (("--magic",), "No such option '--magic'"),
+        (("--dtype", "float7"), "no dtype 'float7'"),
+        (("--dtype", "int8"), "int8"),
+        (("--dtype", "float8_e4m3fn"), "float8_e4m3fn"),
+        (("--device", "toaster"), "toaster"),
+        (("--device", "cuda:99"), "cuda:99"),
+        (("--device-map", "toaster"), "toaster"),
+        (("--blocks", "model.nothing"), "no list of blocks at 'model.nothing'"),
+    ],
+    ids=as_typed,
+)
+def test_settings_of_fit_that_cannot_work(refuses, options, says):
+    assert re.search(says, refuses(*FIT, *options))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("fit", "tiny", "--out", "new"), "got no prompts: give --prompt"),
+        (("fit", "tiny", "--out", "new", "--prompts", "empty.txt"), "holds no prompts"),
+        (("fit", "tiny", "--text", "--prompt", "dog", "--out", "new"), "prompt 0 has 2 tokens, fewer than the 3 needed"),
+        (("fit", "tiny", "--prompt", PROMPT), "Missing option '--out'"),
+        (("fit", "tiny", "--prompt", PROMPT, "--out", "good.txt"), "'good.txt' is a file"),
+        (("fit",), "Missing argument 'MODEL'"),
+        (("calibrate", "tiny"), "got no prompts"),
+        (("calibrate", "tiny", "--prompt", PROMPT, "--nonlinearity", 0), "nonlinearity is 0"),
+        (("calibrate", "tiny", "--prompt", PROMPT, "--nonlinearity", "nan"), "nonlinearity is nan"),
+        (("calibrate", "tiny", "--prompt", PROMPT, "--nonlinearity", 100), "never rises through 100"),
+        (("cook",), "No such command 'cook'"),
+    ],
+    ids=as_typed,
+)
+def test_command_lines_that_cannot_work(refuses, argv, says):
+    assert re.search(says, refuses(*argv))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("rank", "run", "--by", "contrast"), "needs two strings"),
+        (("rank", "run", "--by", "contrast", "--contrast", "yes"), "requires 2 arguments"),
+        (("rank", "run", "--by", "beauty"), "'beauty' is not one of"),
+        (("rank", "run", "--contrast", "yes", "yes sun"), "begin with the same token"),
+        (("rank", "run", "--contrast", "yes", ""), "at least one token each"),
+        (("rank", "run", "--held-out", "same.txt"), "held-out prompt.*was used before"),
+        (("rank", "run", "--validation", "same.txt"), "validation prompt.*was used before"),
+        (("rank", "run", "--validation", "good.txt", "--held-out", "good.txt"), "held-out prompt.*was used before"),
+        (("rank", "run", "--held-out", "missing.txt"), "cannot read missing.txt"),
+        (("rank", "run", "--held-out", "empty.txt"), "holds no prompts"),
+        (("rank", "run", "--held-out", "latin.txt"), "not UTF-8"),
+        (("rank", "run", "--controls", 0), "controls"),
+        (("rank", "run", "--max-new-tokens", 0), "max.new.tokens"),
+        (("rank", "run", "--batch-size", 0), "batch.size"),
+        (("rank", "run", "--seed", 2**70), "seed"),
+        (("rank", "run", "--model", "other"), "fitted on tiny .*this is other .*"),
+        (("sample", "run"), "got no prompts"),
+        (("sample", "run", "--prompt", " "), "prompt 0 is blank"),
+        (("sample", "run", "--prompt", "dog", "--feature", 4), "got feature 4, the run has 4: expected 0 to 3"),
+        (("sample", "run", "--prompt", "dog", "--feature", -1), "got feature -1"),
+        (("sample", "run", "--prompt", "dog", "--max-new-tokens", 0), "max.new.tokens"),
+        (("sample", "run", "--prompt", "dog", "--strength", "nan"), "strength"),
+        (("sample", "run", "--prompt", "dog", "--strength", "inf"), "strength"),
+        (("sample", "run", "--prompt", "dog", "--model", "other"), "fitted on tiny .*this is other .*"),
+        (("chat", "run", "--feature", 4), "got feature 4, the run has 4: expected 0 to 3"),
+        (("chat", "run", "--strength", "nan", "--feature", 0), "strength"),
+        (("chat", "run", "--max-new-tokens", 0), "max.new.tokens"),
+        (("chat", "run", "--model", "other"), "fitted on tiny .*this is other .*"),
+    ],
+    ids=as_typed,
+)
+def test_settings_of_a_run_that_cannot_work(refuses, argv, says):
+    assert re.search(says, refuses(*argv, stdin="dog\n"))
+
+
+def damage(run, what):
+    kept, tensors = run / "run.json", run / "features.safetensors"
+    if what == "missing":
+        shutil.rmtree(run)
+    elif what == "truncated json":
+        kept.write_text(kept.read_text()[:200])
+    elif what == "truncated tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-20])
+    elif what == "schema":
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), "schema": 99}))
+    elif what == "no scale":
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), "scale": None}))
+    elif what == "no model":
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), "map": {"kind": "FunctionMap"}}))
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("missing", "no run in"),
+        ("truncated json", "run.json is truncated or not JSON"),
+        ("truncated tensors", "features.safetensors cannot be read"),
+        ("schema", "schema 99.*reads 1"),
+    ],
+)
+@pytest.mark.parametrize("command", [("rank",), ("sample", "--prompt", "dog"), ("chat",), ("report",)], ids=lambda c: c[0])
+def test_damaged_runs(melbo, run, command, what, says):
+    damage(run, what)
+    before = contents(run)
+    assert re.search(says, one_line(melbo(command[0], run, *command[1:])))
+    assert contents(run) == before
+
+
+def test_a_scale_that_is_no_number(melbo, run):
+    damage(run, "no scale")
+    assert "scale" in one_line(melbo("report", run))
+
+
+@pytest.mark.parametrize("command", [("rank",), ("sample", "--prompt", "dog"), ("chat",)], ids=lambda c: c[0])
+def test_a_run_without_a_language_model_has_nothing_to_load(melbo, run, command):
+    damage(run, "no model")
+    assert "not fitted on a language model" in one_line(melbo(command[0], run, *command[1:]))
+
+
+def test_a_model_without_a_chat_template_has_no_conversations(melbo, tmp_path):
+    text = ("fit", "mute", "--text", "--prompt", PROMPT, "--out", tmp_path / "run", "-m", 2, "--scale", 1)
+    assert melbo(*text).code == 0
+    assert "no chat template: use melbo sample" in one_line(melbo("chat", tmp_path / "run"))
+    assert melbo("sample", tmp_path / "run", "--prompt", "dog", *SHORT).code == 0
+
+
+@pytest.mark.parametrize("command", [FIT[:4], ("demo",)], ids=lambda c: c[0])
+def test_a_run_is_kept_and_the_model_not_even_loaded(refuses, monkeypatch, command):
+    monkeypatch.setattr(cli, "load", lambda *a, **k: pytest.fail("loaded the model first"))
+    assert "run already holds a run: give another folder, or --force" in refuses(*command, "--out", "run")
+
+
+def test_what_is_left_of_a_run_is_kept_too(melbo, run):
+    (run / "run.json").unlink()
+    before = contents(run)
+    assert "already holds a run" in one_line(melbo(*FIT[:4], "--out", run))
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("out", ["good.txt/new", "tiny/config.json/new/run"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_time_is_spent(refuses, monkeypatch, out):
+    monkeypatch.setattr(cli, "load", lambda *a, **k: pytest.fail("loaded the model first"))
+    assert "cannot make the folder" in refuses(*FIT[:4], "--out", out)
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--source", 9), ("--scale", "nan"), ("--scale", 1e30), ("--prompt", " "), ("--method", "linear", "--start", "backward")]
+)
+def test_force_loses_nothing_to_a_fit_that_fails(refuses, wrong):
+    refuses(*FIT[:4], "--out", "run", "--force", *wrong)
+
+
+def test_force_loses_nothing_when_the_new_run_cannot_be_written(melbo, run, monkeypatch):
+    before = contents(run)
+    fitted = cli.learn
+
+    def with_nan(*args, **more):
+        found = fitted(*args, **more)
+        object.__setattr__(found, "features", found.features.with_meta(odd=float("nan")))  # not JSON
+        return found
+
+    monkeypatch.setattr(cli, "learn", with_nan)
+    one_line(melbo(*FIT[:4], "--out", run, "--force", "--scale", 1, "-m", 2))
+    assert contents(run) == before
+
+
+def test_a_ranking_that_is_not_finite_is_not_half_written(melbo, refuses, home, tmp_path):
+    # not-a-number behind every block, where no fit looks
+    run = tmp_path / "run"
+    assert melbo("fit", "speechless", *FIT[2:4], "--out", run, "-m", 2, "--scale", 1).code == 0
+    before = contents(run)
+    assert "finite" in refuses("rank", run, *SHORT, "--controls", 1)
+    assert contents(run) == before
+
+
+def test_replies_longer_than_the_model_reads(refuses, melbo, home, tmp_path):
+    # absolute position embeddings end at 64
+    assert melbo("fit", "other", *FIT[2:4], "--out", tmp_path / "run", "-m", 2, "--scale", 1).code == 0
+    assert "64" in refuses("sample", tmp_path / "run", "--prompt", PROMPT, "--feature", 0, "--max-new-tokens", 100)
+
+
+# Ctrl-C
+
+
+def wait_for_sweeps(log, process, at_least=3):
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        seen = re.findall(r"(\d+)/1000000", log.read_text(errors="replace"))
+        if seen and int(seen[-1]) >= at_least:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no sweep in a minute: {log.read_text()}")
+
+
+def test_ctrl_c_keeps_the_last_sweep(home, tmp_path):
+    log, run = tmp_path / "stderr", tmp_path / "run"
+    endless = ("--max-steps", "1000000", "--tol", "0", "--scale", "1", "-m", "8", "--json")
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            [SCRIPT, "fit", home / "tiny", "--prompt", PROMPT, "--out", run, *endless], stdout=subprocess.PIPE, stderr=err, env=environment()
+        )
+        try:
+            wait_for_sweeps(log, process)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert f"what had been found by then is in {run}" in said
+    assert strict(out)["status"] == "interrupted"
+    kept = json.loads((run / "run.json").read_text())["fit"]
+    assert kept["status"] == "interrupted"
+    assert len(kept["history"]) >= 3
+    assert len(FeatureSet.load(run)) == 8
+    assert (run / "report.html").is_file()
+
+
+class Interrupting:
+    """A bar during whose drawing Ctrl-C is pressed."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, n=1):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def set_postfix(self, *args, **more):
+        pass
+
+
+def test_ctrl_c_between_two_sweeps_keeps_the_last_one(melbo, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["melbo.iterate"], "track", lambda *a: Interrupting(3))
+    ended = melbo(*FIT[:4], "--out", tmp_path / "run", "-m", 3, "--scale", 1)
+    assert ended.code == 130
+    assert "interrupted after sweep 3" in ended.err
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["fit"]
+    assert (kept["status"], len(kept["history"])) == ("interrupted", 3)
+
+
+def test_ctrl_c_before_the_first_sweep_leaves_nothing(melbo, home, monkeypatch):
+    before = contents(home)
+    monkeypatch.setattr(sys.modules["melbo.calibrate"], "track", lambda *a: Interrupting(2))
+    ended = melbo(*FIT)
+    assert (ended.code, ended.out, ended.err.strip()) == (130, "", "interrupted")
+    assert contents(home) == before
+
+
+def test_ctrl_c_in_a_conversation(melbo, monkeypatch):
+    monkeypatch.setattr(cli.Chat, "reply", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    ended = melbo("chat", "run", stdin="dog\n")
+    assert ended.code == 130
+    assert ended.err.endswith("interrupted\n")
+
+
+# What the other files of a run do not depend on
+
+
+def test_a_run_is_the_same_every_time(melbo, home, tmp_path):
+    for name in ("one", "two"):
+        assert melbo(*FIT[:4], "--out", tmp_path / name, "-m", 4).code == 0
+    one, two, first = (FeatureSet.load(folder) for folder in (tmp_path / "one", tmp_path / "two", home / "run"))
+    assert torch.equal(one.V, two.V)
+    assert torch.equal(one.alpha, two.alpha)
+    assert torch.allclose(one.V, first.V, atol=1e-4)  # another process, with what else it has set
