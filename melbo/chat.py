@@ -9,7 +9,7 @@ from .errors import MelboError
 from .features import FeatureSet
 from .generate import greedy
 from .model import LanguageModel
-from .steer import steer
+from .steer import check_strength, steer
 
 _HELP = "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · /reset forget the conversation · /quit"
 
@@ -25,12 +25,13 @@ class Chat:
         max_new_tokens: Length of a reply at most.
 
     Raises:
-        MelboError: A tokenizer without a chat template.
+        MelboError: A tokenizer without a chat template, or a strength that is not finite.
     """
 
     def __init__(self, lm: LanguageModel, bank: FeatureSet, feature: int | None, strength: float, max_new_tokens: int) -> None:
         if getattr(lm.tokenizer, "chat_template", None) is None:
             raise MelboError(f"the tokenizer of {lm.name} has no chat template: use melbo sample instead")
+        check_strength(strength)
         self.lm, self.bank, self.feature, self.strength, self.max_new_tokens = lm, bank, feature, strength, max_new_tokens
         self.turns: list[dict[str, str]] = []
         system = bank.meta.get("map", {}).get("prompts", {}).get("system")
@@ -50,7 +51,10 @@ class Chat:
             if line.startswith("/"):
                 click.echo(self.command(line), err=True)
             elif line:
-                self.reply(line, stream=True)
+                try:
+                    self.reply(line, stream=True)
+                except MelboError as err:  # too long a conversation, say; it can go on
+                    click.echo(f"error: {err}", err=True)
 
     def command(self, line: str) -> str:
         """Carry out a line that begins with a slash; what to tell the user."""
@@ -58,10 +62,13 @@ class Chat:
         try:
             if name == "/feature":
                 index = int(rest[0])
-                self.bank[index]  # refuses one that is not there
+                if not 0 <= index < len(self.bank):
+                    raise MelboError(f"got feature {index}, there are {len(self.bank)}: expected 0 to {len(self.bank) - 1}")
                 self.feature = index
             elif name == "/strength":
-                self.strength = float(rest[0])
+                strength = float(rest[0])
+                check_strength(strength)
+                self.strength = strength
             elif name == "/off":
                 self.feature = None
             elif name == "/reset":
@@ -74,8 +81,8 @@ class Chat:
 
     def reply(self, text: str, stream: bool = False) -> str:
         """The model's answer to one more turn of the user."""
-        self.turns.append({"role": "user", "content": text})
-        rendered = self.lm.tokenizer.apply_chat_template([*self._head, *self.turns], tokenize=False, add_generation_prompt=True)
+        said = {"role": "user", "content": text}
+        rendered = self.lm.tokenizer.apply_chat_template([*self._head, *self.turns, said], tokenize=False, add_generation_prompt=True)
         inputs = self.lm.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
         ids = inputs["input_ids"]
         streamer = TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
@@ -83,7 +90,7 @@ class Chat:
         with steering:
             out = greedy(self.lm, ids, inputs["attention_mask"], self.max_new_tokens, streamer=streamer)
         answer = self.lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        self.turns.append({"role": "assistant", "content": answer})
+        self.turns += [said, {"role": "assistant", "content": answer}]
         return answer
 
     def _state(self) -> str:

@@ -47,6 +47,9 @@ def main() -> None:
     """Entry point: bad input is one line on standard error and exit code 2, never a traceback."""
     try:
         sys.exit(cli(standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as err:
+        _say(err.format_message())
+        sys.exit(2)
     except click.UsageError as err:
         command = err.ctx.command_path if err.ctx else "melbo"
         _fail(f"{err.format_message()} (see {command} --help)")
@@ -77,7 +80,7 @@ def _together(*options: Callable) -> Callable:
 _folder = click.Path(file_okay=False, path_type=Path)
 _file = click.Path(dir_okay=False, path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-_seed = click.option("--seed", default=0, help="Of everything random.")
+_seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of everything random.")
 _loading = _together(
     click.option("--dtype", default="auto", help="What to compute in: auto (the checkpoint's own), float32, bfloat16, float16."),
     click.option("--device", help="Where to put the model; by default a GPU if there is one."),
@@ -144,7 +147,7 @@ def demo(out: Path, force: bool) -> None:
 @_json
 def fit(model: str, method: str, out: Path, force: bool, seed: int, as_json: bool, **options: Any) -> None:
     """Learn features of MODEL (smollm2, a hub id, a folder or a .gguf file) from a few prompts."""
-    settings = _take(options, *_METHOD)
+    settings = _settings_for(method, _take(options, *_METHOD))
     refuse_existing(out, force)
     texts = _read_prompts(options)
     lm = _load(model, _take(options, *_LOADING))
@@ -193,7 +196,7 @@ def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **optio
 @click.option("--validation", type=_file, help="Prompts to choose the order on, one a line; built-in ones by default.")
 @click.option("--held-out", type=_file, help="Prompts to report on, one a line; built-in ones by default.")
 @click.option("--controls", "num_controls", default=32, help="How many random vectors to take through the same.")
-@click.option("--max-new-tokens", default=32, help="Length of a reply at most.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, help="Length of a reply at most.")
 @click.option("--batch-size", default=64, help="Rows decoded together; halved by itself when memory runs out.")
 @click.option("--top", default=12, help="How many features to print.")
 @_seed
@@ -216,7 +219,7 @@ def rank(run: Path, model: str | None, validation: Path | None, held_out: Path |
 @_prompts
 @click.option("--feature", "features", type=int, multiple=True, help="Which feature; may be given again. All by default.")
 @click.option("--strength", default=1.0, help="Multiple of the scale; negative pushes the other way.")
-@click.option("--max-new-tokens", default=64, help="Length of a reply at most.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, help="Length of a reply at most.")
 @_json
 def sample(run: Path, model: str | None, features: Sequence[int], strength: float, max_new_tokens: int, as_json: bool, **options: Any) -> None:
     """Print what features of RUN make the model say, the unsteered reply first."""
@@ -239,7 +242,7 @@ def sample(run: Path, model: str | None, features: Sequence[int], strength: floa
 @_run
 @click.option("--feature", type=int, help="Feature to begin with; by default none.")
 @click.option("--strength", default=1.0, help="Multiple of the scale.")
-@click.option("--max-new-tokens", default=256, help="Length of a reply at most.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, help="Length of a reply at most.")
 def chat(run: Path, model: str | None, feature: int | None, strength: float, max_new_tokens: int, **options: Any) -> None:
     """Talk to the model of RUN while a feature steers it; /help lists what can be changed on the way."""
     lm = _load_for(run, model, options)
@@ -257,10 +260,6 @@ def report(run: Path) -> None:
 def _fit_run(cmap: CausalMap, method: str, settings: _Options, seed: int, out: Path, force: bool) -> Fit:
     """Calibrate if no scale is given, fit, save, report."""
     kind = METHODS[method]
-    settings = {k: v for k, v in settings.items() if v is not None}
-    unknown = settings.keys() - {f.name for f in dataclasses.fields(kind)}
-    if unknown:
-        raise MelboError(f"the method {method} has no setting {', '.join(sorted(unknown))}: leave it out")
     calibration = None
     if "scale" not in settings:
         kind(**settings, scale=1.0).check(cmap)  # before the time is spent
@@ -274,6 +273,15 @@ def _fit_run(cmap: CausalMap, method: str, settings: _Options, seed: int, out: P
         _say(f"warning: {fitted.warning}")
     write_report(out)
     return fitted
+
+
+def _settings_for(method: str, given: _Options) -> _Options:
+    """The settings that were given, if the method has them."""
+    settings = {k: v for k, v in given.items() if v is not None}
+    unknown = settings.keys() - {f.name for f in dataclasses.fields(METHODS[method])}
+    if unknown:
+        raise MelboError(f"the method {method} has no setting {', '.join(sorted(unknown))}: leave it out")
+    return settings
 
 
 def _rank_run(lm: LanguageModel, run: Path, validation: Sequence[str], held_out: Sequence[str], **options: Any) -> Ranking:
@@ -332,7 +340,7 @@ def _read_prompts(options: _Options) -> list[str]:
 
 def _read_file(file: Path) -> list[str]:
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as err:
         raise MelboError(
             f"cannot read {file} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a text file with one prompt a line"
@@ -370,6 +378,8 @@ def _causal_map(lm: LanguageModel, texts: Sequence[str], options: _Options) -> C
 
 def _as_prompts(lm: LanguageModel, texts: Sequence[str], system: str | None, text: bool) -> Prompts:
 
+    if text and system is not None:
+        raise MelboError("--system needs a chat template, --text reads prompts without one: leave one of them out")
     return Prompts.text(lm, texts) if text else Prompts.chat(lm, texts, system)
 
 

@@ -104,10 +104,11 @@ class FeatureSet:
         Raises:
             MelboError: The folder holds a run already and ``force`` is not set.
         """
-        folder = _prepare_folder(folder, force)
+        run = to_json({"schema": SCHEMA, "scale": self.scale, "source": self.source, "target": self.target, **self.meta})
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("V", "U", "alpha")}
+        folder = _prepare_folder(folder, force)
         write_whole(folder / _TENSORS, safetensors.torch.save(tensors))
-        write_json(folder / _RUN, {"schema": SCHEMA, "scale": self.scale, "source": self.source, "target": self.target, **self.meta})
+        write_whole(folder / _RUN, run)
         return folder
 
     @classmethod
@@ -154,17 +155,23 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     missing = {"scale", "source", "target"} - run.keys()
     if missing:
         raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
+    sound = isinstance(run["scale"], (int, float)) and all(isinstance(run[k], int) for k in ("source", "target"))
+    if not sound or not isinstance(run.get("map", {}), dict):
+        raise MelboError(f"{path} does not hold what `melbo fit` writes (scale a number, source and target integers): fit it again")
     return run
 
 
 def refuse_existing(folder: str | Path, force: bool) -> None:
-    """Never overwrite a run, or what is left of one, without being told to.
+    """Never overwrite a run, or what is left of one, without being told to; nor find out after the work that a folder cannot be made.
 
     Raises:
-        MelboError: There is one in ``folder`` and ``force`` is not set.
+        MelboError: There is a run in ``folder`` and ``force`` is not set, or the folder cannot be made.
     """
     if not force and any((Path(folder) / name).exists() for name in (_RUN, _TENSORS)):
         raise MelboError(f"{folder} already holds a run: give another folder, or --force to replace it")
+    there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise MelboError(f"cannot make the folder {folder} ({there} is not a folder that can be written to): give another one")
 
 
 def _prepare_folder(folder: str | Path, force: bool) -> Path:
@@ -180,9 +187,16 @@ def _prepare_folder(folder: str | Path, force: bool) -> Path:
     return folder
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode())
+def to_json(value: Any) -> bytes:
+    """JSON of plain, finite values.
+
+    Raises:
+        MelboError: Others are among them.
+    """
+    try:
+        return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as err:
+        raise MelboError(f"a value is not finite or not plain and cannot be written as JSON ({err}): nothing was written") from err
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -100,6 +100,7 @@ def generate(
         MelboError: Features of another model.
     """
     bank.check_model(lm)
+    place = as_edit(bank, strength, per_row=True)
     sets = [("feature", bank.V)] + ([("control", control)] if control is not None else [])
     jobs: list[Job] = []
     heads: list[tuple[str, int | None, int]] = []
@@ -109,7 +110,7 @@ def generate(
         for kind, directions in sets:
             jobs += [Job(prompts.tokens[p], strength * bank.scale * v) for v in directions]
             heads += [(kind, i, p) for i in range(len(directions))]
-    replies = decode(lm, jobs, as_edit(bank, per_row=True), max_new_tokens, batch_size, first_logits, progress)
+    replies = decode(lm, jobs, place, max_new_tokens, batch_size, first_logits, progress)
     texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
     rows = (Completion(kind, i, p, prompts.texts[p], text, tuple(reply)) for (kind, i, p), text, reply in zip(heads, texts, replies, strict=True))
     return Completions(tuple(rows))
@@ -131,6 +132,8 @@ def decode(
     Raises:
         MelboError: Memory runs out on a single row.
     """
+    if batch_size < 1:
+        raise MelboError(f"batch_size is {batch_size}: expected at least 1")
     order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].prompt))
     replies: list[list[int]] = [[] for _ in jobs]
     start = 0
@@ -171,7 +174,17 @@ def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **
 
     What a checkpoint asks for besides (sampling, repetition penalties, kinds of cache) is set aside while it runs: replies are compared
     with each other, and a penalty would act on steered and unsteered ones differently.
+
+    Raises:
+        MelboError: No tokens asked for, or more than the model can read.
     """
+    if max_new_tokens < 1:
+        raise MelboError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
+    if lm.max_length is not None and ids.shape[1] + max_new_tokens > lm.max_length:
+        raise MelboError(
+            f"prompt and reply may come to {ids.shape[1] + max_new_tokens} tokens, {lm.name} reads at most {lm.max_length}: "
+            "shorten the prompt or lower max_new_tokens"
+        )
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None)
     own = getattr(lm.model, "generation_config", None)
     lm.model.generation_config = GenerationConfig()

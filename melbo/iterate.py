@@ -62,28 +62,27 @@ def iterate(
     """
     history: list[Record] = []
     status = Status.MAX_STEPS
-    with track(max_steps, "sweeps", progress) as bar:
-        for _ in range(max_steps):
-            start = time.perf_counter()
-            try:
+    try:
+        with track(max_steps, "sweeps", progress) as bar:
+            for _ in range(max_steps):
+                start = time.perf_counter()
                 proposal, record = step(state)
-            except KeyboardInterrupt:
-                if not history:
-                    raise
-                status = Status.INTERRUPTED
-                break
-            if not all(math.isfinite(x) for x in record.values()):
-                status = Status.NON_FINITE
-                break
-            state = proposal
-            history.append({**record, "seconds": time.perf_counter() - start})
-            bar.update()
-            bar.set_postfix({k: f"{v:.4g}" for k, v in record.items()})
-            if callback is not None:
-                callback(len(history), history[-1])
-            if record["change"] < tol or _flat([h["explained"] for h in history[-3:]], tol):
-                status = Status.CONVERGED
-                break
+                if not all(math.isfinite(x) for x in record.values()):
+                    status = Status.NON_FINITE
+                    break
+                history.append({**record, "seconds": time.perf_counter() - start})
+                state = proposal
+                bar.set_postfix({k: f"{v:.4g}" for k, v in record.items()}, refresh=False)
+                bar.update()
+                if callback is not None:
+                    callback(len(history), history[-1])
+                if record["change"] < tol or _flat([h["explained"] for h in history[-3:]], tol):
+                    status = Status.CONVERGED
+                    break
+    except KeyboardInterrupt:  # whenever it comes, a finished step is kept
+        if not history:
+            raise
+        status = Status.INTERRUPTED
     return Iterated(state, status, history)
 
 

@@ -43,7 +43,7 @@ def load(
         MelboError: Unknown model, or one that does not fit into memory.
     """
     if isinstance(dtype, str) and dtype != "auto":
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        if dtype not in ("float64", "float32", "bfloat16", "float16"):
             raise MelboError(f"no dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
         dtype = getattr(torch, dtype)
     if name == ALIAS:
@@ -55,7 +55,7 @@ def load(
     place = _device(device) if device_map is None else None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as err:
+    except Exception as err:  # a damaged or foreign checkpoint fails in ways without number; the user needs the one line
         raise MelboError(
             f"no model {name!r} ({_first_line(err)}): expected {ALIAS!r}, a hub id, a local folder with config.json or a .gguf file"
         ) from err
@@ -66,7 +66,7 @@ def load(
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code)
     except MelboError:
         raise
-    except (OSError, ValueError, ImportError) as err:
+    except Exception as err:  # as above
         raise MelboError(f"cannot load {name!r}: {_first_line(err)}") from err
     return LanguageModel(model if place is None else model.to(place), tokenizer, name=name, blocks=blocks)
 
@@ -123,8 +123,11 @@ def _converted(gguf: Path, expected: str | None = None) -> Path:
     folder = cache_folder() / f"{gguf.stem}-{digest[:12]}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError as err:
+        raise MelboError(f"cannot write to {folder.parent} ({err.strerror}): set MELBO_CACHE to a folder that can be written to") from err
     try:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         with track(2, f"converting {gguf.name}, once") as bar:
@@ -133,7 +136,7 @@ def _converted(gguf: Path, expected: str | None = None) -> Path:
             model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
             model.save_pretrained(draft)
         draft.replace(folder)  # atomic: a half-written folder never bears the name
-    except (OSError, ValueError, ImportError, KeyError) as err:
+    except Exception as err:  # as in load
         if not folder.is_dir():  # another process may have been first
             raise MelboError(f"cannot read {gguf}: {_first_line(err)}") from err
     finally:

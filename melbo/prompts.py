@@ -70,6 +70,8 @@ class Prompts:
         if len(texts) == 0:
             raise MelboError("got no prompts, expected at least one: give a prompt")
         for i, text in enumerate(texts):
+            if not text.isascii() and text.encode(errors="ignore").decode() != text:
+                raise MelboError(f"prompt {i} is not valid UTF-8: write it anew")
             if not text.strip():
                 raise MelboError(f"prompt {i} is blank: remove it or write it out")
         if render is None:

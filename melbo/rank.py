@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .causal_map import CausalMap
 from .errors import MelboError
-from .features import FeatureSet, write_json
+from .features import FeatureSet, to_json, write_whole
 from .generate import Completion, Completions, generate
 from .linalg import random_rows
 from .model import LanguageModel
@@ -115,8 +115,9 @@ class Ranking:
 
     def save(self, folder: str | Path) -> None:
         """Write ``ranking.json`` and ``completions.jsonl`` into a run folder."""
+        ranking = to_json(self.describe())
         self.completions.save(Path(folder) / "completions.jsonl")
-        write_json(Path(folder) / "ranking.json", self.describe())
+        write_whole(Path(folder) / "ranking.json", ranking)
 
 
 def rank(
@@ -178,6 +179,8 @@ def rank(
     def ranked(kind: str, index: int, alpha: float | None, effect: float) -> Ranked:
         at = [i for i, c in enumerate(rows) if c.kind == kind and c.feature == index]
         what = flag([new[i] for i in at], [fluency[i] for i in at], [repeats[i] for i in at])
+        if not first.overflowed.isdisjoint(at):
+            what = "broken"
         cut = len(validation)
         return Ranked(index, kind, what, alpha, effect, scores(at[:cut]), scores(at[cut:]))
 
@@ -226,6 +229,13 @@ def load_ranking(folder: str | Path) -> tuple[dict[str, Any], list[Completion]]:
         completions = [Completion(**json.loads(line), tokens=()) for line in lines if line]
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as err:
         raise MelboError(f"the ranking in {folder} is truncated ({err}): melbo rank {folder}") from err
+    try:
+        vectors = 1 + len(ranking["features"]) + len(ranking["controls"])
+        expected = vectors * sum(len(ranking["settings"][split]["texts"]) for split in ("validation", "held_out"))
+    except (TypeError, KeyError) as err:
+        raise MelboError(f"{folder / 'ranking.json'} does not hold a ranking: melbo rank {folder}") from err
+    if len(completions) != expected:
+        raise MelboError(f"the ranking in {folder} is truncated ({len(completions)} of {expected} completions): melbo rank {folder}")
     return ranking, completions
 
 
@@ -237,9 +247,13 @@ class _FirstToken:
         self.unsteered: dict[int, Tensor] = {}
         self.kl: dict[int, float] = {}
         self.contrast: dict[int, float] = {}
+        self.overflowed: set[int] = set()  # rows whose logits are not finite
 
     def take(self, row: int, logits: Tensor) -> None:
         prompt, place = divmod(row, self.rows_per_prompt)
+        if not torch.isfinite(logits).all():
+            self.overflowed.add(row)
+            logits = torch.zeros_like(logits)
         if self.pair is not None:
             self.contrast[row] = (logits[self.pair[0]] - logits[self.pair[1]]).item()
         if place == 0:  # the unsteered row leads each prompt's rows, in the table and in the stream

@@ -1,5 +1,6 @@
 """Steering: add vectors to the residual stream where they were trained, for as long as a ``with`` block lasts."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -85,10 +86,25 @@ def steer(
 
 
 def as_edit(bank: FeatureSet, strength: float = 1.0, where: Where = "all", per_row: bool = False) -> Add:
-    """The edit that steering with ``bank`` makes."""
+    """The edit that steering with ``bank`` makes.
+
+    Raises:
+        MelboError: A strength that is not finite.
+    """
+    check_strength(strength)
     vectors = strength * bank.scale * bank.V
     skip_first = bool(bank.meta.get("map", {}).get("skip_first", False))
     return Add(bank.source, vectors if per_row else vectors[0], where, skip_first)
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a strength that is not a finite number.
+
+    Raises:
+        MelboError: It is not.
+    """
+    if not math.isfinite(strength):
+        raise MelboError(f"strength is {strength}: expected a finite number; 1 is the scale of the fit")
 
 
 class _CurrentTokens:

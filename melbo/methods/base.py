@@ -66,6 +66,12 @@ class Iterative(Method):
     max_steps: int
     tol: float
 
+    def check(self, map: Map) -> None:
+        """See `Method.check`; also max_steps ≥ 1 and tol ≥ 0."""
+        super().check(map)
+        if self.max_steps < 1 or not self.tol >= 0:
+            raise MelboError(f"got max_steps={self.max_steps} and tol={self.tol}: expected at least 1 and at least 0")
+
     @abstractmethod
     def init(self, map: Map, generator: torch.Generator) -> Any:
         """Where to start."""

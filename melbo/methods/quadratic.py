@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import MelboError
 from ..iterate import Record
 from ..linalg import orthogonalise, unit
 from ..oracles import Map
@@ -36,6 +37,8 @@ class Quadratic(Iterative):
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source."""
         super().check(map)
+        if self.orthogonalise not in ("qr", "polar"):
+            raise MelboError(f"orthogonalise is {self.orthogonalise!r}: expected 'qr' or 'polar' for the quadratic method")
         self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
 
     def init(self, map: Map, generator: torch.Generator) -> Tensor:
