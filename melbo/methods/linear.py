@@ -11,15 +11,16 @@ from ..oracles import Map
 from ..transcoder import Factors, fit_strengths
 from .base import Direct
 
-_OVERSAMPLE, _MAX_BLOCKS = 8, 12
+_OVERSAMPLE, _USUAL_BLOCKS = 8, 8
 
 
 @dataclass(frozen=True)
 class Linear(Direct):
     """The linear transcoder: V right and U left singular vectors of J(0), strongest first; α = R·σ (METHOD §3).
 
-    The sign of a pair is arbitrary (largest entry of v positive): evaluate both. J is never written out where m is much smaller than its
-    sides; block Krylov iteration then reaches the leading pairs in a few products.
+    The sign of a pair is arbitrary (largest entry of v positive): evaluate both. J is not written out where m is much smaller than its
+    sides: block Krylov iteration then reaches the leading pairs in a few products. It is where that would cost less, or the iteration
+    has not reached ``tol`` by the time it has cost as much.
 
     Attributes:
         num_factors: m ≤ min(d_source, d_target).
@@ -42,12 +43,15 @@ class Linear(Direct):
 
     def _singular_pairs(self, J: Jacobian, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         block = self.num_factors + _OVERSAMPLE
-        if 4 * block >= min(J.shape):  # two blocks of products with J and with its transpose would cost as much as all of it
-            U, _, V = torch.linalg.svd(J.to_dense(), full_matrices=False)
-            return V[: self.num_factors], U.T[: self.num_factors]
-        start = orthogonalise(random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype), "qr")
-        V, U, _, _ = top_singular(J.matmat, J.rmatmat, start, self.num_factors, self.tol, _MAX_BLOCKS)
-        return V, U
+        # a Jacobian–vector product takes about twice as long as the transposed one, of which min(shape) give all of J
+        affordable = min(J.shape) // (3 * block)
+        if affordable >= _USUAL_BLOCKS:
+            start = orthogonalise(random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype), "qr")
+            V, U, _, residual = top_singular(J.matmat, J.rmatmat, start, self.num_factors, self.tol, affordable)
+            if residual < self.tol:
+                return V, U
+        U, _, V = torch.linalg.svd(J.to_dense(), full_matrices=False)
+        return V[: self.num_factors], U.T[: self.num_factors]
 
 
 @dataclass(frozen=True)
