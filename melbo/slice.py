@@ -156,7 +156,10 @@ def _map_tensors(value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor], s
     """``value`` with every tensor in it passed through ``fn``; a UserDict is copied once and then the same for all that hold it."""
     if isinstance(value, Tensor):
         return fn(path, value)
-    inside = lambda key, v: _map_tensors(v, (path[0], f"{path[1]}.{key}"), fn, shared)  # noqa: E731
+
+    def inside(key: Any, v: Any) -> Any:
+        return _map_tensors(v, (path[0], f"{path[1]}.{key}"), fn, shared)
+
     if type(value) in (tuple, list):
         return type(value)(inside(i, v) for i, v in enumerate(value))
     if type(value) is dict:
