@@ -318,7 +318,9 @@ def _show(ranking: Ranking, top: int) -> None:
         flags = ", ".join(f"{n} {name}" for name, n in counts.items())
         click.echo(f"{sum(counts.values())} {kind}: {flags}; mean " + ", ".join(f"{name} {value:.3g}" for name, value in means.items()))
     if facts["best_control"] is not None:
-        click.echo(f"{facts['above_best_control']} active features beat the best active random vector ({facts['best_control']:.3g}), held out")
+        where = "the fit's own" if ranking.by == "effect" else "held-out"
+        best, above, chance = (facts[name] for name in ("best_control", "above_best_control", "expected_by_chance"))
+        click.echo(f"{above} active features beat the best active random vector ({best:.3g}) on {where} prompts; by chance {chance:.1f} would")
 
 
 def _stop_if_interrupted(fitted: Fit, out: Path) -> None:

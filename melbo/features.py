@@ -16,8 +16,10 @@ from .errors import MelboError
 from .model import LanguageModel
 
 SCHEMA = 1
+_NO_PROMPTS: dict[str, Any] = {"texts": [], "tokens": [], "kind": "text", "system": None}
 _TENSORS = "features.safetensors"
 _RUN = "run.json"
+_DERIVED = ("ranking.json", "completions.jsonl", "report.html")
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,33 @@ class FeatureSet:
         return len(self.V)
 
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "FeatureSet":
-        """Some of the features, as a set; one for an integer."""
-        if isinstance(which, int):
-            if not -len(self) <= which < len(self):
-                raise MelboError(f"got feature {which}, there are {len(self)}: expected 0 to {len(self) - 1}")
-            which = [which % len(self)]
-        rows = torch.arange(len(self))[which]
+        """Some of the features, as a set; one for an integer.
+
+        Raises:
+            MelboError: One that is not there.
+        """
+        if isinstance(which, slice):
+            rows = torch.arange(len(self))[which]
+        else:
+            rows = torch.atleast_1d(torch.as_tensor(which))
+            if rows.dtype == torch.bool:
+                rows = rows.nonzero()[:, 0]
+            rows = torch.tensor([self.check_index(i + len(self) if i < 0 else i) for i in rows.tolist()], dtype=torch.long)
         return replace(self, V=self.V[rows], U=self.U[rows], alpha=self.alpha[rows])
 
     def __iter__(self) -> Iterator["FeatureSet"]:
         """The features one by one."""
         return (self[i] for i in range(len(self)))
+
+    def check_index(self, index: int) -> int:
+        """``index`` if there is such a feature.
+
+        Raises:
+            MelboError: There is not.
+        """
+        if not 0 <= index < len(self):
+            raise MelboError(f"got feature {index}, there are {len(self)}: expected 0 to {len(self) - 1}")
+        return index
 
     def with_meta(self, **more: Any) -> "FeatureSet":
         """The same features with more said about where they come from."""
@@ -93,7 +111,7 @@ class FeatureSet:
         if fitted is not None and fitted["sha256"] != lm.fingerprint:
             raise MelboError(
                 f"these features were fitted on {fitted['name']} (weights {fitted['sha256'][:8]}), "
-                f"this is {lm.name} (weights {lm.fingerprint[:8]}): load the model they belong to"
+                f"this is {lm.name} (weights {lm.fingerprint[:8]}): load the model they belong to, in float32 or bfloat16"
             )
         if self.V.shape[1] != lm.width:
             raise MelboError(f"these features have width {self.V.shape[1]}, {lm.name} has {lm.width}: load the model they belong to")
@@ -106,9 +124,15 @@ class FeatureSet:
         """
         run = to_json({"schema": SCHEMA, "scale": self.scale, "source": self.source, "target": self.target, **self.meta})
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("V", "U", "alpha")}
-        folder = _prepare_folder(folder, force)
-        write_whole(folder / _TENSORS, safetensors.torch.save(tensors))
-        write_whole(folder / _RUN, run)
+        folder = Path(folder)
+        refuse_existing(folder, force)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise MelboError(f"cannot make the folder {folder} ({err.strerror}): give another one") from err
+        write_whole({folder / _TENSORS: safetensors.torch.save(tensors), folder / _RUN: run})
+        for name in _DERIVED:  # they belong to the features that were there before
+            (folder / name).unlink(missing_ok=True)
         return folder
 
     @classmethod
@@ -156,7 +180,9 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if missing:
         raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
     sound = isinstance(run["scale"], (int, float)) and all(isinstance(run[k], int) for k in ("source", "target"))
-    if not sound or not isinstance(run.get("map", {}), dict):
+    prompts = run["map"].get("prompts", _NO_PROMPTS) if isinstance(run.get("map"), dict) else _NO_PROMPTS
+    sound = sound and isinstance(run.get("map", {}), dict) and isinstance(prompts, dict) and _NO_PROMPTS.keys() <= prompts.keys()
+    if not sound:
         raise MelboError(f"{path} does not hold what `melbo fit` writes (scale a number, source and target integers): fit it again")
     return run
 
@@ -167,24 +193,11 @@ def refuse_existing(folder: str | Path, force: bool) -> None:
     Raises:
         MelboError: There is a run in ``folder`` and ``force`` is not set, or the folder cannot be made.
     """
-    if not force and any((Path(folder) / name).exists() for name in (_RUN, _TENSORS)):
+    if not force and any((Path(folder) / name).exists() for name in (_RUN, _TENSORS, *_DERIVED)):
         raise MelboError(f"{folder} already holds a run: give another folder, or --force to replace it")
     there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise MelboError(f"cannot make the folder {folder} ({there} is not a folder that can be written to): give another one")
-
-
-def _prepare_folder(folder: str | Path, force: bool) -> Path:
-    """Make the folder, and with ``force`` clear an earlier run out of it."""
-    folder = Path(folder)
-    refuse_existing(folder, force)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise MelboError(f"cannot make the folder {folder} ({err.strerror}): give another one") from err
-    for name in (_RUN, _TENSORS, "ranking.json", "completions.jsonl", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    return folder
 
 
 def to_json(value: Any) -> bytes:
@@ -199,15 +212,19 @@ def to_json(value: Any) -> bytes:
         raise MelboError(f"a value is not finite or not plain and cannot be written as JSON ({err}): nothing was written") from err
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at any time it is either the old one or the whole new one.
+def write_whole(files: Mapping[Path, bytes]) -> None:
+    """Write files so that each is at any time either the old one or the whole new one, and none is replaced before all are on the disk.
 
     Raises:
-        MelboError: It cannot be written.
+        MelboError: They cannot be written; what was there before is untouched.
     """
-    part = path.with_name(path.name + ".part")
+    parts = {path: path.with_name(path.name + ".part") for path in files}
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        for path, content in files.items():
+            parts[path].write_bytes(content)
+        for path, part in parts.items():
+            os.replace(part, path)
     except OSError as err:
-        raise MelboError(f"cannot write {path} ({err.strerror}): free some space, or give a folder that can be written to") from err
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+        raise MelboError(f"cannot write {err.filename} ({err.strerror}): free some space, or give a folder that can be written to") from err

@@ -57,10 +57,13 @@ class Completions:
         """One row of the table: the completions of one feature, prompt by prompt."""
         return [c for c in self.rows if c.kind == kind and c.feature == feature]
 
+    def to_jsonl(self) -> bytes:
+        """One JSON object a line, without the token ids."""
+        return "".join(json.dumps({k: v for k, v in vars(c).items() if k != "tokens"}, ensure_ascii=False) + "\n" for c in self.rows).encode()
+
     def save(self, path: str | Path) -> None:
-        """Write as JSON lines, without the token ids."""
-        lines = [json.dumps({k: v for k, v in vars(c).items() if k != "tokens"}, ensure_ascii=False) + "\n" for c in self.rows]
-        write_whole(Path(path), "".join(lines).encode())
+        """Write as JSON lines."""
+        write_whole({Path(path): self.to_jsonl()})
 
 
 @dataclass(frozen=True)
@@ -132,30 +135,46 @@ def decode(
     Raises:
         MelboError: Memory runs out on a single row.
     """
-    if batch_size < 1:
-        raise MelboError(f"batch_size is {batch_size}: expected at least 1")
-    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].prompt))
+    for job in jobs:
+        _check_length(lm, len(job.prompt), max_new_tokens)
     replies: list[list[int]] = [[] for _ in jobs]
-    start = 0
+
+    def run(batch: list[int]) -> None:
+        found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens, first_logits is not None)
+        for i, reply, logits in zip(batch, *found, strict=True):
+            replies[i] = reply
+            if first_logits is not None:
+                first_logits(i, logits)
+
+    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].prompt))
     with track(len(jobs), "completions", progress) as bar:
-        while start < len(jobs):
-            batch = order[start : start + batch_size]
-            try:
-                found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens, first_logits is not None)
-            except RuntimeError as err:
-                if not _out_of_memory(err):
-                    raise
-                if batch_size == 1:
-                    raise MelboError("out of memory on a single row: shorten the prompts, lower max_new_tokens or use a smaller dtype") from err
-                batch_size = max(1, batch_size // 2)
-                continue
-            for i, reply, logits in zip(batch, *found, strict=True):
-                replies[i] = reply
-                if first_logits is not None:
-                    first_logits(i, logits)
-            start += len(batch)
-            bar.update(len(batch))
+        for done in batches_that_fit(order, batch_size, run):
+            bar.update(done)
     return replies
+
+
+def batches_that_fit(rows: Sequence[int], size: int, run: Callable[[list[int]], None]) -> Iterator[int]:
+    """``run`` over ``rows`` in batches of ``size``, halved whenever memory runs out; yields how many rows each finished batch had.
+
+    Raises:
+        MelboError: ``size`` is less than 1, or memory runs out on a single row.
+    """
+    if size < 1:
+        raise MelboError(f"batch_size is {size}: expected at least 1")
+    start = 0
+    while start < len(rows):
+        batch = list(rows[start : start + size])
+        try:
+            run(batch)
+        except RuntimeError as err:
+            if not _out_of_memory(err):
+                raise
+            if size == 1:
+                raise MelboError("out of memory on a single row: shorten the prompts, lower max_new_tokens or use a smaller dtype") from err
+            size = max(1, size // 2)
+            continue
+        start += len(batch)
+        yield len(batch)
 
 
 def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens: int, keep_logits: bool) -> tuple[list[list[int]], list]:
@@ -178,13 +197,7 @@ def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **
     Raises:
         MelboError: No tokens asked for, or more than the model can read.
     """
-    if max_new_tokens < 1:
-        raise MelboError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
-    if lm.max_length is not None and ids.shape[1] + max_new_tokens > lm.max_length:
-        raise MelboError(
-            f"prompt and reply may come to {ids.shape[1] + max_new_tokens} tokens, {lm.name} reads at most {lm.max_length}: "
-            "shorten the prompt or lower max_new_tokens"
-        )
+    _check_length(lm, ids.shape[1], max_new_tokens)
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None)
     own = getattr(lm.model, "generation_config", None)
     lm.model.generation_config = GenerationConfig()
@@ -193,6 +206,16 @@ def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **
             return lm.model.generate(input_ids=ids.to(lm.device), attention_mask=mask.long().to(lm.device), generation_config=config, **more)
     finally:
         lm.model.generation_config = own
+
+
+def _check_length(lm: LanguageModel, prompt: int, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise MelboError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
+    if lm.max_length is not None and prompt + max_new_tokens > lm.max_length:
+        raise MelboError(
+            f"prompt and reply may come to {prompt + max_new_tokens} tokens, {lm.name} reads at most {lm.max_length}: "
+            "shorten the prompt or lower max_new_tokens"
+        )
 
 
 class _FirstLogits(LogitsProcessor):

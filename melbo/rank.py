@@ -18,6 +18,8 @@ from .model import LanguageModel
 from .prompts import Prompts
 from .score import Flag, flag, kl, nll, novel_yet_fluent, novelty, repetition
 
+_CONTROL_STREAM = 0x6D656C626F  # added to the seed
+
 #: Orders, and what each goes by.
 ORDERS = {
     "novel": "novel yet fluent: says something other than the unsteered model, in words the unsteered model finds sayable",
@@ -38,6 +40,7 @@ class Scores:
     repetition: float
     kl: float
     contrast: float | None
+    flag: Flag
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,6 @@ class Ranked:
     Attributes:
         index: Its place in its set.
         kind: ``"feature"`` or ``"control"``.
-        flag: ``"active"``, ``"inert"`` or ``"broken"``, over all prompts.
         alpha: Its strength (None for a control).
         effect: ‖Δ_R(v)‖ on the prompts of the fit.
         validation: Its scores on the prompts the order is chosen on.
@@ -56,11 +58,15 @@ class Ranked:
 
     index: int
     kind: str
-    flag: Flag
     alpha: float | None
     effect: float
     validation: Scores
     held_out: Scores
+
+    @property
+    def flag(self) -> Flag:
+        """``"active"``, ``"inert"`` or ``"broken"`` on held-out prompts; the order goes by the flag on validation prompts."""
+        return self.held_out.flag
 
     def score(self, by: str, split: str) -> float:
         """Its value in an order (see `ORDERS`) on ``"validation"`` or ``"held_out"`` prompts."""
@@ -75,7 +81,7 @@ class Ranking:
 
     Attributes:
         by: What the order goes by.
-        features: Active features first, each group by its validation score, highest first.
+        features: Those active on validation prompts first, each group by its validation score, highest first.
         controls: Random vectors at the same scale, in the same order.
         completions: Everything that was said on the way.
         settings: How it was made (JSON-able).
@@ -89,19 +95,24 @@ class Ranking:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Features against controls on held-out prompts: flags, means, and how many active features beat the best active control."""
+        """Features against controls on held-out prompts.
+
+        Counts of flags, means, and how many active features beat the best active control (``above_best_control``), with how many would if
+        features were random too (``expected_by_chance``). Effects are of the fit's own prompts.
+        """
         groups = {"features": self.features, "controls": self.controls}
         flags = {kind: {name: sum(r.flag == name for r in rows) for name in ("active", "inert", "broken")} for kind, rows in groups.items()}
         means = {
             kind: {name: _mean([r.score(name, "held_out") for r in rows]) for name in ("novelty", "nll", "kl", "effect")}
             for kind, rows in groups.items()
         }
-        best = above = None
+        best = above = chance = None
         rivals = [r.score(self.by, "held_out") for r in self.controls if r.flag == "active"]
         if rivals and self.by != "alpha":  # a random vector has no strength of its own to compare with
             best = max(rivals)
             above = sum(r.score(self.by, "held_out") > best for r in self.features if r.flag == "active")
-        return {**flags, "means": means, "best_control": best, "above_best_control": above}
+            chance = flags["features"]["active"] / (len(rivals) + 1)
+        return {**flags, "means": means, "best_control": best, "above_best_control": above, "expected_by_chance": chance}
 
     def describe(self) -> dict[str, Any]:
         """Everything but the completions, JSON-able."""
@@ -109,15 +120,14 @@ class Ranking:
             "by": self.by,
             "summary": self.summary,
             "settings": self.settings,
-            "features": [asdict(r) for r in self.features],
-            "controls": [asdict(r) for r in self.controls],
+            "features": [{**asdict(r), "flag": r.flag} for r in self.features],
+            "controls": [{**asdict(r), "flag": r.flag} for r in self.controls],
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``ranking.json`` and ``completions.jsonl`` into a run folder."""
-        ranking = to_json(self.describe())
-        self.completions.save(Path(folder) / "completions.jsonl")
-        write_whole(Path(folder) / "ranking.json", ranking)
+        """Write ``ranking.json`` and ``completions.jsonl`` into a run folder, in the place of an earlier ranking."""
+        folder = Path(folder)
+        write_whole({folder / "completions.jsonl": self.completions.to_jsonl(), folder / "ranking.json": to_json(self.describe())})
 
 
 def rank(
@@ -155,7 +165,8 @@ def rank(
     _check(bank, validation, held_out, by, contrast, num_controls)
     bank.check_model(lm)
     pair = first_tokens(lm, contrast) if contrast is not None else None
-    controls = random_rows(num_controls, bank.V.shape[1], torch.Generator().manual_seed(seed))
+    # a stream of their own: the same seed also drew the directions of a fit by `Random`
+    controls = random_rows(num_controls, bank.V.shape[1], torch.Generator().manual_seed(_CONTROL_STREAM + seed))
     prompts = Prompts(validation.texts + held_out.texts, validation.tokens + held_out.tokens, validation.kind, validation.system)
 
     first = _FirstToken(1 + len(bank) + len(controls), pair)
@@ -174,15 +185,13 @@ def rank(
             repetition=_mean([repeats[i] for i in at]),
             kl=_mean([first.kl[i] for i in at]),
             contrast=_mean([first.contrast[i] for i in at]) if pair is not None else None,
+            flag=flag([new[i] for i in at], [fluency[i] for i in at], [repeats[i] for i in at], [i in first.overflowed for i in at]),
         )
 
     def ranked(kind: str, index: int, alpha: float | None, effect: float) -> Ranked:
         at = [i for i, c in enumerate(rows) if c.kind == kind and c.feature == index]
-        what = flag([new[i] for i in at], [fluency[i] for i in at], [repeats[i] for i in at])
-        if not first.overflowed.isdisjoint(at):
-            what = "broken"
         cut = len(validation)
-        return Ranked(index, kind, what, alpha, effect, scores(at[:cut]), scores(at[cut:]))
+        return Ranked(index, kind, alpha, effect, scores(at[:cut]), scores(at[cut:]))
 
     features = [ranked("feature", i, bank.alpha[i].item(), effects[i]) for i in range(len(bank))]
     others = [ranked("control", i, None, effects[len(bank) + i]) for i in range(len(controls))]
@@ -251,7 +260,7 @@ class _FirstToken:
 
     def take(self, row: int, logits: Tensor) -> None:
         prompt, place = divmod(row, self.rows_per_prompt)
-        if not torch.isfinite(logits).all():
+        if (logits.isnan() | logits.isposinf()).any():  # −inf is how some models mask words
             self.overflowed.add(row)
             logits = torch.zeros_like(logits)
         if self.pair is not None:
@@ -266,6 +275,8 @@ def _check(bank: FeatureSet, validation: Prompts, held_out: Prompts, by: str, co
         raise MelboError(f"no order {by!r}: expected one of {', '.join(ORDERS)}")
     if by == "contrast" and contrast is None:
         raise MelboError("the order 'contrast' needs two strings: contrast=('Sure', 'Sorry'), or --contrast Sure Sorry")
+    if "prompts" not in bank.meta.get("map", {}):
+        raise MelboError("these features were not fitted on a CausalMap: rank needs to know their prompts; use generate")
     if num_controls < 1:
         raise MelboError(f"num_controls is {num_controls}: expected at least 1; a score without a control says little")
     fitted = {tuple(t) for t in bank.meta.get("map", {}).get("prompts", {}).get("tokens", [])}
@@ -281,12 +292,13 @@ def _check(bank: FeatureSet, validation: Prompts, held_out: Prompts, by: str, co
 def _effects(lm: LanguageModel, bank: FeatureSet, controls: Tensor) -> list[float]:
     """‖Δ_R(v)‖ on the prompts of the fit."""
     cmap = CausalMap.from_description(lm, bank.meta["map"])
-    return cmap.value(bank.scale * torch.cat([bank.V, controls])).norm(dim=-1).tolist()
+    effects = cmap.value(bank.scale * torch.cat([bank.V, controls.to(bank.V)])).norm(dim=-1)
+    return effects.nan_to_num(nan=torch.finfo(effects.dtype).max).tolist()
 
 
 def _in_order(rows: list[Ranked], by: str) -> tuple[Ranked, ...]:
     """Active before the rest: a broken reply can be very new and, repeating itself, very likely."""
-    return tuple(sorted(rows, key=lambda r: (r.flag != "active", -r.score(by, "validation"))))
+    return tuple(sorted(rows, key=lambda r: (r.validation.flag != "active", -r.score(by, "validation"))))
 
 
 def _mean(values: Sequence[float]) -> float:

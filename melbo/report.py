@@ -46,7 +46,7 @@ def report(folder: str | Path) -> Path:
     environment.filters.update(num=_number, quote=lambda value: shlex.quote(str(value)))
     template = environment.from_string(files("melbo").joinpath("report.html.j2").read_text(encoding="utf-8"))
     page = template.render(bank=bank, run=bank.meta, folder=folder, score=score, figures=_figures(bank), **table)
-    write_whole(folder / "report.html", page.encode())
+    write_whole({folder / "report.html": page.encode()})
     return folder / "report.html"
 
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from .generate import Completion, Completions
+from .generate import Completion, Completions, batches_that_fit
 from .model import LanguageModel
 from .progress import track
 from .prompts import Prompts, pad_rows
@@ -46,34 +46,49 @@ def repetition(tokens: Sequence[int], n: int = 4) -> float:
 def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], batch_size: int = 32, progress: bool = True) -> list[float]:
     """Mean negative log-likelihood of each completion's tokens under the unsteered model, given its prompt, in nats a token.
 
-    Each prompt runs once; the replies to it share its keys and values.
+    Each prompt runs once and the replies to it share its keys and values, where the model's cache can be shared. Batches are halved when
+    memory runs out.
+
+    Raises:
+        MelboError: Memory runs out on a single row.
     """
     found = [0.0] * len(completions)
     with track(len(completions), "fluency", progress) as bar, torch.no_grad():
         for p in range(len(prompts)):
-            to_prompt = [i for i, c in enumerate(completions) if c.prompt == p]
-            to_prompt.sort(key=lambda i: len(completions[i].tokens))
+            to_prompt = sorted((i for i, c in enumerate(completions) if c.prompt == p), key=lambda i: len(completions[i].tokens))
             head = torch.tensor([prompts.tokens[p]], device=lm.device)
-            prefix = lm.model(input_ids=head, use_cache=True, logits_to_keep=1)
-            for start in range(0, len(to_prompt), batch_size):
-                batch = to_prompt[start : start + batch_size]
-                costs = _token_nll(lm, head, prefix, [completions[i].tokens for i in batch])
-                for i, cost in zip(batch, costs, strict=True):
+            prefix = _shareable_prefix(lm, head)
+
+            def run(batch: list[int], head: Tensor = head, prefix: Any = prefix) -> None:
+                for i, cost in zip(batch, _token_nll(lm, head, prefix, [completions[i].tokens for i in batch]), strict=True):
                     found[i] = cost
-                bar.update(len(batch))
+
+            for done in batches_that_fit(to_prompt, batch_size, run):
+                bar.update(done)
     return found
 
 
+def _shareable_prefix(lm: LanguageModel, head: Tensor) -> Any:
+    """The forward pass over a prompt ``[1, T]`` with its cache, or None where the cache cannot be copied for several replies."""
+    prefix = lm.model(input_ids=head, use_cache=True)
+    layers = getattr(getattr(prefix, "past_key_values", None), "layers", None)
+    return prefix if layers and all(hasattr(layer, "batch_repeat_interleave") for layer in layers) else None
+
+
 def _token_nll(lm: LanguageModel, head: Tensor, prefix: Any, replies: Sequence[Sequence[int]]) -> list[float]:
-    """Mean cost of each reply after a prompt ``head`` ``[1, T]`` whose forward pass was ``prefix``."""
+    """Mean cost of each reply after a prompt ``head`` ``[1, T]`` whose forward pass was ``prefix`` (None: run it again with each reply)."""
     ids, mask = pad_rows(replies, lm.pad, side="right")
     ids, mask = ids.to(lm.device), mask.to(lm.device)
-    logits = prefix.logits.expand(len(ids), -1, -1)
-    if ids.shape[1] > 1:
-        cache = copy.deepcopy(prefix.past_key_values)  # a forward pass writes into it
-        cache.batch_repeat_interleave(len(ids))
-        seen = torch.cat([torch.ones_like(head).expand(len(ids), -1), mask[:, :-1].long()], 1)
-        logits = torch.cat([logits, lm.model(input_ids=ids[:, :-1], attention_mask=seen, past_key_values=cache).logits], 1)
+    heads = head.expand(len(ids), -1)
+    seen = torch.cat([torch.ones_like(heads), mask.long()], 1)
+    if prefix is None:
+        logits = lm.model(input_ids=torch.cat([heads, ids], 1), attention_mask=seen, use_cache=False).logits[:, head.shape[1] - 1 : -1]
+    else:
+        logits = prefix.logits[:, -1:].expand(len(ids), -1, -1)
+        if ids.shape[1] > 1:
+            cache = copy.deepcopy(prefix.past_key_values)  # a forward pass writes into it
+            cache.batch_repeat_interleave(len(ids))
+            logits = torch.cat([logits, lm.model(input_ids=ids[:, :-1], attention_mask=seen[:, :-1], past_key_values=cache).logits], 1)
     ids, mask = ids.to(logits.device), mask.to(logits.device)
     cost = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
     return ((cost * mask).sum(1) / mask.sum(1)).tolist()
@@ -84,15 +99,15 @@ def novel_yet_fluent(novelty: float, nll: float) -> float:
     return novelty - NLL_WEIGHT * nll
 
 
-def flag(novelty: Sequence[float], nll: Sequence[float], repetition: Sequence[float]) -> Flag:
+def flag(novelty: Sequence[float], nll: Sequence[float], repetition: Sequence[float], overflowed: Sequence[bool]) -> Flag:
     """What a feature does over several prompts: nothing (``inert``), damage (``broken``, on most prompts) or something (``active``)."""
     if sum(novelty) / len(novelty) <= 1 - INERT_SIMILARITY:
         return "inert"
-    damaged = [n > BROKEN_NLL or r > BROKEN_REPETITION for n, r in zip(nll, repetition, strict=True)]
+    damaged = [o or n > BROKEN_NLL or r > BROKEN_REPETITION for n, r, o in zip(nll, repetition, overflowed, strict=True)]
     return "broken" if sum(damaged) * 2 > len(damaged) else "active"
 
 
 def kl(steered: Tensor, unsteered: Tensor) -> float:
     """KL(steered ‖ unsteered) of two next-token distributions given by logits ``[vocabulary]``, in nats."""
     p, q = steered.double().log_softmax(-1), unsteered.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum().item()
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum().item()

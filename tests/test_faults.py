@@ -76,7 +76,7 @@ def test_fault_7_contrast_is_read_from_the_real_logits_of_prompts_not_fitted_on(
         with steer(lm, bank[r.index]):
             logits = lm.model(torch.tensor(reported.tokens)).logits[0, -1]
         assert r.held_out.contrast == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-4)
-    values = [r.validation.contrast for r in ranking.features if r.flag == "active"]
+    values = [r.validation.contrast for r in ranking.features if r.validation.flag == "active"]
     assert values == sorted(values, reverse=True)
     for chosen_on, reported_on in ((used, reported), (chosen, used), (chosen, chosen)):
         with pytest.raises(MelboError, match="was used before"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import tiny_model
 
-from melbo import CausalMap, Exponential, MelboError, Prompts, fit, steer
+from melbo import CausalMap, Exponential, MelboError, Prompts, Random, fit, steer
 from melbo.rank import ORDERS, load_ranking, rank
 from melbo.score import kl
 
@@ -29,9 +29,9 @@ def test_orders_go_by_validation_scores_active_first(world, by):
     assert sorted(r.index for r in ranking.controls) == [0, 1, 2]
     for rows in (ranking.features, ranking.controls):
         for group in (True, False):
-            scores = [r.score(by, "validation") for r in rows if (r.flag == "active") is group]
+            scores = [r.score(by, "validation") for r in rows if (r.validation.flag == "active") is group]
             assert scores == sorted(scores, reverse=True)
-        active = [r.flag == "active" for r in rows]
+        active = [r.validation.flag == "active" for r in rows]
         assert active == sorted(active, reverse=True)
 
 
@@ -101,3 +101,21 @@ def test_saved_rankings_come_back(world, tmp_path):
 def test_settings_that_cannot_work_are_refused(world, settings, says):
     with pytest.raises(MelboError, match=says):
         ranked(world, **settings)
+
+
+def test_held_out_prompts_have_no_part_in_the_order(world):
+    lm, bank, chosen, _ = world
+    other = Prompts.chat(lm, ["you and we is was"])
+    two = rank(lm, bank, chosen, other, max_new_tokens=4, num_controls=3, contrast=("yes", "no"), by="kl", progress=False)
+    one = ranked(world, by="kl")
+    assert [r.index for r in one.features] == [r.index for r in two.features]
+    assert [r.held_out.kl for r in one.features] != [r.held_out.kl for r in two.features]
+
+
+def test_controls_are_not_the_directions_of_a_random_fit(world):
+    lm, bank, chosen, reported = world
+    cmap = CausalMap.from_description(lm, bank.meta["map"])
+    chance = fit(cmap, Random(3, 2.0), seed=0).features
+    ranking = rank(lm, chance, chosen, reported, max_new_tokens=2, num_controls=3, seed=0, progress=False)
+    features, controls = ({round(r.effect, 9) for r in rows} for rows in (ranking.features, ranking.controls))
+    assert features.isdisjoint(controls)

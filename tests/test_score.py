@@ -47,14 +47,32 @@ def test_nll_equals_one_reply_at_a_time():
 
 
 def test_flags():
-    assert flag([0.0, 0.1], [1.0, 1.0], [0.0, 0.0]) == "inert"
-    assert flag([0.9, 0.9], [1.0, 1.0], [0.0, 0.0]) == "active"
-    assert flag([0.9, 0.9], [9.0, 9.0], [0.0, 0.0]) == "broken"
-    assert flag([0.9, 0.9], [1.0, 1.0], [0.5, 0.5]) == "broken"
-    assert flag([0.9, 0.9, 0.9], [1.0, 9.0, 1.0], [0.0, 0.0, 0.0]) == "active"
+    fine = [False, False]
+    assert flag([0.0, 0.1], [1.0, 1.0], [0.0, 0.0], fine) == "inert"
+    assert flag([0.9, 0.9], [1.0, 1.0], [0.0, 0.0], fine) == "active"
+    assert flag([0.9, 0.9], [9.0, 9.0], [0.0, 0.0], fine) == "broken"
+    assert flag([0.9, 0.9], [1.0, 1.0], [0.5, 0.5], fine) == "broken"
+    assert flag([0.9, 0.9], [1.0, 1.0], [0.0, 0.0], [True, True]) == "broken"
+    assert flag([0.9, 0.9, 0.9], [1.0, 9.0, 1.0], [0.0, 0.0, 0.0], [*fine, False]) == "active"
 
 
 def test_kl_by_hand():
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     assert kl(p.log(), q.log()) == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
     assert kl(q, q + 3) == pytest.approx(0, abs=1e-12)
+
+
+def test_kl_where_words_are_masked():
+    p = torch.tensor([0.0, 0.0, -torch.inf])
+    assert kl(p, p) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "recurrent_gemma"])
+def test_nll_of_models_whose_cache_cannot_be_shared(name):
+    lm = tiny_model(name, dtype=torch.float32)
+    prompts = Prompts(("a",), ((5, 6, 7),))
+    rows = [Completion("feature", i, 0, "", "", tokens) for i, tokens in enumerate([(13, 14), (15,), (16, 17, 18)])]
+    for value, row in zip(nll(lm, prompts, rows, progress=False), rows, strict=True):
+        logp = lm.model(torch.tensor([[5, 6, 7, *row.tokens]]), use_cache=False).logits[0].log_softmax(-1)
+        expected = -sum(logp[2 + j, t].item() for j, t in enumerate(row.tokens)) / len(row.tokens)
+        assert value == pytest.approx(expected, abs=1e-3)
