@@ -12,6 +12,7 @@ from .methods import Exponential, Linear, ProjectedLinear, Quadratic, Random
 from .model import LanguageModel
 from .oracles import FunctionMap
 from .prompts import Prompts
+from .rank import Ranking, rank
 from .steer import Add, edit, steer
 
 __version__ = "0.1.0"
@@ -31,11 +32,13 @@ __all__ = [
     "Prompts",
     "Quadratic",
     "Random",
+    "Ranking",
     "Status",
     "calibrate",
     "edit",
     "fit",
     "generate",
     "load",
+    "rank",
     "steer",
 ]

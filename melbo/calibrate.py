@@ -76,9 +76,9 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
 
         for fraction in _GRID:
             gap(math.log(fraction * norm))
-        while curve[min(curve)] > nonlinearity and min(curve) > 1.001 * low:  # exp∘log rounds
+        while min(curve.values()) > nonlinearity and min(curve) > 1.001 * low:  # exp∘log rounds
             gap(math.log(max(low, min(curve) / 4)))
-        while curve[max(curve)] < nonlinearity and max(curve) < 0.999 * high:
+        while max(curve.values()) < nonlinearity and max(curve) < 0.999 * high:
             gap(math.log(min(high, max(curve) * 2)))
 
         points = sorted(curve.items())
@@ -92,7 +92,9 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
     points = sorted(curve.items())
     falls = [q for (_, p), (q, r) in pairwise(points) if r < 0.98 * p and q < 8 * scale]
     warning = None
-    if falls:
+    if falls and falls[-1] < scale:
+        warning = f"below R = {falls[-1]:.3g} the curve rises again, as rounding makes it do: float32 is exact; R itself lies above that"
+    elif falls:
         warning = f"the curve is not monotone (it falls at R = {falls[0]:.3g}): look at it before trusting R; more directions or prompts steady it"
     return Calibration(scale, scale / map.source_norm if map.source_norm else None, nonlinearity, points, warning)
 

@@ -32,7 +32,8 @@ class CausalMap(Map):
         concatenate: Stack prompts and target positions instead of averaging them; ``d_target`` is then prompts × target_tokens × d
             (the original MELBO objective's view).
         prompt_batch: How many prompts run side by side, padded to the longest. The result does not depend on it.
-        tokens_per_pass: How many tokens run through the blocks at a time; by default 2048 on a CPU, 65536 on a GPU.
+        tokens_per_pass: How many tokens run through the blocks at a time; by default 2048 on a CPU, on a GPU what fits
+            half of its free memory.
 
     Raises:
         MelboError: ``source ≥ target``, a layer out of range, a prompt shorter than ``target_tokens`` (or with nothing to steer), or
@@ -75,7 +76,7 @@ class CausalMap(Map):
         self.dtype = first.dtype if first.dtype == torch.float64 else torch.float32
         self.d_source = first.shape[-1]
         self.d_target = len(prompts) * target_tokens * self.d_source if concatenate else self.d_source
-        self.tokens_per_pass = tokens_per_pass or (65536 if self.device.type == "cuda" else 2048)
+        self.tokens_per_pass = tokens_per_pass or self._usual_tokens(first.dtype)
         self.source_norm, self.target_norm = self._norms()
         self._pieces = self._make_pieces()
 
@@ -129,6 +130,13 @@ class CausalMap(Map):
         finally:
             if before is not None:
                 setattr(config, name, before)
+
+    def _usual_tokens(self, dtype: torch.dtype) -> int:
+        """What a backward pass keeps is about 16 values a token, block and unit of width in a Llama (measured); 32 leaves room for wide MLPs."""
+        if self.device.type != "cuda":
+            return 2048
+        kept = 32 * (self.target - self.source) * self.d_source * dtype.itemsize
+        return min(65536, max(1024, torch.cuda.mem_get_info(self.device)[0] // 2 // kept))
 
     def _norms(self) -> tuple[float, float]:
         """Median ‖h_source‖ without the first token, and mean ‖h_target‖ over the target positions of the unsteered run."""

@@ -9,6 +9,7 @@ from .errors import MelboError
 from .features import FeatureSet
 from .generate import greedy
 from .model import LanguageModel
+from .prompts import render_chat
 from .steer import check_strength, steer
 
 _HELP = "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · /reset forget the conversation · /quit"
@@ -61,10 +62,7 @@ class Chat:
         name, *rest = line.split()
         try:
             if name == "/feature":
-                index = int(rest[0])
-                if not 0 <= index < len(self.bank):
-                    raise MelboError(f"got feature {index}, there are {len(self.bank)}: expected 0 to {len(self.bank) - 1}")
-                self.feature = index
+                self.feature = self.bank.check_index(int(rest[0]))
             elif name == "/strength":
                 strength = float(rest[0])
                 check_strength(strength)
@@ -82,7 +80,7 @@ class Chat:
     def reply(self, text: str, stream: bool = False) -> str:
         """The model's answer to one more turn of the user."""
         said = {"role": "user", "content": text}
-        rendered = self.lm.tokenizer.apply_chat_template([*self._head, *self.turns, said], tokenize=False, add_generation_prompt=True)
+        rendered = render_chat(self.lm, [*self._head, *self.turns, said])
         inputs = self.lm.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
         ids = inputs["input_ids"]
         streamer = TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -55,6 +56,8 @@ def main() -> None:
         _fail(f"{err.format_message()} (see {command} --help)")
     except (MelboError, click.ClickException) as err:
         _fail(str(err))
+    except torch.OutOfMemoryError as err:
+        _fail(f"out of memory ({str(err).splitlines()[0]}): use fewer or shorter prompts, a smaller dtype, or another device")
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted")
         sys.exit(130)
@@ -226,7 +229,7 @@ def sample(run: Path, model: str | None, features: Sequence[int], strength: floa
     texts = _read_prompts(options)
     lm = _load_for(run, model, options)
     bank = _bank(run, lm)
-    chosen = [_feature(bank, i) for i in features] or list(range(len(bank)))
+    chosen = [bank.check_index(i) for i in features] or list(range(len(bank)))
     table = generate(lm, _prompts_like(bank, lm, texts), bank[chosen], max_new_tokens=max_new_tokens, strength=strength)
     for c in table:
         index = None if c.feature is None else chosen[c.feature]
@@ -247,7 +250,7 @@ def chat(run: Path, model: str | None, feature: int | None, strength: float, max
     """Talk to the model of RUN while a feature steers it; /help lists what can be changed on the way."""
     lm = _load_for(run, model, options)
     bank = _bank(run, lm)
-    Chat(lm, bank, None if feature is None else _feature(bank, feature), strength, max_new_tokens).loop()
+    Chat(lm, bank, None if feature is None else bank.check_index(feature), strength, max_new_tokens).loop()
 
 
 @cli.command()
@@ -353,7 +356,6 @@ def _read_file(file: Path) -> list[str]:
 
 
 def _load(name: str, options: _Options) -> LanguageModel:
-
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     return load(name, **options)
@@ -368,7 +370,6 @@ def _load_for(run: Path, name: str | None, options: _Options) -> LanguageModel:
 
 
 def _causal_map(lm: LanguageModel, texts: Sequence[str], options: _Options) -> CausalMap:
-
     settings = dict(options)
     prompts = _as_prompts(lm, texts, settings.pop("system", None), settings.pop("text", False))
     depth = {"source": round(lm.depth * 8 / 30), "target": round(lm.depth * 20 / 30)}
@@ -379,7 +380,6 @@ def _causal_map(lm: LanguageModel, texts: Sequence[str], options: _Options) -> C
 
 
 def _as_prompts(lm: LanguageModel, texts: Sequence[str], system: str | None, text: bool) -> Prompts:
-
     if text and system is not None:
         raise MelboError("--system needs a chat template, --text reads prompts without one: leave one of them out")
     return Prompts.text(lm, texts) if text else Prompts.chat(lm, texts, system)
@@ -392,14 +392,7 @@ def _prompts_like(bank: FeatureSet, lm: LanguageModel, texts: Sequence[str]) -> 
 
 
 def _bank(run: Path, lm: LanguageModel) -> FeatureSet:
-
     return FeatureSet.load(run, lm)
-
-
-def _feature(bank: FeatureSet, index: int) -> int:
-    if not 0 <= index < len(bank):
-        raise MelboError(f"got feature {index}, the run has {len(bank)}: expected 0 to {len(bank) - 1}")
-    return index
 
 
 def _take(options: _Options, *names: str) -> _Options:

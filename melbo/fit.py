@@ -12,11 +12,13 @@ import torch
 from .errors import MelboError
 from .features import FeatureSet
 from .iterate import Record, Status, iterate
+from .linalg import random_rows
 from .methods import Direct, Iterative, Method
 from .oracles import Map
+from .transcoder import Factors
 
 _BLOW_UP = (
-    "one feature moves the target {:.0f} times as far as the median one: it may win by blowing up norms; "
+    "the response of one feature is {:.0f} times the median one: it may win by blowing up norms; "
     "compare with normalise_target, skip_first or a smaller scale"
 )
 
@@ -55,27 +57,23 @@ def fit(map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record
     Raises:
         MelboError: Settings that cannot work on this map, or a response that is not finite from the start (names the layer).
     """
+    if not isinstance(method, (Iterative, Direct)):
+        raise MelboError(f"got {type(method).__name__}, expected one of melbo's methods (Linear, Quadratic, Exponential …)")
     method.check(map)
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     history: list[Record] = []
-    status = Status.DIRECT
     if isinstance(method, Iterative):
-        state = method.init(map, generator)
-        run = iterate(lambda s: method.step(map, s), state, max_steps=method.max_steps, tol=method.tol, callback=callback, progress=progress)
-        history, status = run.history, run.status
-        if status is Status.NON_FINITE and not history:
-            _raise_nonfinite(map, method)
-        factors = method.finish(map, run.state)
-    elif isinstance(method, Direct):
-        factors = method.solve(map, generator)
+        factors, status, history = _iterative(map, method, generator, callback, progress)
     else:
-        raise MelboError(f"got {type(method).__name__}, expected one of melbo's methods (Linear, Quadratic, Exponential …)")
-    if not (torch.isfinite(factors.V).all() and torch.isfinite(factors.U).all() and torch.isfinite(factors.alpha).all()):
-        _raise_nonfinite(map, method)
+        factors, status = method.solve(map, generator), Status.DIRECT
+    if not _finite(factors):
+        probe = random_rows(1, map.d_source, torch.Generator().manual_seed(0))
+        where = map.locate_nonfinite(method.scale * probe)
+        raise MelboError(f"{where} is not finite at scale {method.scale:g}: lower the scale, or load the model in float32 or bfloat16")
 
     size = factors.b.abs()
-    dominance = (size.max() / size.median()).item()
+    dominance = (size.max() / size.median()).item() if size.median() > 0 else 1.0
     warning = _BLOW_UP.format(dominance) if dominance > 10 else None
     stats = {"explained": factors.explained, "dominance": dominance, "seconds": time.perf_counter() - start, "sweeps": len(history)}
     meta = {
@@ -91,10 +89,32 @@ def fit(map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record
     return Fit(bank, status, history, stats, warning)
 
 
-def _raise_nonfinite(map: Map, method: Method) -> None:
-    probe = torch.randn(1, map.d_source, generator=torch.Generator().manual_seed(0))
-    where = map.locate_nonfinite(method.scale * probe / probe.norm())
-    raise MelboError(f"{where} is not finite at scale {method.scale:g}: lower the scale, or load the model in float32 or bfloat16")
+def _iterative(
+    map: Map, method: Iterative, generator: torch.Generator, callback: Callable[[int, Record], None] | None, progress: bool
+) -> tuple[Factors, Status, list[Record]]:
+    """The factors of the last finished sweep, computed afresh where that can be done."""
+    run = iterate(
+        lambda state: method.step(map, state),
+        method.init(map, generator),
+        max_steps=method.max_steps,
+        tol=method.tol,
+        callback=callback,
+        progress=progress,
+    )
+    last, status = run.state.found, run.status
+    try:
+        factors = method.finish(map, run.state)
+    except KeyboardInterrupt:
+        if last is None:
+            raise
+        return last, Status.INTERRUPTED, run.history
+    if not _finite(factors) and last is not None:  # the last step led where Δ is not finite
+        return last, Status.NON_FINITE, run.history
+    return factors, status, run.history
+
+
+def _finite(factors: Factors) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in (factors.V, factors.U, factors.alpha))
 
 
 def _versions() -> dict[str, Any]:

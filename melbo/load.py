@@ -52,6 +52,8 @@ def load(
         folder = str(_converted(Path(name)))
     else:
         folder = name
+    if device is not None and device_map is not None:
+        raise MelboError(f"got device={str(device)!r} and device_map={device_map!r}: give one of them")
     place = _device(device) if device_map is None else None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -81,7 +81,10 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every parameter's name, shape and up to 4096 evenly spaced values (as bfloat16, so that it survives a change of dtype)."""
+        """SHA-256 over every parameter's name, shape and up to 4096 evenly spaced values.
+
+        They are hashed as bfloat16, so that a model in float32 and the same in bfloat16 agree; float16 rounds differently.
+        """
         digest = hashlib.sha256()
         for name, p in sorted(self.model.named_parameters()):
             digest.update(f"{name}{tuple(p.shape)}".encode())
@@ -134,11 +137,20 @@ class LanguageModel:
         try:
             one = self.capture(ids[:1], mask[:1], 0, self.depth)
             self.axes = batch_axes(one, self.capture(ids, mask, 0, self.depth))
-            one = self.capture(ids[:1], mask[:1], 0, self.depth)
+            entering: list[Tensor] = []
+
+            def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+                entering.append(args[0] if args else kwargs["hidden_states"])
+
+            handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
+            try:
+                one = self.capture(ids[:1], mask[:1], 0, self.depth)
+            finally:
+                for handle in handles:
+                    handle.remove()
             off = 0.0
             with torch.no_grad():
-                for layer, hidden in one.trace(one.hidden.repeat(2, 1, 1)):
-                    truth = one.output if layer == self.depth else self.capture(ids[:1], mask[:1], layer, layer + 1).hidden
+                for (_, hidden), truth in zip(one.trace(one.hidden.repeat(2, 1, 1)), [*entering[1:], one.output], strict=True):
                     off = max(off, ((hidden - truth)[:, :3].norm() / truth[:, :3].norm()).item())
         except MelboError:
             raise

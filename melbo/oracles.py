@@ -188,20 +188,23 @@ class FunctionMap(Map):
         d_target: Width of a response.
         dtype: In which ``fn`` computes.
         chunk: How many rows to hand to ``fn`` at a time.
+        device: Where ``fn`` computes.
 
     Raises:
         MelboError: ``fn(0)`` has the wrong shape or is not zero.
     """
 
-    def __init__(self, fn: Callable[[Tensor], Tensor], d_source: int, d_target: int, dtype: torch.dtype = torch.float32, chunk: int = 1024) -> None:
+    def __init__(
+        self, fn: Callable[[Tensor], Tensor], d_source: int, d_target: int, dtype: torch.dtype = torch.float32, chunk: int = 1024, device: str = "cpu"
+    ) -> None:
         self.d_source, self.d_target, self.dtype, self.tokens_per_pass = d_source, d_target, dtype, chunk
-        self.device = torch.device("cpu")
+        self.device = torch.device(device)
         self.fn = fn
         with torch.no_grad():
-            at_zero = fn(torch.zeros(1, d_source, dtype=dtype))
+            at_zero = fn(torch.zeros(1, d_source, dtype=dtype, device=self.device))
         if at_zero.shape != (1, d_target):
             raise MelboError(f"fn maps [1, {d_source}] to {tuple(at_zero.shape)}, expected [1, {d_target}]")
-        if at_zero.abs().max() > 1e-6:
+        if not at_zero.abs().max() <= 1e-6:
             raise MelboError(f"fn(0) has norm {at_zero.norm():.2g}, expected 0: subtract the unperturbed response")
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from .errors import MelboError
@@ -49,8 +50,7 @@ class Prompts:
         head = [] if system is None else [{"role": "system", "content": system}]
 
         def render(text: str) -> str:
-            turns = [*head, {"role": "user", "content": text}]
-            return lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return render_chat(lm, [*head, {"role": "user", "content": text}])
 
         return cls._read(lm, texts, render, "chat", system)
 
@@ -88,8 +88,11 @@ class Prompts:
         """Number of prompts."""
         return len(self.texts)
 
-    def __getitem__(self, rows: slice) -> "Prompts":
-        """A sub-sequence of the prompts."""
+    def __getitem__(self, rows: int | slice) -> "Prompts":
+        """Some of the prompts; one for an integer."""
+        if isinstance(rows, int):
+            rows = range(len(self))[rows]  # refuses one that is not there
+            rows = slice(rows, rows + 1)
         return Prompts(self.texts[rows], self.tokens[rows], self.kind, self.system)
 
     @property
@@ -113,6 +116,18 @@ class Prompts:
         """
         for start in range(0, len(self), size):
             yield pad_rows(self.tokens[start : start + size], pad, side="right")
+
+
+def render_chat(lm: "LanguageModel", turns: Sequence[dict[str, str]]) -> str:
+    """A conversation as the model reads it, up to where its reply begins.
+
+    Raises:
+        MelboError: The template refuses it (many refuse a system message).
+    """
+    try:
+        return lm.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+    except TemplateError as err:
+        raise MelboError(f"the chat template of {lm.name} refuses these turns ({err}): leave the system message out") from err
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:

@@ -40,9 +40,13 @@ def fit_strengths(V: Tensor, U: Tensor, b: Tensor, activation: Activation, ridge
         b: Inner product of each factor with Δ_R ``[m]``: R·uᵀJv, R²·H(u,v,v) or ⟨u, Δ_R(v)⟩.
         activation: σ.
         ridge: Added to the diagonal, relative to its mean: K is singular when factors repeat.
+
+    Values that are not finite give an ``explained`` that is not a number, and no error.
     """
     K = kernel(V.double(), U.double(), activation)
     b = b.to(K)
     damped = K + ridge * K.diagonal().mean() * torch.eye(len(K)).to(K)
+    if not torch.isfinite(damped).all() or not torch.isfinite(b).all():  # the driver stops on it
+        return Factors(V, U, torch.full_like(V[:, 0], torch.nan), b.to(V), float("nan"))
     alpha = torch.cholesky_solve(b[:, None], torch.linalg.cholesky(damped))[:, 0]
     return Factors(V, U, alpha.to(V), b.to(V), (2 * alpha @ b - alpha @ K @ alpha).item())

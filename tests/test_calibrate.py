@@ -62,3 +62,9 @@ def test_a_curve_that_falls_again_carries_a_warning():
 def test_bad_target_is_refused():
     with pytest.raises(MelboError, match="nonlinearity is 0"):
         calibrate(smooth(), nonlinearity=0, progress=False)
+
+
+def test_a_rounding_floor_at_small_scales_is_called_that():
+    found = calibrate(scalar_map(lambda r: r + 0.9 * r / 0.02 * torch.exp(1 - r / 0.02)), progress=False)
+    assert found.scale == pytest.approx(0.5, rel=0.02)  # the crossing above the floor
+    assert "rounding" in found.warning

@@ -136,3 +136,43 @@ def test_a_feature_that_dwarfs_the_others_is_pointed_out():
     assert even.warning is None
     assert "blowing up norms" in tall.warning
     assert tall.features.meta["fit"]["warning"] == tall.warning
+
+
+@pytest.mark.parametrize("method", [Exponential(3, 1.0, tol=0.0), Quadratic(3, 1.0, tol=0.0)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_response_that_stops_being_finite_keeps_the_last_good_sweep(method, bad):
+    toy, calls = smooth(12, 9), 0
+    fine = toy.fn
+
+    def fn(theta):
+        nonlocal calls
+        calls += 1
+        return fine(theta) + (bad * theta.square().sum(-1, keepdim=True) if calls > 8 else 0.0)
+
+    found = fit(FunctionMap(fn, 12, 9, torch.float64), method, progress=False)
+    assert found.status.name == "NON_FINITE"
+    assert len(found.history) >= 1
+    assert found.stats["explained"] == found.history[-1]["explained"]
+
+
+def test_an_interrupt_while_finishing_keeps_the_last_sweep(monkeypatch):
+    def interrupted(self, map, state):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Exponential, "finish", interrupted)
+    found = fit(smooth(12, 9), Exponential(3, 1.0, max_steps=2), progress=False)
+    assert found.status.name == "INTERRUPTED"
+    assert found.stats["explained"] == found.history[-1]["explained"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"), [({"orthogonalise": "QR"}, "orthogonalise is 'QR'"), ({"start": "projection"}, "start is 'projection'")]
+)
+def test_misspelt_settings_are_refused(settings, says):
+    with pytest.raises(MelboError, match=says):
+        fit(smooth(), Exponential(3, 1.0, **settings), progress=False)
+
+
+def test_what_is_not_a_method_is_refused():
+    with pytest.raises(MelboError, match="got str, expected one of melbo's methods"):
+        fit(smooth(), "exponential", progress=False)

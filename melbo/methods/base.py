@@ -78,7 +78,10 @@ class Iterative(Method):
 
     @abstractmethod
     def step(self, map: Map, state: Any) -> tuple[Any, Record]:
-        """One sweep: the next state, and the measures ``objective``, ``explained`` and ``change``."""
+        """One sweep: the next state, and the measures ``objective``, ``explained`` and ``change``.
+
+        The state's ``found`` holds the factors that the sweep evaluated, for when it turns out to be the last good one.
+        """
 
     @abstractmethod
     def finish(self, map: Map, state: Any) -> Factors:

@@ -19,6 +19,7 @@ class _State(NamedTuple):
     V: Tensor  # [m, d_source], unit rows, not yet pushed apart
     U: Tensor  # [m, d_target], unit rows
     gain: Tensor  # [m], norm of each factor's last gradient
+    found: Factors | None = None  # what the last sweep evaluated
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Exponential(Iterative):
         super().check(map)
         if self.orthogonalise != "soft":
             self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
+        if self.orthogonalise not in ("qr", "polar", "soft"):
+            raise MelboError(f"orthogonalise is {self.orthogonalise!r}: expected 'qr', 'polar' or 'soft'")
+        if self.start not in ("projected", "backward"):
+            raise MelboError(f"start is {self.start!r}: expected 'projected' or 'backward'")
         if not 0 < self.beta <= 1:
             raise MelboError(f"beta is {self.beta}: expected more than 0 and at most 1")
 
@@ -75,13 +80,13 @@ class Exponential(Iterative):
         gradient = self.scale * gradient
         moved = unit(self._mix(unit(gradient, fallback=V), V), fallback=V)
 
-        size = (U * D).sum(-1)  # b; equals ‖D‖ when β = 1
+        found = fit_strengths(V, U, (U * D).sum(-1), "exponential")  # b equals ‖D‖ when β = 1
         record = {
             "objective": D.norm(dim=-1).mean().item(),
-            "explained": fit_strengths(V, U, size, "exponential").explained,
+            "explained": found.explained,
             "change": (1 - (moved * state.V).sum(-1)).max().item(),
         }
-        return _State(moved, U, gradient.norm(dim=-1)), record
+        return _State(moved, U, gradient.norm(dim=-1), found), record
 
     def finish(self, map: Map, state: _State) -> Factors:
         """U = normalise(Δ_R(V)) at the final V, then α: b = ⟨u, Δ_R(v)⟩ = ‖Δ_R(v)‖."""

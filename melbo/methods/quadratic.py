@@ -1,7 +1,7 @@
 """Second order: directions whose curvature is largest, from the true Hessian of the map."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,17 @@ from .base import Iterative
 from .linear import projected_start
 
 
+class _State(NamedTuple):
+    V: Tensor  # [m, d_source], unit rows, not yet pushed apart
+    found: Factors | None = None  # what the last sweep evaluated
+
+
 @dataclass(frozen=True)
 class Quadratic(Iterative):
     """The quadratic transcoder, by symmetric orthogonalised alternating least squares on H (METHOD §3).
 
     Each sweep: V ← orthogonalise(V); u ← normalise H(·, v, v); v ← normalise H(u, v, ·). U is not orthogonalised. The response at ±v is the
-    same to second order, so both signs belong to a factor; the one kept is that of ``v`` with α ≥ 0 along u.
+    same to second order, so the sign of v is arbitrary: evaluate both.
 
     Attributes:
         num_factors: m ≤ d_source.
@@ -41,22 +46,23 @@ class Quadratic(Iterative):
             raise MelboError(f"orthogonalise is {self.orthogonalise!r}: expected 'qr' or 'polar' for the quadratic method")
         self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
 
-    def init(self, map: Map, generator: torch.Generator) -> Tensor:
+    def init(self, map: Map, generator: torch.Generator) -> _State:
         """The projected-linear start."""
-        return projected_start(map, self.num_factors, generator)
+        return _State(projected_start(map, self.num_factors, generator))
 
-    def step(self, map: Map, state: Tensor) -> tuple[Tensor, Record]:
+    def step(self, map: Map, state: _State) -> tuple[_State, Record]:
         """One sweep over all factors."""
-        V = orthogonalise(state, self.orthogonalise)
-        curvature = map.bilinear(V, V)  # H(·, v, v)
-        size = curvature.norm(dim=-1)
-        U = unit(curvature)
-        moved = unit(map.hvp(U, V), fallback=V)
-        explained = fit_strengths(V, U, self.scale**2 * size, "quadratic").explained
-        change = (1 - (moved * state).sum(-1).abs()).max().item()
-        return moved, {"objective": self.scale**2 * size.mean().item(), "explained": explained, "change": change}
+        V = orthogonalise(state.V, self.orthogonalise)
+        found = self._factors(map, V)
+        moved = unit(map.hvp(found.U, V), fallback=V)
+        change = (1 - (moved * state.V).sum(-1).abs()).max().item()
+        return _State(moved, found), {"objective": found.b.mean().item(), "explained": found.explained, "change": change}
 
-    def finish(self, map: Map, state: Tensor) -> Factors:
-        """U and α at the final V: b = R²·H(u, v, v)."""
-        curvature = map.bilinear(state, state)
-        return fit_strengths(state, unit(curvature), self.scale**2 * curvature.norm(dim=-1), "quadratic")
+    def finish(self, map: Map, state: _State) -> Factors:
+        """U and α at the final V."""
+        return self._factors(map, state.V)
+
+    def _factors(self, map: Map, V: Tensor) -> Factors:
+        """U = normalise H(·, v, v), and α from b = R²·H(u, v, v)."""
+        curvature = map.bilinear(V, V)
+        return fit_strengths(V, unit(curvature), self.scale**2 * curvature.norm(dim=-1), "quadratic")
