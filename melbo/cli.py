@@ -303,15 +303,17 @@ def _show(ranking: Ranking, top: int) -> None:
     # wide enough to be read where there is no terminal to measure
     console = Console() if sys.stdout.isatty() else Console(width=150)
     table = Table(title=f"Held-out prompt: {prompt}", title_justify="left", title_style="bold", show_edge=False)
-    table.add_column("")
-    table.add_column("flag")
-    table.add_column(ranking.by, justify="right")
-    table.add_column("held out", justify="right")
+    # strength and effect belong to the fit's own prompts: there is nothing held out about them
+    splits = {ranking.by: "validation"} if ranking.by in ("alpha", "effect") else {f"{ranking.by}, validation": "validation", "held out": "held_out"}
+    for heading in ("", "flag"):
+        table.add_column(heading)
+    for heading in splits:
+        table.add_column(heading, justify="right")
     table.add_column("reply")
-    table.add_row("unsteered", "", "", "", Text(said["unsteered", None]), end_section=True)
+    table.add_row("unsteered", "", *["" for _ in splits], Text(said["unsteered", None]), end_section=True)
     for rows, count in ((ranking.features, top), (ranking.controls, 3)):
         for i, r in enumerate(rows[:count]):
-            scores = [f"{r.score(ranking.by, split):.3g}" for split in ("validation", "held_out")]
+            scores = [f"{r.score(ranking.by, split):.3g}" for split in splits.values()]
             name = f"feature {r.index}" if r.kind == "feature" else f"random {r.index}"
             table.add_row(name, r.flag, *scores, Text(said[r.kind, r.index]), end_section=i == min(count, len(rows)) - 1)
     console.print(table)
