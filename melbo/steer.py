@@ -36,7 +36,9 @@ class Add:
 
 @contextmanager
 def edit(lm: LanguageModel, *edits: Add) -> Iterator[None]:
-    """Apply edits inside the ``with`` block, prompt and generated tokens alike, KV cache or not; undone exactly on leaving.
+    """Apply edits inside the ``with`` block, with a KV cache or without; undone exactly on leaving.
+
+    Without a cache every token of a pass counts as prompt, so ``where`` other than ``"all"`` needs one.
 
     Raises:
         MelboError: A layer that no block reads, a width that does not fit, or (at the forward pass) another number of rows than vectors.
