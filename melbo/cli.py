@@ -228,7 +228,7 @@ def sample(run: Path, model: str | None, features: Sequence[int], strength: floa
     """Print what features of RUN make the model say, the unsteered reply first."""
     texts = _read_prompts(options)
     lm = _load_for(run, model, options)
-    bank = _bank(run, lm)
+    bank = FeatureSet.load(run, lm)
     chosen = [bank.check_index(i) for i in features] or list(range(len(bank)))
     table = generate(lm, _prompts_like(bank, lm, texts), bank[chosen], max_new_tokens=max_new_tokens, strength=strength)
     for c in table:
@@ -249,7 +249,7 @@ def sample(run: Path, model: str | None, features: Sequence[int], strength: floa
 def chat(run: Path, model: str | None, feature: int | None, strength: float, max_new_tokens: int, **options: Any) -> None:
     """Talk to the model of RUN while a feature steers it; /help lists what can be changed on the way."""
     lm = _load_for(run, model, options)
-    bank = _bank(run, lm)
+    bank = FeatureSet.load(run, lm)
     Chat(lm, bank, None if feature is None else bank.check_index(feature), strength, max_new_tokens).loop()
 
 
@@ -289,7 +289,7 @@ def _settings_for(method: str, given: _Options) -> _Options:
 
 def _rank_run(lm: LanguageModel, run: Path, validation: Sequence[str], held_out: Sequence[str], **options: Any) -> Ranking:
     """Rank, save, report."""
-    bank = _bank(run, lm)
+    bank = FeatureSet.load(run, lm)
     ranking = order(lm, bank, _prompts_like(bank, lm, validation), _prompts_like(bank, lm, held_out), **options)
     ranking.save(run)
     write_report(run)
@@ -391,10 +391,6 @@ def _prompts_like(bank: FeatureSet, lm: LanguageModel, texts: Sequence[str]) -> 
     """Prompts of the kind, and with the system message, that the run was fitted on."""
     fitted = bank.meta["map"]["prompts"]
     return _as_prompts(lm, texts, fitted["system"], fitted["kind"] == "text")
-
-
-def _bank(run: Path, lm: LanguageModel) -> FeatureSet:
-    return FeatureSet.load(run, lm)
 
 
 def _take(options: _Options, *names: str) -> _Options:

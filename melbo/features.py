@@ -16,7 +16,6 @@ from .errors import MelboError
 from .model import LanguageModel
 
 SCHEMA = 1
-_NO_PROMPTS: dict[str, Any] = {"texts": [], "tokens": [], "kind": "text", "system": None}
 _TENSORS = "features.safetensors"
 _RUN = "run.json"
 _DERIVED = ("ranking.json", "completions.jsonl", "report.html")
@@ -170,7 +169,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise MelboError(f"no run in {folder} (no {_RUN}): give a folder that `melbo fit` has written")
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
         raise MelboError(f"{path} is truncated or not JSON ({err}): fit it again") from err
     schema = run.get("schema") if isinstance(run, dict) else None
@@ -179,9 +178,14 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     missing = {"scale", "source", "target"} - run.keys()
     if missing:
         raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
-    sound = isinstance(run["scale"], (int, float)) and all(isinstance(run[k], int) for k in ("source", "target"))
-    prompts = run["map"].get("prompts", _NO_PROMPTS) if isinstance(run.get("map"), dict) else _NO_PROMPTS
-    sound = sound and isinstance(run.get("map", {}), dict) and isinstance(prompts, dict) and _NO_PROMPTS.keys() <= prompts.keys()
+    fitted_on = run.get("map", {})
+    prompts = fitted_on.get("prompts") if isinstance(fitted_on, dict) else fitted_on
+    sound = (
+        isinstance(run["scale"], (int, float))
+        and all(isinstance(run[k], int) for k in ("source", "target"))
+        and isinstance(fitted_on, dict)
+        and (prompts is None or (isinstance(prompts, dict) and prompts.keys() >= {"texts", "tokens", "kind", "system"}))
+    )
     if not sound:
         raise MelboError(f"{path} does not hold what `melbo fit` writes (scale a number, source and target integers): fit it again")
     return run

@@ -53,7 +53,10 @@ def test_oracles_through_a_real_slice_equal_dense_derivatives(name, dtype, toler
     truth = CausalMap(tiny_model(name, dtype=torch.float64), short, 1, 3)
     V, W, U = (directions(3, ours.d_source, seed) for seed in (1, 2, 3))
     J, H = dense.jacobian(truth), dense.hessian(truth)
-    close = lambda a, b: (a.double() - b).norm() <= tolerance * b.norm()  # noqa: E731
+
+    def close(a, b):
+        return (a.double() - b).norm() <= tolerance * b.norm()
+
     assert close(ours.jvp(V), V @ J.T)
     assert close(ours.value_and_vjp(torch.zeros_like(V), U)[1], U @ J)
     assert close(Jacobian(ours).to_dense(), J)
@@ -93,7 +96,10 @@ def test_invariant_to_prompt_batching_padding_and_chunks(lm, cmap, settings):
     assert torch.allclose(cmap.jvp(V), other.jvp(V), atol=1e-10)
     assert torch.allclose(cmap.hvp(U, V), other.hvp(U, V), atol=1e-10)
     assert torch.allclose(cmap.bilinear(V, V), other.bilinear(V, V), atol=1e-10)
-    unit = lambda d, rows: d / d.norm(dim=-1, keepdim=True)  # noqa: E731
+
+    def unit(d, rows):
+        return d / d.norm(dim=-1, keepdim=True)
+
     for ours, theirs in zip(cmap.value_and_vjp(V, unit), other.value_and_vjp(V, unit), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-10)
 

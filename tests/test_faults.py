@@ -42,6 +42,10 @@ def test_fault_4_output_directions_belong_to_the_final_input_directions():
     assert torch.allclose(bank.U, D / D.norm(dim=-1, keepdim=True), atol=1e-12)
 
 
+def target_states(lm, tokens):
+    return lm.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[3][0, -3:]
+
+
 def test_fault_5_features_act_where_they_were_trained():
     lm = tiny_model("llama")
     some = prompts([6, 9])
@@ -49,10 +53,9 @@ def test_fault_5_features_act_where_they_were_trained():
     bank = fit(cmap, Exponential(2, 1.0), progress=False).features
     change = torch.zeros(lm.width, dtype=torch.float64)
     for tokens in some.tokens:
-        states = lambda tokens=tokens: lm.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[3][0, -3:]  # noqa: E731
-        plain = states()
+        plain = target_states(lm, tokens)
         with steer(lm, bank[0]):
-            change += (states() - plain).mean(0) / len(some)
+            change += (target_states(lm, tokens) - plain).mean(0) / len(some)
     assert torch.allclose(change, cmap.value(bank.V[:1])[0], atol=1e-9)
 
 

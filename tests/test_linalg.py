@@ -35,7 +35,10 @@ def test_polar_is_the_nearest_orthonormal_set():
 
 def test_soft_spreads_more_rows_than_dimensions():
     V = unit(directions(30, 10) + 1.0)
-    overlap = lambda W: (W @ W.T - torch.eye(len(W), dtype=W.dtype)).abs().mean()  # noqa: E731
+
+    def overlap(W):
+        return (W @ W.T - torch.eye(len(W), dtype=W.dtype)).abs().mean()
+
     assert overlap(orthogonalise(V, "soft")) < 0.5 * overlap(V)
 
 

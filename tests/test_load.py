@@ -174,7 +174,10 @@ def test_saved_and_loaded_weights_have_the_same_fingerprint(tmp_path, name):
 def test_memory_is_estimated_to_the_byte_before_anything_is_read(tmp_path, monkeypatch, name):
     folder = put(TINY[name](), tmp_path)
     need = sum(p.numel() * 4 for p in load(folder, device="cpu").model.parameters())
-    room = lambda free: monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))  # noqa: E731
+
+    def room(free):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+
     room(need)
     load(folder, device="cpu")
     room(need - 1)
