@@ -1,17 +1,23 @@
 """Δ of a language model: what a perturbation of an early layer does to a late one, averaged over prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor
 
+from .compiled import WORTH, call_compiled
 from .errors import MelboError
 from .model import LanguageModel
 from .oracles import Map, Piece
 from .prompts import Prompts, token_index
-from .slice import Slice
+from .slice import Run, Slice, call_block
+from .tail import KeysValues, Tail, find_tail
+
+Positions = Literal["all", "target"]
 
 
 class CausalMap(Map):
@@ -32,8 +38,12 @@ class CausalMap(Map):
         concatenate: Stack prompts and target positions instead of averaging them; ``d_target`` is then prompts × target_tokens × d
             (the original MELBO objective's view).
         prompt_batch: How many prompts run side by side, padded to the longest. The result does not depend on it.
-        tokens_per_pass: How many tokens run through the blocks at a time; by default 2048 on a CPU, on a GPU what fits
-            half of its free memory.
+        positions: ``"all"`` steers every token. ``"target"`` steers the last ``target_tokens`` only, those that are read: another map, whose
+            passes run on these few tokens over the kept keys and values of the others, as many times faster as they are fewer.
+        tokens_per_pass: How many tokens run through the blocks at a time; by default what half of the free memory holds (measured), at
+            most 2048 on a CPU.
+        compile: Fuse the blocks' element-wise work by ``torch.compile`` in backward passes (results agree to rounding). By default on a CPU, once
+            so much work has been done that it pays; falls back by itself.
 
     Raises:
         MelboError: ``source ≥ target``, a layer out of range, a prompt shorter than ``target_tokens`` (or with nothing to steer), or
@@ -51,8 +61,10 @@ class CausalMap(Map):
         skip_first: bool = False,
         normalise_target: bool = False,
         concatenate: bool = False,
+        positions: Positions = "all",
         prompt_batch: int = 1,
         tokens_per_pass: int | None = None,
+        compile: bool | None = None,
     ) -> None:
         self.lm, self.prompts = lm, prompts
         self.source, self.target = lm.layer(source, "source"), lm.layer(target, "target")
@@ -60,6 +72,8 @@ class CausalMap(Map):
             raise MelboError(f"source is {source} and target is {target}: expected source < target")
         if target_tokens < 1 or prompt_batch < 1:
             raise MelboError(f"got target_tokens={target_tokens} and prompt_batch={prompt_batch}: expected at least 1 of each")
+        if positions not in ("all", "target"):
+            raise MelboError(f"positions is {positions!r}: expected 'all' or 'target'")
         shortest = min(range(len(prompts)), key=lambda i: len(prompts.tokens[i]))
         need = max(target_tokens, 2 if skip_first else 1)
         if len(prompts.tokens[shortest]) < need:
@@ -67,7 +81,7 @@ class CausalMap(Map):
                 f"prompt {shortest} has {len(prompts.tokens[shortest])} tokens, fewer than the {need} needed: "
                 f"lengthen it, use a chat template or lower target_tokens ({target_tokens})"
             )
-        self.target_tokens, self.skip_first = target_tokens, skip_first
+        self.target_tokens, self.skip_first, self.positions = target_tokens, skip_first, positions
         self.normalise_target, self.concatenate, self.prompt_batch = normalise_target, concatenate, prompt_batch
 
         self.slices = [lm.capture(ids, mask, self.source, self.target) for ids, mask in prompts.batches(prompt_batch, lm.pad)]
@@ -76,9 +90,12 @@ class CausalMap(Map):
         self.dtype = first.dtype if first.dtype == torch.float64 else torch.float32
         self.d_source = first.shape[-1]
         self.d_target = len(prompts) * target_tokens * self.d_source if concatenate else self.d_source
-        self.tokens_per_pass = tokens_per_pass or self._usual_tokens(first.dtype)
         self.source_norm, self.target_norm = self._norms()
+        self.compile = compile
+        self._plain_flops: float = 0.0  # spent on backward passes, as far as weights go
+        self._forward_only = False
         self._pieces = self._make_pieces()
+        self.tokens_per_pass = tokens_per_pass or self._usual_tokens()
 
     @property
     def pieces(self) -> Sequence[Piece]:
@@ -95,6 +112,7 @@ class CausalMap(Map):
             "target": self.target,
             "target_tokens": self.target_tokens,
             "skip_first": self.skip_first,
+            "positions": self.positions,
             "normalise_target": self.normalise_target,
             "concatenate": self.concatenate,
             "source_norm": self.source_norm,
@@ -105,7 +123,7 @@ class CausalMap(Map):
     @classmethod
     def from_description(cls, lm: LanguageModel, saved: dict) -> "CausalMap":
         """The map that wrote ``saved``, on the same model."""
-        settings = {k: saved[k] for k in ("target_tokens", "skip_first", "normalise_target", "concatenate")}
+        settings = {k: saved[k] for k in ("target_tokens", "skip_first", "normalise_target", "concatenate", "positions") if k in saved}
         return cls(lm, Prompts.from_description(saved["prompts"]), saved["source"], saved["target"], **settings)
 
     def locate_nonfinite(self, theta: Tensor) -> str:
@@ -124,65 +142,112 @@ class CausalMap(Map):
         before = getattr(config, name, None)
         if before is not None:
             setattr(config, name, "batched_mm")
+        self._forward_only = True
         try:
             with super()._forward_mode():
                 yield
         finally:
+            self._forward_only = False
             if before is not None:
                 setattr(config, name, before)
 
-    def _usual_tokens(self, dtype: torch.dtype) -> int:
-        """What a backward pass keeps is about 16 values a token, block and unit of width in a Llama (measured); 32 leaves room for wide MLPs."""
-        if self.device.type != "cuda":
-            return 2048
-        kept = 32 * (self.target - self.source) * self.d_source * dtype.itemsize
-        return min(65536, max(1024, torch.cuda.mem_get_info(self.device)[0] // 2 // kept))
+    def _usual_tokens(self) -> int:
+        """What half of the free memory holds of what a backward pass keeps, which one and two rows of the largest piece tell."""
+        piece = max(self.pieces, key=lambda piece: piece.cost)
+        kept = max(1, (self._kept(piece, 2) - self._kept(piece, 1)) // piece.cost)
+        on_gpu = self.device.type == "cuda"
+        free = torch.cuda.mem_get_info(self.device)[0] if on_gpu else psutil.virtual_memory().available
+        return max(1, min(65536 if on_gpu else 2048, free // 2 // kept))
+
+    def _kept(self, piece: Piece, rows: int) -> int:
+        """Bytes that a forward pass of this many rows keeps for the backward pass."""
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        theta = torch.zeros(rows, self.d_source, dtype=self.dtype, device=self.device, requires_grad=True)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = piece.fn(theta)
+        del out  # held until here, so that no address is given out twice
+        return sum(kept.values())
 
     def _norms(self) -> tuple[float, float]:
         """Median ‖h_source‖ without the first token, and mean ‖h_target‖ over the target positions of the unsteered run."""
         source = torch.cat([s.hidden[_at_least(s.mask, 1)].to(self.device, self.dtype).norm(dim=-1) for s in self.slices])
         if not len(source):  # prompts of a single token
             source = torch.cat([s.hidden[s.mask].to(self.device, self.dtype).norm(dim=-1) for s in self.slices])
-        target = torch.cat([self._last(s, s.output).norm(dim=-1).flatten() for s in self.slices])
+        target = torch.cat([self._last(s, s.output).to(self.device, self.dtype).norm(dim=-1).flatten() for s in self.slices])
         return source.median().item(), target.mean().item()
 
     def _make_pieces(self) -> list[Piece]:
         pieces, start = [], 0
+        zero = torch.zeros(1, self.d_source, dtype=self.dtype, device=self.device)
         for part in self.slices:
             n, length = part.mask.shape
+            tail = find_tail(part, self.target_tokens)
+            kept = tail.keep() if tail is not None and self.positions == "target" else None
             width = n * self.target_tokens * self.d_source
             columns = slice(start, start + width) if self.concatenate else slice(0, self.d_target)
-            pieces.append(Piece(partial(self._response, part, self._read(part, part.output)), columns, n * length))
+            state = partial(self._state, part, tail, kept)
+            with torch.no_grad():
+                base = state(zero)  # by the path that steered passes take, so that rounding is the same
+            cost = n * (length if kept is None else self.target_tokens)
+            pieces.append(Piece(partial(self._response, state, base), columns, cost))
             start += width
         return pieces
 
-    def _response(self, part: Slice, base: Tensor, theta: Tensor) -> Tensor:
+    def _response(self, state: Callable[[Tensor], Tensor], base: Tensor, theta: Tensor) -> Tensor:
         """One batch of prompts' share of Δ(θ): ``[k, d] → [k, width]``."""
-        n = len(part.mask)
-        hidden = part.replay(self._steered(part, theta))
-        change = self._read(part, hidden).unflatten(0, (len(theta), n)) - base  # [k, n, target_tokens, d]
+        change = state(theta).unflatten(0, (len(theta), -1)) - base  # [k, n, target_tokens, d]
         return change.flatten(1) if self.concatenate else change.mean(2).sum(1) / len(self.prompts)
+
+    def _state(self, part: Slice, tail: Tail | None, kept: list[KeysValues] | None, theta: Tensor) -> Tensor:
+        """What is read of the steered pass, ``[k, d] → [k·n, target_tokens, d]``."""
+        hidden = self._steered(part, theta)
+        if kept is not None and tail is not None:
+            last = tail.replay(hidden[:, -self.target_tokens :], kept)
+        elif tail is not None:
+            last = tail.read(hidden, self._run(part, hidden))
+        else:
+            last = self._last(part, part.replay(hidden, self._run(part, hidden)))
+        last = last.to(self.device, self.dtype)
+        return last / last.norm(dim=-1, keepdim=True) * self.target_norm if self.normalise_target else last
+
+    def _run(self, part: Slice, hidden: Tensor) -> Run:
+        """How blocks are called: compiled where that is wanted and pays, which is where a backward pass follows."""
+        if self._forward_only or not torch.is_grad_enabled() or self.compile is False:
+            return call_block
+        if self.compile is None:
+            if self.device.type != "cpu":
+                return call_block
+            weights = sum(p.numel() for call in part.calls for p in call.block.parameters())
+            self._plain_flops += 4 * weights * hidden.shape[0] * hidden.shape[1]  # two a weight and token, forward and backward
+            if self._plain_flops < WORTH:
+                return call_block
+        return call_compiled
 
     def _steered(self, part: Slice, theta: Tensor) -> Tensor:
         """h_source + θ at the steered positions: ``[k, d] → [k·n, T, d]``."""
-        steered = _at_least(part.mask, 1 if self.skip_first else 0)
+        index = token_index(part.mask)
+        first = 1 if self.skip_first else 0
+        steered = index >= first
+        if self.positions == "target":
+            steered &= index > index.max(1, keepdim=True).values - self.target_tokens
         # θ is added at full precision and rounded once
         hidden = part.hidden.to(self.dtype) + theta[:, None, None, :] * steered[None, :, :, None].to(self.dtype)
         return hidden.to(part.hidden.dtype).flatten(0, 1)
 
-    def _read(self, part: Slice, hidden: Tensor) -> Tensor:
-        """The read-out at the target positions, ``[k·n, T, d] → [k·n, target_tokens, d]``."""
-        last = self._last(part, hidden)
-        return last / last.norm(dim=-1, keepdim=True) * self.target_norm if self.normalise_target else last
-
     def _last(self, part: Slice, hidden: Tensor) -> Tensor:
-        """Hidden states at the last ``target_tokens`` real positions of each row (padding is on the right)."""
+        """Hidden states at the last ``target_tokens`` real positions of each row (padding is on the right), ``[k·n, target_tokens, d]``."""
         n = len(part.mask)
         end = part.mask.sum(1)  # [n]
         at = end[:, None] + torch.arange(-self.target_tokens, 0, device=end.device)  # [n, target_tokens]
         rows = torch.arange(n, device=end.device)[:, None]
         at, rows = at.to(hidden.device), rows.to(hidden.device)
-        return hidden.unflatten(0, (-1, n))[:, rows, at].flatten(0, 1).to(self.device, self.dtype)
+        return hidden.unflatten(0, (-1, n))[:, rows, at].flatten(0, 1)
 
 
 def _at_least(mask: Tensor, first: int) -> Tensor:

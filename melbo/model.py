@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import MelboError
-from .slice import Path, Slice, batch_axes, capture
+from .slice import Axes, Slice, capture, grown_axes
 
 
 class LanguageModel:
@@ -37,7 +37,7 @@ class LanguageModel:
         self.config = model.config.get_text_config(decoder=True) if hasattr(model.config, "get_text_config") else model.config
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.blocks = self._find_blocks(blocks)
-        self.axes: dict[Path, int] = {}
+        self.axes = Axes({}, {})
         self._check_replay()
 
     @property
@@ -132,11 +132,14 @@ class LanguageModel:
 
     def _check_replay(self) -> None:
         """Replay a four-token prompt and compare with the model's own hidden states, so that a wrong slice is never used."""
-        ids = torch.arange(1, 5).expand(2, 4)
-        mask = torch.tensor([[True, True, True, False]]).expand(2, 4)
+
+        def short(copies: int, length: int) -> tuple[Tensor, Tensor, int, int]:
+            ids = torch.arange(1, length + 1).expand(copies, length)
+            return ids, ids < length, 0, self.depth  # the last token is padding, so that there is a mask to look at
+
         try:
-            one = self.capture(ids[:1], mask[:1], 0, self.depth)
-            self.axes = batch_axes(one, self.capture(ids, mask, 0, self.depth))
+            one = self.capture(*short(1, 4))
+            self.axes = Axes(grown_axes(one, self.capture(*short(2, 4))), grown_axes(one, self.capture(*short(1, 5))))
             entering: list[Tensor] = []
 
             def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -144,7 +147,7 @@ class LanguageModel:
 
             handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
             try:
-                one = self.capture(ids[:1], mask[:1], 0, self.depth)
+                one = self.capture(*short(1, 4))
             finally:
                 for handle in handles:
                     handle.remove()

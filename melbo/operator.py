@@ -22,8 +22,7 @@ class Jacobian:
 
     def rmatmat(self, U: Tensor) -> Tensor:
         """Rows u ↦ Jᵀu, ``[k, d_target] → [k, d_source]``."""
-        at_zero = torch.zeros(len(U), self.shape[1], dtype=self.map.dtype, device=self.map.device)
-        return self.map.value_and_vjp(at_zero, U)[1]
+        return self.map.vjp(U)
 
     def to_dense(self) -> Tensor:
         """J written out, by products on its shorter side."""

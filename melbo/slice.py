@@ -5,7 +5,7 @@ over again, so sliding windows, post-norms and mixtures of experts replay as the
 """
 
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,16 @@ from torch import Tensor, nn
 from .errors import MelboError
 
 Path = tuple[int, str]  # block in the model, place of the tensor among the block's arguments
+Adapt = Callable[[Path, Tensor], Tensor]
+Shared = dict[int, UserDict]  # copies, for one replay, of what blocks write to each other, by identity
+
+
+def call_block(block: nn.Module, by_name: bool, hidden: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``block`` on ``hidden``, with what else it was called with."""
+    return block(*args, hidden_states=hidden, **kwargs) if by_name else block(hidden, *args, **kwargs)
+
+
+Run = Callable[[nn.Module, bool, Tensor, Sequence[Any], dict[str, Any]], Any]  # `call_block`, or the same compiled
 
 
 class _Reached(Exception):  # noqa: N818 (a signal, not an error)
@@ -31,14 +41,11 @@ class Call:
     kwargs: dict[str, Any]
     by_name: bool  # whether the hidden states came as a keyword
 
-    def __call__(self, hidden: Tensor, adapt: Callable[[Path, Tensor], Tensor], shared: dict[int, UserDict]) -> Tensor:
-        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first.
-
-        ``shared`` holds, for one replay, the copies of what blocks write to each other (`collections.UserDict`, by identity).
-        """
+    def __call__(self, hidden: Tensor, adapt: Adapt, shared: Shared, run: Run = call_block) -> Tensor:
+        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first."""
         args = tuple(_map_tensors(a, (self.index, str(i)), adapt, shared) for i, a in enumerate(self.args))
         kwargs = {k: _map_tensors(a, (self.index, k), adapt, shared) for k, a in self.kwargs.items()}
-        out = self.block(*args, hidden_states=hidden, **kwargs) if self.by_name else self.block(hidden, *args, **kwargs)
+        out = run(self.block, self.by_name, hidden, args, kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:
@@ -65,40 +72,53 @@ class Slice:
         hidden: ``h_source`` ``[n, T, d]``, the residual stream entering the first block.
         output: ``h_target`` ``[n, T, d]``, the stream leaving the last one (no final norm).
         mask: ``[n, T]``, True on real tokens.
-        axes: For each recorded tensor that grows with the batch, the axis along which it does.
+        axes: Along which axis the recorded tensors grow with the batch and with the prompt.
     """
 
     calls: tuple[Call, ...]
     hidden: Tensor
     output: Tensor
     mask: Tensor
-    axes: dict[Path, int]
+    axes: "Axes"
 
-    def replay(self, hidden: Tensor) -> Tensor:
+    def replay(self, hidden: Tensor, run: Run = call_block) -> Tensor:
         """Run the blocks on other hidden states: ``[k·n, T, d]`` → ``[k·n, T, d]``, row ``i·n + j`` being prompt j."""
-        for _, reached in self.trace(hidden):
+        for _, reached in self.trace(hidden, run):
             hidden = reached
         return hidden
 
-    def trace(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def trace(self, hidden: Tensor, run: Run = call_block) -> Iterator[tuple[int, Tensor]]:
         """As `replay`, yielding after each block the layer reached and the stream there."""
-        times = hidden.shape[0] // self.hidden.shape[0]
-        shared: dict[int, UserDict] = {}
-
-        def adapt(path: Path, tensor: Tensor) -> Tensor:
-            axis = self.axes.get(path)
-            if axis is None or times == 1:
-                return tensor
-            if tensor.shape[axis] == 1:  # a view, no copy
-                return tensor.expand([times if i == axis else -1 for i in range(tensor.ndim)])
-            return tensor.repeat([times if i == axis else 1 for i in range(tensor.ndim)])
-
+        adapt = self.spread(hidden)
+        shared: Shared = {}
         for call in self.calls:
-            hidden = call(hidden, adapt, shared)
+            hidden = call(hidden, adapt, shared, run)
             yield call.index + 1, hidden
 
+    def spread(self, hidden: Tensor) -> Adapt:
+        """What repeats a recorded tensor for as many copies of the batch as ``hidden`` holds."""
+        times = hidden.shape[0] // self.hidden.shape[0]
+        return lambda path, tensor: repeat(tensor, times, self.axes.batch.get(path))
 
-def capture(model: nn.Module, blocks: nn.ModuleList, ids: Tensor, mask: Tensor, source: int, target: int, axes: dict[Path, int]) -> Slice:
+
+@dataclass(frozen=True)
+class Axes:
+    """Which recorded tensors grow with the batch, and which with the prompt, and along which axis (the first of them)."""
+
+    batch: dict[Path, int]
+    token: dict[Path, int]
+
+
+def repeat(tensor: Tensor, times: int, axis: int | None) -> Tensor:
+    """``times`` copies of ``tensor`` one after the other along ``axis``, the tensor itself where that is None."""
+    if axis is None or times == 1:
+        return tensor
+    if tensor.shape[axis] == 1:  # a view, no copy
+        return tensor.expand([times if i == axis else -1 for i in range(tensor.ndim)])
+    return tensor.repeat([times if i == axis else 1 for i in range(tensor.ndim)])
+
+
+def capture(model: nn.Module, blocks: nn.ModuleList, ids: Tensor, mask: Tensor, source: int, target: int, axes: Axes) -> Slice:
     """Run the model up to block ``target − 1`` on ``ids`` ``[n, T]`` and keep what a replay needs.
 
     Raises:
@@ -139,8 +159,8 @@ def capture(model: nn.Module, blocks: nn.ModuleList, ids: Tensor, mask: Tensor, 
     return Slice(tuple(calls), entering[0], leaving[0], mask.to(entering[0].device), axes)
 
 
-def batch_axes(one: Slice, two: Slice) -> dict[Path, int]:
-    """Which recorded tensors grow with the batch, and along which axis, read off the same prompt captured once and twice."""
+def grown_axes(one: Slice, two: Slice) -> dict[Path, int]:
+    """Which recorded tensors differ in shape between two captures, and the first axis along which they do."""
     axes = {}
     for a, b in zip(one.calls, two.calls, strict=True):
         single = dict(a.tensors())
@@ -152,7 +172,7 @@ def batch_axes(one: Slice, two: Slice) -> dict[Path, int]:
     return axes
 
 
-def _map_tensors(value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor], shared: dict[int, UserDict]) -> Any:
+def _map_tensors(value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor], shared: Shared) -> Any:
     """``value`` with every tensor in it passed through ``fn``; a UserDict is copied once and then the same for all that hold it."""
     if isinstance(value, Tensor):
         return fn(path, value)
