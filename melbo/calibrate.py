@@ -1,11 +1,11 @@
 """How hard to push: the norm R at which the response to a random direction has become half non-linear (METHOD §4)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
-from scipy.optimize import brentq
 
 from .errors import MelboError
 from .linalg import random_rows
@@ -13,6 +13,8 @@ from .oracles import Map
 from .progress import track
 
 _GRID = tuple(0.02 * 2**k for k in range(7))  # of the stream's norm: 2 % to 128 %
+_SCOUTS = 6  # directions that the grid is looked at with
+_USUAL_EVALUATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Calibration:
         scale: R, in units of ``h_source``.
         relative: R over the median norm of ``h_source`` (first token left out); None where that is not known.
         nonlinearity: λ, the ratio that R was asked to reach.
-        curve: Pairs (R, ratio(R)), ascending in R.
+        curve: Pairs (R, ratio(R)) over the whole range, ascending in R, on the first few directions: the shape of the curve.
+        solved: Pairs (R, ratio(R)) on all directions, in the order in which they were tried; R follows from the last.
         warning: In plain words, why the scale may not be trusted; None if there is no reason.
     """
 
@@ -31,6 +34,7 @@ class Calibration:
     relative: float | None
     nonlinearity: float
     curve: list[tuple[float, float]]
+    solved: list[tuple[float, float]]
     warning: str | None
 
     def describe(self) -> dict:
@@ -41,8 +45,9 @@ class Calibration:
 def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, seed: int = 0, progress: bool = True) -> Calibration:
     """Solve ratio(R) = λ for R, with ratio(R)² = mean over random unit v of ‖Δ(Rv) − R·Jv‖² / ‖R·Jv‖² and J exact.
 
-    The curve is sampled from 2 % to 128 % of the stream's norm, further down to 1e-3 and up to ten times the norm where it has not crossed λ
-    by then, and R is found by Brent's method in log R inside the first crossing, to 1 %.
+    A few of the directions show the curve from 2 % to 128 % of the stream's norm, all scales in one batch, and further down to 1e-3 and up to
+    ten times the norm where it has not crossed λ by then. From its first crossing, the secant method on all directions, in log R and log ratio
+    (where the curve is nearly straight), gives R to 1 %.
 
     Args:
         map: Δ.
@@ -59,44 +64,75 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
     norm = map.source_norm or 1.0
     low, high = 1e-3, 10 * norm
     directions = random_rows(num_directions, map.d_source, torch.Generator().manual_seed(seed)).to(map.device, map.dtype)
-    curve: dict[float, float] = {}
-    with track(len(_GRID) + 6, "calibrating R", progress) as bar:
+    with track(2 + _USUAL_EVALUATIONS, "calibrating R", progress) as bar:
         linear = map.jvp(directions)
-        size = linear.norm(dim=-1)
         bar.update()
-        if not (size > 0).all():
+        if not (linear.norm(dim=-1) > 0).all():
             raise MelboError("the map has no linear part along some directions, so R cannot be calibrated: give a scale")
 
-        def gap(log_scale: float) -> float:
-            scale = math.exp(log_scale)
-            off = (map.value(scale * directions) - scale * linear).norm(dim=-1) / (scale * size)
-            curve[scale] = off.square().mean().sqrt().item()
+        def ratios(scales: list[float], num: int) -> list[float]:
+            """ratio(R) for each R, on the first ``num`` directions."""
+            R = torch.tensor(scales).to(linear)[:, None, None]
+            v, Jv = directions[:num], linear[:num]
+            off = map.value((R * v).flatten(0, 1)).view(len(scales), num, -1) - R * Jv
             bar.update()
-            return curve[scale] - nonlinearity
+            return (off.norm(dim=-1) / (R[..., 0] * Jv.norm(dim=-1))).square().mean(-1).sqrt().tolist()
 
-        for fraction in _GRID:
-            gap(math.log(fraction * norm))
-        while min(curve.values()) > nonlinearity and min(curve) > 1.001 * low:  # exp∘log rounds
-            gap(math.log(max(low, min(curve) / 4)))
-        while max(curve.values()) < nonlinearity and max(curve) < 0.999 * high:
-            gap(math.log(min(high, max(curve) * 2)))
+        few = min(_SCOUTS, num_directions)
+        grid = [fraction * norm for fraction in _GRID]
+        curve = dict(zip(grid, ratios(grid, few), strict=True))
+        while min(curve.values()) > nonlinearity and min(curve) > low:
+            R = max(low, min(curve) / 4)
+            curve[R] = ratios([R], few)[0]
+        while max(curve.values()) < nonlinearity and max(curve) < high:
+            R = min(high, max(curve) * 2)
+            curve[R] = ratios([R], few)[0]
 
         points = sorted(curve.items())
-        crossings = [(a, b) for (a, p), (b, q) in pairwise(points) if p < nonlinearity <= q]
+        crossings = [(a, b) for a, b in pairwise(points) if a[1] < nonlinearity <= b[1]]
         if not all(math.isfinite(p) for _, p in points) or not crossings:
             raise MelboError(_no_crossing(points, nonlinearity))
-        a, b = crossings[0]
-        scale = math.exp(brentq(gap, math.log(a), math.log(b), xtol=0.01, rtol=1e-3))
-        gap(math.log(scale))
+        solved: list[tuple[float, float]] = []
 
-    points = sorted(curve.items())
+        def gap(log_scale: float) -> float:
+            solved.append((math.exp(log_scale), ratios([math.exp(log_scale)], num_directions)[0]))
+            return math.log(solved[-1][1] / nonlinearity)
+
+        (a, p), (b, q) = crossings[0]
+        slope = math.log(q / p) / math.log(b / a)
+        log_scale = _secant(gap, math.log(a) + math.log(nonlinearity / p) / slope, slope)
+        if log_scale is None:
+            raise MelboError(_no_crossing(sorted(solved), nonlinearity))
+        scale = math.exp(log_scale)
+
     falls = [q for (_, p), (q, r) in pairwise(points) if r < 0.98 * p and q < 8 * scale]
     warning = None
     if falls and falls[-1] < scale:
         warning = f"below R = {falls[-1]:.3g} the curve rises again, as rounding makes it do: float32 is exact; R itself lies above that"
     elif falls:
         warning = f"the curve is not monotone (it falls at R = {falls[0]:.3g}): look at it before trusting R; more directions or prompts steady it"
-    return Calibration(scale, scale / map.source_norm if map.source_norm else None, nonlinearity, points, warning)
+    return Calibration(scale, scale / map.source_norm if map.source_norm else None, nonlinearity, points, solved, warning)
+
+
+def _secant(gap: Callable[[float], float], x: float, slope: float, tol: float = 0.01, most: int = 12) -> float | None:
+    """A zero of ``gap``, from ``x`` and a guess of its slope there, to ``tol``; None if it is not found in ``most`` evaluations.
+
+    A step goes no further than a factor of two, and not out of the interval in which the sign is known to change.
+    """
+    below, above = -math.inf, math.inf
+    y = gap(x)
+    for _ in range(most - 1):
+        if not math.isfinite(y):
+            return None
+        below, above = (x, above) if y < 0 else (below, x)
+        new = x - min(max(y / slope, -math.log(2)), math.log(2)) if slope > 0 else x - math.copysign(math.log(2), y)
+        if not below < new < above:
+            new = (below + above) / 2
+        if abs(new - x) < tol:
+            return new
+        y_new = gap(new)
+        slope, x, y = (y_new - y) / (new - x), new, y_new
+    return None
 
 
 def _no_crossing(points: list[tuple[float, float]], target: float) -> str:

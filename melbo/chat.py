@@ -87,7 +87,7 @@ class Chat:
         steering = nullcontext() if self.feature is None else steer(self.lm, self.bank[self.feature], strength=self.strength)
         with steering:
             out = greedy(self.lm, ids, inputs["attention_mask"], self.max_new_tokens, streamer=streamer)
-        answer = self.lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        answer = self.lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
         self.turns += [said, {"role": "assistant", "content": answer}]
         return answer
 

@@ -185,7 +185,7 @@ def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **optio
     if as_json:
         click.echo(json.dumps(found.describe()))
         return
-    for scale, ratio in found.curve:
+    for scale, ratio in sorted(found.curve + found.solved[-1:]):
         click.echo(f"R = {scale:9.4g}   non-linear / linear = {ratio:.3f}  {'█' * min(60, round(40 * ratio))}")
     click.echo(f"R = {found.scale:.4g}" + (f", {found.relative:.2f} of the stream's median norm" if found.relative else ""))
     if found.warning:
@@ -200,7 +200,7 @@ def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **optio
 @click.option("--held-out", type=_file, help="Prompts to report on, one a line; built-in ones by default.")
 @click.option("--controls", "num_controls", default=32, help="How many random vectors to take through the same.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, help="Length of a reply at most.")
-@click.option("--batch-size", default=64, help="Rows decoded together; halved by itself when memory runs out.")
+@click.option("--batch-size", default=128, help="Rows decoded together; halved by itself when memory runs out.")
 @click.option("--top", default=12, help="How many features to print.")
 @_seed
 @_json

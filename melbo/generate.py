@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from .features import FeatureSet, write_whole
 from .model import LanguageModel
 from .progress import track
 from .prompts import Prompts, pad_rows
+from .shared_prompt import can_read_once, read_once, selectable
 from .steer import Add, as_edit, edit
+
+_LEG = 16  # tokens between looks at which rows have ended
+_WORTH_SHARING = 4  # rows
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def generate(
     *,
     max_new_tokens: int = 48,
     strength: float = 1.0,
-    batch_size: int = 64,
+    batch_size: int = 128,
     first_logits: Callable[[int, Tensor], None] | None = None,
     progress: bool = True,
 ) -> Completions:
@@ -124,13 +128,14 @@ def decode(
     jobs: Sequence[Job],
     place: Add,
     max_new_tokens: int,
-    batch_size: int = 64,
+    batch_size: int = 128,
     first_logits: Callable[[int, Tensor], None] | None = None,
     progress: bool = True,
 ) -> list[list[int]]:
     """Greedy replies to ``jobs``, each steered by its own vector at ``place.layer``; token ids, up to and with the end-of-reply token.
 
-    Rows of equal length run together, so that most batches need no padding. When memory runs out the batch is halved and tried again.
+    The rows of a prompt run together and read it once, as far as they do not differ; other rows by length. Rows that have ended make room.
+    When memory runs out the batch is halved and tried again.
 
     Raises:
         MelboError: Memory runs out on a single row.
@@ -138,58 +143,99 @@ def decode(
     for job in jobs:
         _check_length(lm, len(job.prompt), max_new_tokens)
     replies: list[list[int]] = [[] for _ in jobs]
+    groups = _groups(jobs)
+    share = len(groups) > 0 and len(groups[0]) >= _WORTH_SHARING and can_read_once(lm, replace(place, vectors=jobs[groups[0][-1]].vector[None]))
 
     def run(batch: list[int]) -> None:
-        found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens, first_logits is not None)
+        together = share and all(jobs[i].prompt == jobs[batch[0]].prompt for i in batch)
+        found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens, together)
         for i, reply, logits in zip(batch, *found, strict=True):
             replies[i] = reply
             if first_logits is not None:
                 first_logits(i, logits)
 
-    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i].prompt))
     with track(len(jobs), "completions", progress) as bar:
-        for done in batches_that_fit(order, batch_size, run):
+        for done in batches_that_fit(groups, batch_size, run):
             bar.update(done)
     return replies
 
 
-def batches_that_fit(rows: Sequence[int], size: int, run: Callable[[list[int]], None]) -> Iterator[int]:
-    """``run`` over ``rows`` in batches of ``size``, halved whenever memory runs out; yields how many rows each finished batch had.
+def _groups(jobs: Sequence[Job]) -> list[list[int]]:
+    """Which jobs may share a batch: those of a prompt that has many, the others by length, so that most batches need no padding."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, job in enumerate(jobs):
+        by_prompt.setdefault(tuple(job.prompt), []).append(i)
+    many = [rows for rows in by_prompt.values() if len(rows) >= _WORTH_SHARING]
+    few = [i for rows in by_prompt.values() if len(rows) < _WORTH_SHARING for i in rows]
+    return [*many, sorted(few, key=lambda i: len(jobs[i].prompt))]
+
+
+def batches_that_fit(groups: Sequence[Sequence[int]], size: int, run: Callable[[list[int]], None]) -> Iterator[int]:
+    """``run`` over the rows of each group in equal batches of at most ``size``, halved whenever memory runs out; yields how many each one had.
 
     Raises:
         MelboError: ``size`` is less than 1, or memory runs out on a single row.
     """
     if size < 1:
         raise MelboError(f"batch_size is {size}: expected at least 1")
-    start = 0
-    while start < len(rows):
-        batch = list(rows[start : start + size])
-        try:
-            run(batch)
-        except RuntimeError as err:
-            if not _out_of_memory(err):
-                raise
-            if size == 1:
-                raise MelboError("out of memory on a single row: shorten the prompts, lower max_new_tokens or use a smaller dtype") from err
-            size = max(1, size // 2)
-            continue
-        start += len(batch)
-        yield len(batch)
+    for group in groups:
+        start = 0
+        while start < len(group):
+            left = len(group) - start
+            batch = list(group[start : start + -(-left // -(-left // size))])
+            try:
+                run(batch)
+            except RuntimeError as err:
+                if not _out_of_memory(err):
+                    raise
+                if len(batch) == 1:
+                    raise MelboError("out of memory on a single row: shorten the prompts, lower max_new_tokens or use a smaller dtype") from err
+                size = len(batch) // 2
+                continue
+            start += len(batch)
+            yield len(batch)
 
 
-def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens: int, keep_logits: bool) -> tuple[list[list[int]], list]:
-    ids, mask = pad_rows([job.prompt for job in jobs], lm.pad, side="left")
+def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens: int, together: bool) -> tuple[list[list[int]], Tensor]:
+    """Replies, and logits of their first tokens. With ``together`` all jobs have one prompt, which is read once.
+
+    Decoding goes in legs, after each of which the rows that have ended are taken out.
+    """
+    ids, mask = (t.to(lm.device) for t in pad_rows([job.prompt for job in jobs], lm.pad, side="left"))
+    width = ids.shape[1]
+    rows = torch.arange(len(jobs), device=lm.device)
     vectors = torch.stack([job.vector for job in jobs])
-    first = _FirstLogits()
-    with edit(lm, Add(place.layer, vectors, place.where, place.skip_first)):
-        processors = LogitsProcessorList([first] if keep_logits else [])
-        out = greedy(lm, ids, mask, max_new_tokens, logits_processor=processors)
-    replies = [_until_end(row, lm.eos) for row in out[:, ids.shape[1] :].tolist()]
-    return replies, list(first.logits) if first.logits is not None else [None] * len(jobs)
+    replies: list[list[int]] = [[] for _ in jobs]
+    cache: Any = None
+    first: Any = None  # logits of the first token
+    if together:
+        cache, first = read_once(lm, ids[:1], replace(place, vectors=vectors))
+        ids, mask = torch.cat([ids, first.argmax(-1, keepdim=True)], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    while True:
+        new = ids[:, width:].tolist()
+        for i, reply in zip(rows.tolist(), new, strict=True):
+            replies[i] = _until_end(reply, lm.eos)
+        left = max_new_tokens - (ids.shape[1] - width)
+        going = torch.tensor([reply[-1:] == [] or reply[-1] not in lm.eos for reply in new], device=lm.device)
+        if left == 0 or not going.any():
+            return replies, first
+        if not going.all() and selectable(cache):
+            rows, ids, mask = rows[going], ids[going], mask[going]
+            cache.batch_select_indices(going.nonzero()[:, 0])
+        processor = _FirstLogits()
+        with edit(lm, replace(place, vectors=vectors[rows.cpu()])):
+            watch = LogitsProcessorList([processor] if first is None else [])
+            out = greedy(lm, ids, mask, min(_LEG, left), past_key_values=cache, logits_processor=watch)
+        first = processor.logits if first is None else first
+        cache = out.past_key_values
+        mask = torch.cat([mask, mask.new_ones(len(mask), out.sequences.shape[1] - ids.shape[1])], 1)
+        ids = out.sequences
 
 
-def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **more: Any) -> Tensor:
-    """Greedy continuation by the model's own ``generate``: ids ``[n, T]`` and mask → ids ``[n, T + at most max_new_tokens]``.
+def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **more: Any) -> Any:
+    """Greedy continuation of ids ``[n, T]`` by the model's own ``generate``, which ``more`` is handed on to.
+
+    Its output: ``sequences`` ``[n, T + at most max_new_tokens]`` and the cache, ``past_key_values``.
 
     What a checkpoint asks for besides (sampling, repetition penalties, kinds of cache) is set aside while it runs: replies are compared
     with each other, and a penalty would act on steered and unsteered ones differently.
@@ -198,7 +244,9 @@ def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **
         MelboError: No tokens asked for, or more than the model can read.
     """
     _check_length(lm, ids.shape[1], max_new_tokens)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None, return_dict_in_generate=True
+    )
     own = getattr(lm.model, "generation_config", None)
     lm.model.generation_config = GenerationConfig()
     try:

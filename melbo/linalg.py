@@ -75,10 +75,10 @@ def top_singular(
     Args:
         matmat: ``[k, d_source] → [k, d_target]``, rows v ↦ Jv.
         rmatmat: ``[k, d_target] → [k, d_source]``, rows u ↦ Jᵀu.
-        start: Block of orthonormal rows ``[b, d_source]``, b ≥ m.
+        start: Block of orthonormal rows ``[b, d_source]``.
         m: How many triplets.
         tol: Stop when max over the m of ‖Jᵀu − σv‖ is below ``tol · σ₁``.
-        max_iterations: Blocks to build at most; each costs b products with J and b with Jᵀ.
+        max_iterations: Blocks to build at most, with m rows or more in all; each costs b products with J and b with Jᵀ.
 
     Returns:
         V ``[m, d_source]``, U ``[m, d_target]``, σ ``[m]`` descending, and the residual reached (relative to σ₁).
@@ -95,7 +95,7 @@ def top_singular(
         residual = (W.T @ pulls / S[:, None].clamp_min(torch.finfo(S.dtype).tiny) - S[:, None] * V).norm(dim=-1)
         residual = (residual / S[0].clamp_min(torch.finfo(S.dtype).tiny)).max().item()
         room = basis.shape[1] - len(basis)
-        if residual < tol or room == 0 or i == max_iterations - 1:
+        if (residual < tol and len(basis) >= m) or room == 0 or i == max_iterations - 1:
             break
         block = pull
         for _ in range(2):  # twice is enough (Kahan)

@@ -140,7 +140,7 @@ def rank(
     contrast: tuple[str, str] | None = None,
     num_controls: int = 32,
     max_new_tokens: int = 32,
-    batch_size: int = 64,
+    batch_size: int = 128,
     seed: int = 0,
     progress: bool = True,
 ) -> Ranking:

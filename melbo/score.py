@@ -12,6 +12,7 @@ from .generate import Completion, Completions, batches_that_fit
 from .model import LanguageModel
 from .progress import track
 from .prompts import Prompts, pad_rows
+from .shared_prompt import selectable
 
 Flag = Literal["active", "inert", "broken"]
 
@@ -63,7 +64,7 @@ def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], 
                 for i, cost in zip(batch, _token_nll(lm, head, prefix, [completions[i].tokens for i in batch]), strict=True):
                     found[i] = cost
 
-            for done in batches_that_fit(to_prompt, batch_size, run):
+            for done in batches_that_fit([to_prompt], batch_size, run):
                 bar.update(done)
     return found
 
@@ -71,8 +72,7 @@ def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], 
 def _shareable_prefix(lm: LanguageModel, head: Tensor) -> Any:
     """The forward pass over a prompt ``[1, T]`` with its cache, or None where the cache cannot be copied for several replies."""
     prefix = lm.model(input_ids=head, use_cache=True)
-    layers = getattr(getattr(prefix, "past_key_values", None), "layers", None)
-    return prefix if layers and all(hasattr(layer, "batch_repeat_interleave") for layer in layers) else None
+    return prefix if selectable(getattr(prefix, "past_key_values", None)) else None
 
 
 def _token_nll(lm: LanguageModel, head: Tensor, prefix: Any, replies: Sequence[Sequence[int]]) -> list[float]:

@@ -43,8 +43,7 @@ class Call:
 
     def __call__(self, hidden: Tensor, adapt: Adapt, shared: Shared, run: Run = call_block) -> Tensor:
         """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first."""
-        args = tuple(_map_tensors(a, (self.index, str(i)), adapt, shared) for i, a in enumerate(self.args))
-        kwargs = {k: _map_tensors(a, (self.index, k), adapt, shared) for k, a in self.kwargs.items()}
+        args, kwargs = map_arguments(self.index, self.args, self.kwargs, adapt, shared)
         out = run(self.block, self.by_name, hidden, args, kwargs)
         return out[0] if isinstance(out, tuple) else out
 
@@ -56,10 +55,7 @@ class Call:
             found.append((path, tensor))
             return tensor
 
-        for i, a in enumerate(self.args):
-            _map_tensors(a, (self.index, str(i)), note, {})
-        for k, a in self.kwargs.items():
-            _map_tensors(a, (self.index, k), note, {})
+        map_arguments(self.index, self.args, self.kwargs, note, {})
         return iter(found)
 
 
@@ -170,6 +166,14 @@ def grown_axes(one: Slice, two: Slice) -> dict[Path, int]:
                 if grown:
                     axes[path] = grown[0]
     return axes
+
+
+def map_arguments(index: int, args: Sequence[Any], kwargs: dict[str, Any], fn: Adapt, shared: Shared) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a block is called with apart from the hidden states, every tensor passed through ``fn`` with its path."""
+    return (
+        tuple(_map_tensors(a, (index, str(i)), fn, shared) for i, a in enumerate(args)),
+        {k: _map_tensors(a, (index, k), fn, shared) for k, a in kwargs.items()},
+    )
 
 
 def _map_tensors(value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor], shared: Shared) -> Any:

@@ -28,9 +28,26 @@ def test_ratio_is_the_root_mean_square_over_directions():
 
     v = random_rows(7, 12, torch.Generator().manual_seed(0)).double()
     linear = toy.jvp(v)
-    for scale, ratio in found.curve:
-        off = ((toy.value(scale * v) - scale * linear).norm(dim=-1) / (scale * linear).norm(dim=-1)) ** 2
-        assert ratio == pytest.approx(off.mean().sqrt().item(), rel=1e-6)
+    for pairs, used in ((found.curve, 6), (found.solved, 7)):
+        for scale, ratio in pairs:
+            off = ((toy.value(scale * v) - scale * linear).norm(dim=-1) / (scale * linear).norm(dim=-1)) ** 2
+            assert ratio == pytest.approx(off[:used].mean().sqrt().item(), rel=1e-6)
+    assert found.solved[-1][0] == pytest.approx(found.scale, rel=0.02)
+
+
+def test_few_directions_passes_are_needed():
+    toy = smooth(12, 9)
+    rows = []
+    value = toy.value
+    toy.value = lambda theta: rows.append(len(theta)) or value(theta)
+    calibrate(toy, progress=False)
+    assert sum(rows) <= 7 * 6 + 4 * 30  # the scan on six directions, then at most four scales on all thirty
+
+
+@pytest.mark.parametrize("curve", [lambda r: r**0.05, lambda r: r**8, lambda r: torch.atan(5 * (r - 1)) + 1.4, lambda r: r + 0.05 * torch.sin(9 * r)])
+def test_curves_that_are_far_from_straight_are_solved_too(curve):
+    found = calibrate(scalar_map(curve), nonlinearity=0.97, progress=False)
+    assert abs(curve(torch.tensor(found.scale * 0.98))) < 0.97 < abs(curve(torch.tensor(found.scale * 1.02)))
 
 
 def test_searches_beyond_the_usual_range():

@@ -83,7 +83,7 @@ def test_memory_running_out_halves_the_batch(lm, bank, some, monkeypatch):
 
     monkeypatch.setattr(generation, "_decode_batch", limited)
     assert generate(lm, some, bank, max_new_tokens=3, batch_size=8, progress=False) == whole
-    assert sizes[:3] == [8, 4, 2]
+    assert sizes[:3] == [4, 2, 2]
     monkeypatch.setattr(generation, "_decode_batch", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("out")))
     with pytest.raises(MelboError, match="out of memory on a single row"):
         generate(lm, some, bank, max_new_tokens=3, progress=False)

@@ -11,7 +11,7 @@ from ..oracles import Map
 from ..transcoder import Factors, fit_strengths
 from .base import Direct
 
-_OVERSAMPLE, _USUAL_BLOCKS = 8, 8
+_SMALLEST_BLOCK, _USUAL_BLOCKS = 8, 16
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Linear(Direct):
         return first_order(map, V, U, self.scale)
 
     def _singular_pairs(self, J: Jacobian, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        block = self.num_factors + _OVERSAMPLE
-        # a Jacobian–vector product takes about twice as long as the transposed one, of which min(shape) give all of J
-        affordable = min(J.shape) // (3 * block)
+        # small blocks need fewer products in all, large ones run at a better rate
+        block = max(_SMALLEST_BLOCK, self.num_factors // 2)
+        # products with J and with Jᵀ cost about the same, and min(shape) of either give all of J
+        affordable = min(J.shape) // (2 * block)
         if affordable >= _USUAL_BLOCKS:
             start = orthogonalise(random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype), "qr")
             V, U, _, residual = top_singular(J.matmat, J.rmatmat, start, self.num_factors, self.tol, affordable)
