@@ -15,11 +15,13 @@ from rich.text import Text
 from transformers.utils import logging
 
 from . import prompts as built_in
+from .bench import Row, environment
+from .bench import bench as measure
 from .calibrate import calibrate as find_scale
 from .causal_map import CausalMap
 from .chat import Chat
 from .errors import MelboError
-from .features import FeatureSet, read_run, refuse_existing
+from .features import FeatureSet, read_run, refuse_existing, to_json, write_whole
 from .fit import Fit
 from .fit import fit as learn
 from .generate import generate
@@ -254,6 +256,40 @@ def chat(run: Path, model: str | None, feature: int | None, strength: float, max
 
 
 @cli.command()
+@click.argument("model", default="smollm2")
+@click.option("--prompt", default=built_in.FIT[0], help="The prompt.")
+@click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")
+@click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
+@click.option("-m", "--num-factors", default=128, help="Directions in a sweep.")
+@click.option("--threads", type=click.IntRange(min=1), multiple=True, help="CPU threads; may be given again.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, help="How often each thing is measured.")
+@click.option("--reference/--no-reference", default=True, help="Measure the plain formulation too (most of the time).")
+@click.option("--compile/--no-compile", default=None, help="Compile the blocks; by default once that pays.")
+@click.option("--out", type=_file, help="JSON file to write.")
+@_loading
+@_json
+def bench(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure how fast fit, calibration, derivatives and generation are on this machine, against its own matrix products."""
+    how = _take(options, "num_factors", "repeats", "reference")
+    lm = _load(model, _take(options, *_LOADING))
+    cmap = _causal_map(lm, [prompt], options)
+    found = {}
+    for count in threads or (torch.get_num_threads(),):
+        torch.set_num_threads(count)
+        rows = []
+        for row in measure(cmap, **how):
+            rows.append(row)
+            if not as_json:
+                _show_row(row, count)
+        found[count] = [row.describe() for row in rows]
+    result = {"environment": environment(), "model": lm.name, "map": cmap.describe(), **how, "threads": found}
+    if out is not None:
+        write_whole({out: to_json(result)})
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write RUN/report.html: settings, curves, features with what they make the model say."""
@@ -294,6 +330,13 @@ def _rank_run(lm: LanguageModel, run: Path, validation: Sequence[str], held_out:
     ranking.save(run)
     write_report(run)
     return ranking
+
+
+def _show_row(row: Row, threads: int) -> None:
+    """A line for one thing that was measured."""
+    share = f"{row.of_products:5.0%} of its products' rate" if row.of_products else ""
+    versus = "   ".join(f"{name} × {ratio:.3g}" for name, ratio in (row.versus or {}).items())
+    click.echo(f"{threads} threads  {row.what:45} {row.median:8.3f} s  {share:28} {versus}")
 
 
 def _show(ranking: Ranking, top: int) -> None:

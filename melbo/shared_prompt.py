@@ -69,5 +69,5 @@ def can_read_once(lm: LanguageModel, place: Add) -> bool:
 
 def selectable(cache: Any) -> bool:
     """Whether rows of a cache can be taken and repeated."""
-    layers = getattr(cache, "layers", None)
+    layers = getattr(cache, "layers", [])
     return bool(layers) and all(hasattr(layer, "batch_select_indices") and hasattr(layer, "batch_repeat_interleave") for layer in layers)

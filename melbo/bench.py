@@ -1,0 +1,298 @@
+"""How fast: what is achieved, beside the machine's own matrix products of the same shapes and beside the plain formulation.
+
+Everything is measured in one process and in turn, so that a noisy machine is noisy to all alike; medians are reported. The count of operations
+is what the result needs, from the shapes (`needed_flops`): work that a formulation does beyond that counts as time only.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calibrate import calibrate
+from .causal_map import CausalMap
+from .fit import fit
+from .generate import Job, decode, greedy
+from .linalg import random_rows, unit
+from .methods import Exponential
+from .progress import track
+from .prompts import pad_rows
+from .reference import Reference
+from .steer import Add
+from .transcoder import fit_strengths
+
+_NEW_TOKENS = 24
+_FEW = 4  # vectors that are decoded one at a time
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was measured.
+
+    Attributes:
+        what: Its name.
+        seconds: Every time it took.
+        flops: Operations that its result needs, where they are counted.
+        of_products: Rate of those, as a share of the rate of the matrix products alone.
+        versus: What it is compared with, and how many times as long that takes.
+    """
+
+    what: str
+    seconds: list[float]
+    flops: float | None = None
+    of_products: float | None = None
+    versus: dict[str, float] | None = None
+
+    @property
+    def median(self) -> float:
+        """Median of the seconds."""
+        return statistics.median(self.seconds)
+
+    def describe(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        rate = self.flops / self.median if self.flops else None
+        return {**vars(self), "median_seconds": self.median, "flops_per_second": rate}
+
+
+def weights(block: nn.Module, config: Any) -> dict[str, float]:
+    """Multiply–adds a token of every matrix in a block; of a mixture's experts, as many as a token visits."""
+    visited = getattr(config, "num_experts_per_tok", None) or 1
+    matrices = {name: p for name, p in block.named_parameters() if p.ndim > 1}
+    return {name: p.numel() * (visited / len(p) if p.ndim == 3 else 1) for name, p in matrices.items()}
+
+
+def needed_flops(cmap: CausalMap, backward: bool) -> float:
+    """Operations that one direction needs on all prompts, forward or forward and backward.
+
+    A matrix of w entries takes 2w operations a token, and 2w more for the gradient of its input (weights have none). Attention takes
+    4·heads·(width of a head) for each pair of a token and one it sees, and twice that backward. The last block needs keys and values
+    (matrices called k_proj, v_proj, or one that holds both) at every token and the rest at the tokens that are read; with
+    ``positions="target"`` every block needs those tokens alone. Norms, activations and other element-wise work count as nothing.
+    """
+    config = cmap.lm.config
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or cmap.d_source // heads)
+    read, last = cmap.target_tokens, cmap.target - 1
+    total = 0.0
+    for tokens in map(len, cmap.prompts.tokens):
+        few_pairs = read * tokens - read * (read - 1) / 2
+        for index in range(cmap.source, cmap.target):
+            few = cmap.positions == "target" or index == last
+            pairs = few_pairs if few else tokens * (tokens + 1) / 2
+            total += (3 if backward else 1) * 4 * width * pairs
+            for name, size in weights(cmap.lm.blocks[index], config).items():
+                everywhere = cmap.positions == "all" and (index != last or _holds_keys(name))
+                total += (4 if backward else 2) * size * (tokens if everywhere else read)
+    return total
+
+
+def products(cmap: CausalMap, rows: int, backward: bool) -> tuple[Callable[[], None], float]:
+    """The matrix products of a pass on ``rows`` directions and nothing else, and their operations."""
+    tokens, read = rows * len(cmap.prompts.tokens[0]), rows * cmap.target_tokens
+    work: list[tuple[Tensor, Tensor, Tensor]] = []
+    flops = 0.0
+    inputs: dict[tuple[int, int], Tensor] = {}
+
+    def random(*shape: int) -> Tensor:
+        weight = cmap.lm.blocks[0].parameters().__next__()
+        return inputs.setdefault(shape, torch.randn(*shape, dtype=weight.dtype, device=weight.device))  # type: ignore[arg-type]
+
+    for index in range(cmap.source, cmap.target):
+        for name, p in cmap.lm.blocks[index].named_parameters():
+            if p.ndim == 2:
+                many = cmap.positions == "all" and (index != cmap.target - 1 or _holds_keys(name))
+                at = tokens if many else read
+                work.append((p, random(at, p.shape[1]), random(at, p.shape[0])))
+                flops += (4 if backward else 2) * p.numel() * at
+
+    def run() -> None:
+        with torch.no_grad():
+            for p, x, g in work:
+                nn.functional.linear(x, p)
+                if backward:
+                    g @ p
+        _wait(cmap)
+
+    return run, flops
+
+
+def bench(cmap: CausalMap, num_factors: int = 128, repeats: int = 5, reference: bool = True, progress: bool = True) -> Iterator[Row]:
+    """Measure fit, calibration, derivatives and generation on a map of one prompt.
+
+    Args:
+        cmap: The map.
+        num_factors: m of the sweeps.
+        repeats: How often each thing is measured.
+        reference: Measure the plain formulation too, which takes most of the time.
+        progress: Draw bars.
+    """
+    plain = Reference(cmap) if reference else None
+    yield from _sweeps(cmap, plain, num_factors, repeats, progress)
+    yield from _calibration(cmap, plain, repeats, progress)
+    yield from _derivatives(cmap, plain, repeats, progress)
+    yield from _generation(cmap, repeats, progress)
+
+
+def environment() -> dict[str, Any]:
+    """What a figure was measured on."""
+    import transformers
+
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def _sweeps(cmap: CausalMap, plain: Reference | None, m: int, repeats: int, progress: bool) -> Iterator[Row]:
+    """A sweep of the exponential fit; then, from sweeps, the time to the explained amount that the published fit ends at."""
+    scale = calibrate(cmap, progress=progress).scale
+    method = Exponential(m, scale)
+    state = method.init(cmap, torch.Generator().manual_seed(0))
+    rows = max(1, cmap.tokens_per_pass // len(cmap.prompts.tokens[0]))
+    rows = -(-m // -(-m // rows))  # as the map cuts them
+    multiply, flops = products(cmap, rows, backward=True)
+    jobs: dict[str, Callable[[], Any]] = {"products": multiply, "ours": lambda: method.step(cmap, state)}
+    if plain is not None:
+        V, U = plain.start(m, torch.Generator().manual_seed(0))
+        jobs["reference"] = lambda: plain.sweep(V, U, scale)
+    times = _in_turn(cmap, jobs, repeats, "sweeps", progress)
+    needed = m * needed_flops(cmap, backward=True)
+    rate = flops / statistics.median(times["products"])
+    row = _row("fit, a sweep", times, needed, rate)
+    yield row
+    if plain is None:
+        return
+    for _ in range(10):
+        V, U = plain.sweep(V, U, scale)
+    D = cmap.value(scale * V)
+    goal = fit_strengths(V, U, (U * D).sum(-1), "exponential").explained
+    found = fit(cmap, method, progress=progress)
+    sweeps = next((i for i, record in enumerate(found.history, 1) if record["explained"] >= goal), None)
+    starts = _in_turn(
+        cmap,
+        {
+            "ours": lambda: method.init(cmap, torch.Generator().manual_seed(0)),
+            "reference": lambda: plain.start(m, torch.Generator().manual_seed(0)),
+        },
+        repeats,
+        "starts",
+        progress,
+    )
+    if sweeps is not None:
+        whole = {name: [s + n * t for s, t in zip(starts[name], times[name], strict=True)] for name, n in (("ours", sweeps), ("reference", 10))}
+        yield _row(f"fit to bᵀK⁻¹b = {goal:.3g}, {sweeps} sweeps for 10", whole)
+
+
+def _calibration(cmap: CausalMap, plain: Reference | None, repeats: int, progress: bool) -> Iterator[Row]:
+    jobs: dict[str, Callable[[], Any]] = {"ours": lambda: calibrate(cmap, progress=False)}
+    if plain is not None:
+        jobs["reference"] = plain.calibrate
+        jobs["reference, J once"] = lambda: plain.calibrate(again=False)
+    yield _row("calibration", _in_turn(cmap, jobs, repeats, "calibration", progress))
+
+
+def _derivatives(cmap: CausalMap, plain: Reference | None, repeats: int, progress: bool) -> Iterator[Row]:
+    """Derivatives at zero of 32 directions; their products are those of a forward pass for each pass over the blocks that a row needs."""
+    V = random_rows(32, cmap.d_source, torch.Generator().manual_seed(0)).to(cmap.device, cmap.dtype)
+    U = unit(cmap.value(V))
+    multiply, flops = products(cmap, len(V), backward=False)
+    # passes of a row: along v; back along u; along v and back, and both; along v, along w, and both
+    ours: dict[str, tuple[int, Callable[[], Any]]] = {
+        "jvp": (1, lambda: cmap.jvp(V)),
+        "vjp": (1, lambda: cmap.vjp(U)),
+        "hvp": (3, lambda: cmap.hvp(U, V)),
+        "bilinear": (3, lambda: cmap.bilinear(V, V)),
+    }
+    theirs: dict[str, Callable[[], Any]] = {}
+    if plain is not None:
+        zero = torch.zeros_like(V)
+        theirs = {"jvp": lambda: plain.jvp(V), "vjp": lambda: plain.value_and_vjp(zero, U), "hvp": lambda: plain.hvp(U, V)}
+    for name, (passes, oracle) in ours.items():
+        jobs: dict[str, Callable[[], Any]] = {"products": multiply, "ours": oracle}
+        if name in theirs:
+            jobs["reference"] = theirs[name]
+        times = _in_turn(cmap, jobs, repeats, name, progress)
+        needed = passes * len(V) * needed_flops(cmap, backward=False)
+        yield _row(f"{name}, 32 directions", times, needed, flops / statistics.median(times["products"]))
+
+
+def _generation(cmap: CausalMap, repeats: int, progress: bool) -> Iterator[Row]:
+    """64 vectors on one prompt, beside the model's own unsteered generation of as many rows and beside one vector at a time."""
+    lm, prompt = cmap.lm, cmap.prompts.tokens[0]
+    V = random_rows(64, cmap.d_source, torch.Generator().manual_seed(0)) * 0.1 * (cmap.source_norm or 1.0)
+    place = Add(cmap.source, V)
+    jobs = [Job(prompt, v) for v in V]
+    ids, mask = pad_rows([prompt] * len(V), lm.pad, side="left")
+    endless = _Endless(lm)
+    times = _in_turn(
+        cmap,
+        {
+            "ours": lambda: decode(endless, jobs, place, _NEW_TOKENS, progress=False),  # type: ignore[arg-type]
+            "unsteered": lambda: greedy(endless, ids, mask, _NEW_TOKENS),  # type: ignore[arg-type]
+            "one at a time": lambda: [decode(endless, [job], place, _NEW_TOKENS, progress=False) for job in jobs[:_FEW]],  # type: ignore[arg-type]
+        },
+        repeats,
+        "generation",
+        progress,
+    )
+    times["one at a time"] = [t * len(V) / _FEW for t in times["one at a time"]]
+    every = sum(sum(weights(block, lm.config).values()) for block in lm.blocks)
+    before = sum(sum(weights(block, lm.config).values()) for block in lm.blocks[: cmap.source])
+    head = lm.model.get_output_embeddings().weight.numel()
+    prefill = len(prompt) * (before + len(V) * (every - before))
+    needed = 2 * (prefill + len(V) * (head * _NEW_TOKENS + every * (_NEW_TOKENS - 1)))
+    yield _row(f"generation, 64 vectors × {_NEW_TOKENS} tokens", times, needed)
+
+
+class _Endless:
+    """A model whose replies do not end, so that every formulation writes as many tokens."""
+
+    eos: tuple[int, ...] = ()
+
+    def __init__(self, lm: Any) -> None:
+        self._lm = lm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lm, name)
+
+
+def _row(what: str, times: dict[str, list[float]], needed: float | None = None, rate: float | None = None) -> Row:
+    ours = statistics.median(times["ours"])
+    share = needed / ours / rate if needed and rate else None
+    versus = {name: statistics.median(t) / ours for name, t in times.items() if name not in ("ours", "products")}
+    return Row(what, times["ours"], needed, share, versus or None)
+
+
+def _in_turn(cmap: CausalMap, jobs: dict[str, Callable[[], Any]], repeats: int, what: str, progress: bool) -> dict[str, list[float]]:
+    """Seconds of every job, one after the other ``repeats`` times, after a round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    with track((repeats + 1) * len(jobs), what, progress) as bar:
+        for i in range(repeats + 1):
+            for name, job in jobs.items():
+                start = time.perf_counter()
+                job()
+                _wait(cmap)
+                if i:
+                    times[name].append(time.perf_counter() - start)
+                bar.update()
+    return times
+
+
+def _wait(cmap: CausalMap) -> None:
+    if cmap.device.type == "cuda":
+        torch.cuda.synchronize(cmap.device)
+
+
+def _holds_keys(name: str) -> bool:
+    """Whether a matrix of this name makes keys or values."""
+    return any(part in name for part in ("k_proj", "v_proj", "qkv", "query_key_value", "c_attn", "Wqkv", "in_proj"))

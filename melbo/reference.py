@@ -1,0 +1,120 @@
+"""The plain formulation that the fast one is measured against, as the published code computes (METHOD §10, described there and written anew).
+
+A function of one direction, vectorised by function transforms sixteen at a time; eager attention; float32; one block more than the slice has,
+and the head, on every pass. Its fit keeps the published update: QR that turns signs, U one step behind V and not computed afresh at the end. It
+is a measuring stick: nothing else in the package uses it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from scipy.optimize import root_scalar
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from .causal_map import CausalMap
+from .linalg import random_rows, unit
+from .slice import Slice
+
+_BATCH = 16
+
+
+class Reference:
+    """Δ of a single prompt and what is done with it, plainly.
+
+    Args:
+        cmap: The map to compute, of one prompt, its model in float32.
+    """
+
+    def __init__(self, cmap: CausalMap) -> None:
+        self.lm, self.cmap = cmap.lm, cmap
+        ids, mask = next(cmap.prompts.batches(1, self.lm.pad))
+        with self._eager():
+            self.part: Slice = self.lm.capture(ids, mask, cmap.source, min(cmap.target + 1, self.lm.depth))
+        self.base = self._read(self.part.hidden)
+        self.d = cmap.d_source
+
+    @contextmanager
+    def _eager(self) -> Iterator[None]:
+        usual = self.lm.config._attn_implementation
+        self.lm.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.lm.model.set_attn_implementation(usual)
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """The target stream at the read positions, ``[1, T, d] → [target_tokens, d]``; the block after it and the head run too."""
+        read = hidden
+        with self._eager():
+            for layer, reached in self.part.trace(hidden):
+                hidden = reached
+                if layer == self.cmap.target:
+                    read = reached
+        self.lm.model.get_output_embeddings()(hidden)
+        return read[0, -self.cmap.target_tokens :]
+
+    def delta(self, theta: Tensor) -> Tensor:
+        """Δ(θ) of one direction, ``[d] → [d]``."""
+        return (self._read(self.part.hidden + theta) - self.base).mean(0)
+
+    def value(self, theta: Tensor) -> Tensor:
+        """Δ(θ), ``[k, d] → [k, d]``."""
+        with torch.no_grad():
+            return torch.cat([vmap(self.delta)(rows) for rows in theta.split(_BATCH)])
+
+    def value_and_vjp(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Δ(θ) and J(θ)ᵀu, ``[k, d]`` each."""
+
+        def both(theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+            value, pull, *_ = vjp(self.delta, theta)
+            return value, pull(u)[0]
+
+        found = [vmap(both)(*rows) for rows in zip(theta.split(_BATCH), u.split(_BATCH), strict=True)]
+        values, gradients = zip(*found, strict=True)
+        return torch.cat(values).detach(), torch.cat(gradients).detach()
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J(0)v, ``[k, d] → [k, d]``."""
+        zero = torch.zeros(self.d)
+        return torch.cat([vmap(lambda v: jvp(self.delta, (zero,), (v,))[1])(rows) for rows in v.split(_BATCH)])
+
+    def hvp(self, u: Tensor, v: Tensor) -> Tensor:
+        """H(u, v, ·), ``[k, d] → [k, d]``."""
+        zero = torch.zeros(self.d)
+
+        def one(u: Tensor, v: Tensor) -> Tensor:
+            return jvp(lambda theta: vjp(self.delta, theta)[1](u)[0], (zero,), (v,))[1]
+
+        return torch.cat([vmap(one)(*rows) for rows in zip(u.split(_BATCH), v.split(_BATCH), strict=True)])
+
+    def calibrate(self, nonlinearity: float = 0.5, num_directions: int = 30, again: bool = True) -> tuple[float, int]:
+        """R with ratio(R) = λ to 1 %, by Brent's method in R from 1e-3 to ten times the stream's norm; and how often ratio was evaluated.
+
+        ``again`` takes the Jacobian–vector products anew at every R (the published time, 40 to 80 seconds, is that of doing so).
+        """
+        directions = random_rows(num_directions, self.d, torch.Generator().manual_seed(0))
+        kept = None if again else self.jvp(directions)
+
+        def gap(R: float) -> float:
+            linear = R * (self.jvp(directions) if kept is None else kept)
+            off = (self.value(R * directions) - linear).norm(dim=-1) / linear.norm(dim=-1)
+            return off.square().mean().sqrt().item() - nonlinearity
+
+        high = 10 * (self.cmap.source_norm or 1.0)
+        found = root_scalar(gap, bracket=(1e-3, high), rtol=0.01, xtol=1e-3)
+        return found.root, found.function_calls
+
+    def start(self, m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Projected Jacobian: V completed at random, U = normalise(JV)."""
+        W = random_rows(32, self.d, generator)
+        J = self.value_and_vjp(torch.zeros(32, self.d), W)[1]
+        V = torch.cat([torch.linalg.svd(J, full_matrices=False)[2], random_rows(m, self.d, generator)])[:m]
+        return V, unit(self.jvp(V))
+
+    def sweep(self, V: Tensor, U: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """One published sweep over all factors."""
+        V = torch.linalg.qr(V.T)[0].T
+        D, gradient = self.value_and_vjp(scale * V, U)
+        return unit(gradient), unit(D)
