@@ -33,7 +33,7 @@ from .rank import ORDERS, Ranking
 from .rank import rank as order
 from .report import report as write_report
 
-_LOADING = ("dtype", "device", "device_map", "trust_remote_code", "blocks")
+_LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks")
 _METHOD = ("num_factors", "scale", "max_steps", "tol", "orthogonalise", "start")
 _Options = dict[str, Any]
 
@@ -89,6 +89,7 @@ _seed = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, hel
 _loading = _together(
     click.option("--dtype", default="auto", help="What to compute in: auto (the checkpoint's own), float32, bfloat16, float16."),
     click.option("--device", help="Where to put the model; by default a GPU if there is one."),
+    click.option("--tf32", is_flag=True, help="Let a GPU multiply float32 matrices at TF32 precision: three digits, several times faster."),
     click.option("--device-map", help="Passed to transformers; 'auto' spreads a large model over devices."),
     click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings along."),
     click.option("--blocks", help="Dotted path of the decoder blocks, where it is not found by itself."),
@@ -102,6 +103,10 @@ _prompts = _together(
     click.option("--prompt", "prompt", multiple=True, help="A prompt; may be given again."),
     click.option("--prompts", "prompt_file", type=_file, help="A file with one prompt a line."),
 )
+_speed = _together(
+    click.option("--tokens-per-pass", type=click.IntRange(min=1), help="Tokens run at a time; by default what half the free memory holds."),
+    click.option("--compile/--no-compile", default=None, help="Compile the blocks; by default on a CPU once that pays."),
+)
 _map = _together(
     click.argument("model"),
     _prompts,
@@ -113,6 +118,8 @@ _map = _together(
     click.option("--skip-first", is_flag=True, help="Leave the first token, the attention sink, unsteered."),
     click.option("--normalise-target", is_flag=True, help="Read h/‖h‖: guards against features that blow up norms."),
     click.option("--concatenate", is_flag=True, help="Stack prompts and tokens instead of averaging them."),
+    click.option("--positions", default="all", type=click.Choice(["all", "target"]), help="Steer every token, or (fast) only those that are read."),
+    _speed,
     _loading,
 )
 
@@ -264,7 +271,7 @@ def chat(run: Path, model: str | None, feature: int | None, strength: float, max
 @click.option("--threads", type=click.IntRange(min=1), multiple=True, help="CPU threads; may be given again.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, help="How often each thing is measured.")
 @click.option("--reference/--no-reference", default=True, help="Measure the plain formulation too (most of the time).")
-@click.option("--compile/--no-compile", default=None, help="Compile the blocks; by default once that pays.")
+@_speed
 @click.option("--out", type=_file, help="JSON file to write.")
 @_loading
 @_json
@@ -403,6 +410,8 @@ def _read_file(file: Path) -> list[str]:
 def _load(name: str, options: _Options) -> LanguageModel:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if options.pop("tf32", False):
+        torch.set_float32_matmul_precision("high")
     return load(name, **options)
 
 

@@ -122,4 +122,10 @@ def _versions() -> dict[str, Any]:
 
     from . import __version__
 
-    return {"melbo": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    return {
+        "melbo": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }

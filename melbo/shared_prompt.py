@@ -1,5 +1,6 @@
 """A prompt that many rows have in common is read once, up to the block where the vectors that steer them tell them apart."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def can_read_once(lm: LanguageModel, place: Add) -> bool:
     """Whether `read_once`, and one more token on top of it, give what rows of their own give: tried on four tokens and three vectors."""
     norm = place.vectors.norm(dim=-1).max().item() if len(place.vectors) else 1.0
     vectors = norm * torch.nn.functional.normalize(torch.randn(3, lm.width, generator=torch.Generator().manual_seed(0)), dim=-1)
-    small = Add(place.layer, vectors, place.where, place.skip_first)
+    small = replace(place, vectors=vectors)
     ids = torch.arange(1, 5)[None].to(lm.device)
     again = ids[:, :1].expand(3, -1)
     try:

@@ -26,12 +26,14 @@ class Add:
         vectors: ``[d]``, the same for every row of a batch, or ``[rows, d]``, one for each.
         where: At which tokens. With a KV cache, what runs on top of the cache is generated, what fills it is prompt; padding never.
         skip_first: Leave each row's first token, the attention sink, as it is.
+        last: Of a prompt, change only this many tokens at its end.
     """
 
     layer: int
     vectors: Tensor
     where: Where = "all"
     skip_first: bool = False
+    last: int | None = None
 
 
 @contextmanager
@@ -95,8 +97,9 @@ def as_edit(bank: FeatureSet, strength: float = 1.0, where: Where = "all", per_r
     """
     check_strength(strength)
     vectors = strength * bank.scale * bank.V
-    skip_first = bool(bank.meta.get("map", {}).get("skip_first", False))
-    return Add(bank.source, vectors if per_row else vectors[0], where, skip_first)
+    fitted = bank.meta.get("map", {})
+    last = fitted["target_tokens"] if fitted.get("positions") == "target" else None
+    return Add(bank.source, vectors if per_row else vectors[0], where, bool(fitted.get("skip_first", False)), last)
 
 
 def check_strength(strength: float) -> None:
@@ -141,7 +144,10 @@ def _adder(e: Add, tokens: _CurrentTokens):
         vectors = e.vectors.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
         if vectors.ndim == 2 and len(vectors) != hidden.shape[0]:
             raise MelboError(f"got {len(vectors)} vectors for a batch of {hidden.shape[0]} rows: expected one for each")
-        steered = (tokens.index >= (1 if e.skip_first else 0)).to(hidden.device, vectors.dtype)[:, :, None]  # [rows or 1, T, 1]
+        at = tokens.index >= (1 if e.skip_first else 0)  # [rows or 1, T]
+        if e.last is not None and not tokens.generated:
+            at &= tokens.index > tokens.index.max(1, keepdim=True).values - e.last
+        steered = at.to(hidden.device, vectors.dtype)[:, :, None]
         new = (hidden + steered * (vectors[:, None] if vectors.ndim == 2 else vectors)).to(hidden.dtype)
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 

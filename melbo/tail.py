@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .slice import Adapt, Call, Path, Run, Shared, Slice, call_block
+from .slice import Adapt, Call, Path, Run, Shared, Slice, call_block, repeat
 
 KeysValues = tuple[Tensor, Tensor]  # of one block at the tokens before the tail, each [n, heads, T − length, head width]
 
@@ -51,8 +51,8 @@ class Tail:
         shared: Shared = {}
         times = len(hidden) // len(self.part.hidden)
         for call, (keys, values) in zip(self.part.calls, kept, strict=True):
-            spread = keys.repeat(times, 1, 1, 1), values.repeat(times, 1, 1, 1)
-            hidden = self._at_tail(call, hidden, spread, adapt, shared)
+            earlier = repeat(keys, times, 0), repeat(values, times, 0)
+            hidden = self._at_tail(call, hidden, earlier, adapt, shared)
         return hidden
 
     def keep(self) -> list[KeysValues]:

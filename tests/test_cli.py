@@ -268,6 +268,27 @@ def test_calibrate_gives_the_scale_that_fit_uses(melbo, home):
     assert float(re.search(r"^R = ([\d.]+), ", plain.out, re.MULTILINE)[1]) < found["scale"]
 
 
+def test_bench_prints_a_line_for_each_thing_and_keeps_it_all(melbo, home):
+    small = ("bench", "tiny", "-m", 3, "--repeats", 1, "--threads", 1)
+    ended = melbo(*small, "--out", "bench.json")
+    assert ended.code == 0
+    kept = json.loads((home / "bench.json").read_text())
+    (home / "bench.json").unlink()
+    rows = kept["threads"]["1"]
+    assert len(rows) == len(ended.out.splitlines()) >= 7
+    assert all(row["median_seconds"] > 0 for row in rows)
+    assert kept["environment"]["torch"] == torch.__version__
+    plain = strict(melbo(*small, "--no-reference", "--json").out)
+    assert all("reference" not in (row["versus"] or {}) for row in plain["threads"]["1"])
+
+
+def test_the_fast_mode_is_kept_with_the_run(melbo, home):
+    assert melbo(*FIT, "--positions", "target", "--tokens-per-pass", 64).code == 0
+    assert json.loads((home / "new" / "run.json").read_text())["map"]["positions"] == "target"
+    assert melbo("sample", "new", "--prompt", PROMPT, *SHORT).code == 0
+    shutil.rmtree(home / "new")
+
+
 def test_a_conversation_through_a_pipe(home):
     lines = ["hello you", "/feature 1", "hello you", "/strength 0", "hello you", "/feature 99", "/strength", "/bogus", "/", "/help", "/reset", "/off"]
     before = contents(home / "run")

@@ -12,7 +12,7 @@ PACKAGE = Path(melbo.__file__).parent
 FLOORS = [
     "errors", "progress", "linalg", "transcoder", "iterate", "prompts", "slice", "tail", "compiled", "model", "load", "oracles",
     "causal_map", "operator", "calibrate", "methods", "features", "fit", "steer", "shared_prompt", "generate", "score", "rank", "chat",
-    "report", "cli",
+    "report", "reference", "bench", "cli",
 ]  # fmt: skip
 NO_TRANSFORMERS = ["linalg", "transcoder", "iterate", "oracles", "operator", "calibrate", "methods"]
 

@@ -584,6 +584,34 @@ def test_where_says_which_tokens_are_steered_while_decoding(where, skip_first, c
     assert_close(got[real], (expected[:, :, None] * v)[real], 1e-12)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_only_the_last_tokens_of_a_prompt_are_steered_and_all_that_is_generated(side):
+    lm, v = shared("llama"), random(WIDTH)
+    ids, mask = padded((9, 6, 8), side)
+    end = mask.long().cumsum(1) > mask.sum(1, keepdim=True) - 3
+
+    def read():
+        lm.model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        return ids
+
+    assert_close(added(lm, Add(0, v, last=3), read), (mask & end)[:, :, None] * v, 1e-12)
+    if side == "left":
+        got = added(lm, Add(0, v, last=3), lambda: generate(lm, ids, mask)[0])
+        real = torch.cat([mask, torch.ones(3, 3, dtype=torch.bool)], 1)
+        expected = torch.cat([mask & end, torch.ones(3, 3, dtype=torch.bool)], 1)
+        assert_close(got[real], (expected[:, :, None] * v)[real], 1e-12)
+
+
+def test_features_fitted_at_the_target_positions_steer_there(monkeypatch):
+    lm = shared("llama")
+    cmap = CausalMap(lm, prompts((9,)), 1, 3, positions="target")
+    bank = melbo.fit(cmap, melbo.Exponential(2, 0.5, max_steps=1), progress=False).features
+    ids = torch.tensor(cmap.prompts.tokens)
+    with melbo.steer(lm, bank[0]):
+        steered = streams(lm, ids)[3][0, -3:].mean(0)
+    assert_close(steered - streams(lm, ids)[3][0, -3:].mean(0), cmap.value(0.5 * bank.V)[0], 1e-9)
+
+
 # --- leaving, and refusing to enter
 
 
