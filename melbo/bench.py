@@ -7,7 +7,7 @@ is what the result needs, from the shapes (`needed_flops`): work that a formulat
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .calibrate import calibrate
 from .causal_map import CausalMap
-from .fit import fit
 from .generate import Job, decode, greedy
 from .linalg import random_rows, unit
 from .methods import Exponential
@@ -122,21 +121,22 @@ def products(cmap: CausalMap, rows: int, backward: bool) -> tuple[Callable[[], N
     return run, flops
 
 
-def bench(cmap: CausalMap, num_factors: int = 128, repeats: int = 5, reference: bool = True, progress: bool = True) -> Iterator[Row]:
+def bench(
+    cmap: CausalMap, num_factors: int = 128, repeats: int = 5, only: Sequence[str] = (), reference: bool = True, progress: bool = True
+) -> Iterator[Row]:
     """Measure fit, calibration, derivatives and generation on a map of one prompt.
 
     Args:
         cmap: The map.
         num_factors: m of the sweeps.
         repeats: How often each thing is measured.
+        only: Which of `PARTS`; all of them if left out.
         reference: Measure the plain formulation too, which takes most of the time.
         progress: Draw bars.
     """
-    plain = Reference(cmap) if reference else None
-    yield from _sweeps(cmap, plain, num_factors, repeats, progress)
-    yield from _calibration(cmap, plain, repeats, progress)
-    yield from _derivatives(cmap, plain, repeats, progress)
-    yield from _generation(cmap, repeats, progress)
+    for name, measure in PARTS.items():
+        if not only or name in only:
+            yield from measure(cmap, num_factors, repeats, reference, progress)
 
 
 def environment() -> dict[str, Any]:
@@ -153,55 +153,57 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _sweeps(cmap: CausalMap, plain: Reference | None, m: int, repeats: int, progress: bool) -> Iterator[Row]:
+def _sweeps(cmap: CausalMap, m: int, repeats: int, reference: bool, progress: bool) -> Iterator[Row]:
     """A sweep of the exponential fit; then, from sweeps, the time to the explained amount that the published fit ends at."""
     scale = calibrate(cmap, progress=progress).scale
     method = Exponential(m, scale)
-    state = method.init(cmap, torch.Generator().manual_seed(0))
+    state = start = method.init(cmap, torch.Generator().manual_seed(0))
     rows = max(1, cmap.tokens_per_pass // len(cmap.prompts.tokens[0]))
     rows = -(-m // -(-m // rows))  # as the map cuts them
     multiply, flops = products(cmap, rows, backward=True)
     jobs: dict[str, Callable[[], Any]] = {"products": multiply, "ours": lambda: method.step(cmap, state)}
-    if plain is not None:
-        V, U = plain.start(m, torch.Generator().manual_seed(0))
+    plain, several = Reference(cmap), Reference(cmap, batch=16)
+    V, U = several.start(m, torch.Generator().manual_seed(0))
+    if reference:
         jobs["reference"] = lambda: plain.sweep(V, U, scale)
+        jobs["reference, 16 at a time"] = lambda: several.sweep(V, U, scale)
     times = _in_turn(cmap, jobs, repeats, "sweeps", progress)
     needed = m * needed_flops(cmap, backward=True)
-    rate = flops / statistics.median(times["products"])
-    row = _row("fit, a sweep", times, needed, rate)
-    yield row
-    if plain is None:
+    yield _row("fit, a sweep", times, needed, flops / statistics.median(times["products"]))
+    if not reference:
         return
-    for _ in range(10):
-        V, U = plain.sweep(V, U, scale)
-    D = cmap.value(scale * V)
-    goal = fit_strengths(V, U, (U * D).sum(-1), "exponential").explained
-    found = fit(cmap, method, progress=progress)
-    sweeps = next((i for i, record in enumerate(found.history, 1) if record["explained"] >= goal), None)
-    starts = _in_turn(
-        cmap,
-        {
-            "ours": lambda: method.init(cmap, torch.Generator().manual_seed(0)),
-            "reference": lambda: plain.start(m, torch.Generator().manual_seed(0)),
-        },
-        repeats,
-        "starts",
-        progress,
-    )
-    if sweeps is not None:
-        whole = {name: [s + n * t for s, t in zip(starts[name], times[name], strict=True)] for name, n in (("ours", sweeps), ("reference", 10))}
-        yield _row(f"fit to bᵀK⁻¹b = {goal:.3g}, {sweeps} sweeps for 10", whole)
+
+    starts = {
+        "ours": lambda: method.init(cmap, torch.Generator().manual_seed(0)),
+        "reference": lambda: plain.start(m, torch.Generator().manual_seed(0)),
+        "reference, 16 at a time": lambda: several.start(m, torch.Generator().manual_seed(0)),
+    }
+    begun = _in_turn(cmap, starts, repeats, "starts", progress)
+    with track(method.max_steps, "published fit", progress) as bar:
+        for _ in range(method.max_steps):
+            V, U = several.sweep(V, U, scale)
+            bar.update()
+    goal = fit_strengths(V, U, (U * cmap.value(scale * V)).sum(-1), "exponential").explained
+    state = start
+    for sweeps in range(1, method.max_steps + 1):
+        state, record = method.step(cmap, state)
+        if record["explained"] >= goal:
+            whole = {}
+            for name in begun:
+                number = sweeps if name == "ours" else method.max_steps
+                whole[name] = [s + number * t for s, t in zip(begun[name], times[name], strict=True)]
+            yield _row(f"fit to bᵀK⁻¹b = {goal:.3g}, {sweeps} sweeps for {method.max_steps}", whole)
+            return
 
 
-def _calibration(cmap: CausalMap, plain: Reference | None, repeats: int, progress: bool) -> Iterator[Row]:
+def _calibration(cmap: CausalMap, m: int, repeats: int, reference: bool, progress: bool) -> Iterator[Row]:
     jobs: dict[str, Callable[[], Any]] = {"ours": lambda: calibrate(cmap, progress=False)}
-    if plain is not None:
-        jobs["reference"] = plain.calibrate
-        jobs["reference, J once"] = lambda: plain.calibrate(again=False)
+    if reference:
+        jobs["reference, 16 at a time"] = Reference(cmap, batch=16).calibrate
     yield _row("calibration", _in_turn(cmap, jobs, repeats, "calibration", progress))
 
 
-def _derivatives(cmap: CausalMap, plain: Reference | None, repeats: int, progress: bool) -> Iterator[Row]:
+def _derivatives(cmap: CausalMap, m: int, repeats: int, reference: bool, progress: bool) -> Iterator[Row]:
     """Derivatives at zero of 32 directions; their products are those of a forward pass for each pass over the blocks that a row needs."""
     V = random_rows(32, cmap.d_source, torch.Generator().manual_seed(0)).to(cmap.device, cmap.dtype)
     U = unit(cmap.value(V))
@@ -214,8 +216,8 @@ def _derivatives(cmap: CausalMap, plain: Reference | None, repeats: int, progres
         "bilinear": (3, lambda: cmap.bilinear(V, V)),
     }
     theirs: dict[str, Callable[[], Any]] = {}
-    if plain is not None:
-        zero = torch.zeros_like(V)
+    if reference:
+        plain, zero = Reference(cmap), torch.zeros_like(V)
         theirs = {"jvp": lambda: plain.jvp(V), "vjp": lambda: plain.value_and_vjp(zero, U), "hvp": lambda: plain.hvp(U, V)}
     for name, (passes, oracle) in ours.items():
         jobs: dict[str, Callable[[], Any]] = {"products": multiply, "ours": oracle}
@@ -226,20 +228,20 @@ def _derivatives(cmap: CausalMap, plain: Reference | None, repeats: int, progres
         yield _row(f"{name}, 32 directions", times, needed, flops / statistics.median(times["products"]))
 
 
-def _generation(cmap: CausalMap, repeats: int, progress: bool) -> Iterator[Row]:
+def _generation(cmap: CausalMap, m: int, repeats: int, reference: bool, progress: bool) -> Iterator[Row]:
     """64 vectors on one prompt, beside the model's own unsteered generation of as many rows and beside one vector at a time."""
     lm, prompt = cmap.lm, cmap.prompts.tokens[0]
     V = random_rows(64, cmap.d_source, torch.Generator().manual_seed(0)) * 0.1 * (cmap.source_norm or 1.0)
     place = Add(cmap.source, V)
     jobs = [Job(prompt, v) for v in V]
     ids, mask = pad_rows([prompt] * len(V), lm.pad, side="left")
-    endless = _Endless(lm)
+    endless: Any = _Endless(lm)
     times = _in_turn(
         cmap,
         {
-            "ours": lambda: decode(endless, jobs, place, _NEW_TOKENS, progress=False),  # type: ignore[arg-type]
-            "unsteered": lambda: greedy(endless, ids, mask, _NEW_TOKENS),  # type: ignore[arg-type]
-            "one at a time": lambda: [decode(endless, [job], place, _NEW_TOKENS, progress=False) for job in jobs[:_FEW]],  # type: ignore[arg-type]
+            "ours": lambda: decode(endless, jobs, place, _NEW_TOKENS, progress=False),
+            "unsteered": lambda: greedy(endless, ids, mask, _NEW_TOKENS),
+            "one at a time": lambda: [decode(endless, [job], place, _NEW_TOKENS, progress=False) for job in jobs[:_FEW]],
         },
         repeats,
         "generation",
@@ -252,6 +254,10 @@ def _generation(cmap: CausalMap, repeats: int, progress: bool) -> Iterator[Row]:
     prefill = len(prompt) * (before + len(V) * (every - before))
     needed = 2 * (prefill + len(V) * (head * _NEW_TOKENS + every * (_NEW_TOKENS - 1)))
     yield _row(f"generation, 64 vectors × {_NEW_TOKENS} tokens", times, needed)
+
+
+#: What can be measured.
+PARTS = {"fit": _sweeps, "calibration": _calibration, "derivatives": _derivatives, "generation": _generation}
 
 
 class _Endless:

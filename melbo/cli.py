@@ -15,7 +15,7 @@ from rich.text import Text
 from transformers.utils import logging
 
 from . import prompts as built_in
-from .bench import Row, environment
+from .bench import PARTS, Row, environment
 from .bench import bench as measure
 from .calibrate import calibrate as find_scale
 from .causal_map import CausalMap
@@ -270,6 +270,7 @@ def chat(run: Path, model: str | None, feature: int | None, strength: float, max
 @click.option("-m", "--num-factors", default=128, help="Directions in a sweep.")
 @click.option("--threads", type=click.IntRange(min=1), multiple=True, help="CPU threads; may be given again.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, help="How often each thing is measured.")
+@click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Measure this only; may be given again.")
 @click.option("--reference/--no-reference", default=True, help="Measure the plain formulation too (most of the time).")
 @_speed
 @click.option("--out", type=_file, help="JSON file to write.")
@@ -277,7 +278,7 @@ def chat(run: Path, model: str | None, feature: int | None, strength: float, max
 @_json
 def bench(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure how fast fit, calibration, derivatives and generation are on this machine, against its own matrix products."""
-    how = _take(options, "num_factors", "repeats", "reference")
+    how = _take(options, "num_factors", "repeats", "only", "reference")
     lm = _load(model, _take(options, *_LOADING))
     cmap = _causal_map(lm, [prompt], options)
     found = {}

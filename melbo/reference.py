@@ -1,12 +1,13 @@
 """The plain formulation that the fast one is measured against, as the published code computes (METHOD §10, described there and written anew).
 
-A function of one direction, vectorised by function transforms sixteen at a time; eager attention; float32; one block more than the slice has,
-and the head, on every pass. Its fit keeps the published update: QR that turns signs, U one step behind V and not computed afresh at the end. It
-is a measuring stick: nothing else in the package uses it.
+A function of one direction under function transforms, one direction at a time or vectorised over several; eager attention; float32; one block
+more than the slice has, and the head, on every pass. Its fit keeps the published update: QR that turns signs, U one step behind V and not
+computed afresh at the end. It is a measuring stick: nothing else in the package uses it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from scipy.optimize import root_scalar
@@ -17,18 +18,17 @@ from .causal_map import CausalMap
 from .linalg import random_rows, unit
 from .slice import Slice
 
-_BATCH = 16
-
 
 class Reference:
     """Δ of a single prompt and what is done with it, plainly.
 
     Args:
         cmap: The map to compute, of one prompt, its model in float32.
+        batch: How many directions are vectorised over; with 1, none are.
     """
 
-    def __init__(self, cmap: CausalMap) -> None:
-        self.lm, self.cmap = cmap.lm, cmap
+    def __init__(self, cmap: CausalMap, batch: int = 1) -> None:
+        self.lm, self.cmap, self.batch = cmap.lm, cmap, batch
         ids, mask = next(cmap.prompts.batches(1, self.lm.pad))
         with self._eager():
             self.part: Slice = self.lm.capture(ids, mask, cmap.source, min(cmap.target + 1, self.lm.depth))
@@ -62,7 +62,7 @@ class Reference:
     def value(self, theta: Tensor) -> Tensor:
         """Δ(θ), ``[k, d] → [k, d]``."""
         with torch.no_grad():
-            return torch.cat([vmap(self.delta)(rows) for rows in theta.split(_BATCH)])
+            return self._rows(self.delta, theta)[0]
 
     def value_and_vjp(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Δ(θ) and J(θ)ᵀu, ``[k, d]`` each."""
@@ -71,34 +71,39 @@ class Reference:
             value, pull, *_ = vjp(self.delta, theta)
             return value, pull(u)[0]
 
-        found = [vmap(both)(*rows) for rows in zip(theta.split(_BATCH), u.split(_BATCH), strict=True)]
-        values, gradients = zip(*found, strict=True)
-        return torch.cat(values).detach(), torch.cat(gradients).detach()
+        value, gradient = self._rows(both, theta, u)
+        return value, gradient
 
     def jvp(self, v: Tensor) -> Tensor:
         """J(0)v, ``[k, d] → [k, d]``."""
         zero = torch.zeros(self.d)
-        return torch.cat([vmap(lambda v: jvp(self.delta, (zero,), (v,))[1])(rows) for rows in v.split(_BATCH)])
+        return self._rows(lambda v: jvp(self.delta, (zero,), (v,))[1], v)[0]
 
     def hvp(self, u: Tensor, v: Tensor) -> Tensor:
         """H(u, v, ·), ``[k, d] → [k, d]``."""
         zero = torch.zeros(self.d)
+        return self._rows(lambda u, v: jvp(lambda theta: vjp(self.delta, theta)[1](u)[0], (zero,), (v,))[1], u, v)[0]
 
-        def one(u: Tensor, v: Tensor) -> Tensor:
-            return jvp(lambda theta: vjp(self.delta, theta)[1](u)[0], (zero,), (v,))[1]
+    def _rows(self, fn: Callable[..., Any], *rows: Tensor) -> tuple[Tensor, ...]:
+        """``fn`` of every row."""
+        if self.batch == 1:
+            found = [fn(*row) for row in zip(*rows, strict=True)]
+            join = torch.stack
+        else:
+            found = [vmap(fn)(*part) for part in zip(*(r.split(self.batch) for r in rows), strict=True)]
+            join = torch.cat
+        found = [f if isinstance(f, tuple) else (f,) for f in found]
+        return tuple(join(parts).detach() for parts in zip(*found, strict=True))
 
-        return torch.cat([vmap(one)(*rows) for rows in zip(u.split(_BATCH), v.split(_BATCH), strict=True)])
-
-    def calibrate(self, nonlinearity: float = 0.5, num_directions: int = 30, again: bool = True) -> tuple[float, int]:
+    def calibrate(self, nonlinearity: float = 0.5, num_directions: int = 30) -> tuple[float, int]:
         """R with ratio(R) = λ to 1 %, by Brent's method in R from 1e-3 to ten times the stream's norm; and how often ratio was evaluated.
 
-        ``again`` takes the Jacobian–vector products anew at every R (the published time, 40 to 80 seconds, is that of doing so).
+        The Jacobian–vector products are taken anew at every R: the published time, 40 to 80 seconds, is that of doing so.
         """
         directions = random_rows(num_directions, self.d, torch.Generator().manual_seed(0))
-        kept = None if again else self.jvp(directions)
 
         def gap(R: float) -> float:
-            linear = R * (self.jvp(directions) if kept is None else kept)
+            linear = R * self.jvp(directions)
             off = (self.value(R * directions) - linear).norm(dim=-1) / linear.norm(dim=-1)
             return off.square().mean().sqrt().item() - nonlinearity
 

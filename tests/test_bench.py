@@ -64,9 +64,10 @@ def test_a_mixture_counts_the_experts_that_a_token_visits():
         assert sizes[name] == p.numel() * mixture.config.num_experts_per_tok / mixture.config.num_local_experts
 
 
-def test_the_reference_computes_the_same_map(lm):
+@pytest.mark.parametrize("batch", [1, 16])
+def test_the_reference_computes_the_same_map(lm, batch):
     cmap = a_map(lm)
-    plain = Reference(cmap)
+    plain = Reference(cmap, batch)
     draw = torch.Generator().manual_seed(0)
     V, U = random_rows(20, lm.width, draw), random_rows(20, lm.width, draw)
     assert torch.allclose(plain.value(V), cmap.value(V), atol=1e-5)
