@@ -65,7 +65,7 @@ class Exponential(Iterative):
             V = projected_start(map, m, generator)
         else:
             U = random_rows(m, map.d_target, generator).to(map.device, map.dtype)
-            V = unit(map.value_and_vjp(torch.zeros(m, map.d_source).to(U), U)[1])
+            V = unit(map.vjp(U))
         return _State(V, torch.zeros(m, map.d_target).to(V), torch.ones(m).to(V))
 
     def step(self, map: Map, state: _State) -> tuple[_State, Record]:
