@@ -42,8 +42,8 @@ class CausalMap(Map):
             passes run on these few tokens over the kept keys and values of the others, as many times faster as they are fewer.
         tokens_per_pass: How many tokens run through the blocks at a time; by default what half of the free memory holds (measured), at
             most 2048 on a CPU.
-        compile: Fuse the blocks' element-wise work by ``torch.compile`` in backward passes (results agree to rounding). By default on a CPU, once
-            so much work has been done that it pays; falls back by itself.
+        compile: Fuse the blocks' element-wise work by ``torch.compile`` where a backward pass follows (results agree to rounding; not for
+            ``positions="target"``). By default on a CPU, once so much work has been done that it pays; falls back by itself.
 
     Raises:
         MelboError: ``source ≥ target``, a layer out of range, a prompt shorter than ``target_tokens`` (or with nothing to steer), or
@@ -93,7 +93,6 @@ class CausalMap(Map):
         self.source_norm, self.target_norm = self._norms()
         self.compile = compile
         self._plain_flops: float = 0.0  # spent on backward passes, as far as weights go
-        self._forward_only = False
         self._pieces = self._make_pieces()
         self.tokens_per_pass = tokens_per_pass or self._usual_tokens()
 
@@ -142,22 +141,31 @@ class CausalMap(Map):
         before = getattr(config, name, None)
         if before is not None:
             setattr(config, name, "batched_mm")
-        self._forward_only = True
         try:
-            with super()._forward_mode():
+            with self._uncompiled(), super()._forward_mode():
                 yield
         finally:
-            self._forward_only = False
             if before is not None:
                 setattr(config, name, before)
 
+    @contextmanager
+    def _uncompiled(self) -> Iterator[None]:
+        before, self.compile = self.compile, False
+        try:
+            yield
+        finally:
+            self.compile = before
+
     def _usual_tokens(self) -> int:
-        """What half of the free memory holds of what a backward pass keeps, which one and two rows of the largest piece tell."""
-        piece = max(self.pieces, key=lambda piece: piece.cost)
-        kept = max(1, (self._kept(piece, 2) - self._kept(piece, 1)) // piece.cost)
-        on_gpu = self.device.type == "cuda"
-        free = torch.cuda.mem_get_info(self.device)[0] if on_gpu else psutil.virtual_memory().available
-        return max(1, min(65536 if on_gpu else 2048, free // 2 // kept))
+        """What half of the free memory holds of what a backward pass keeps, which one and two rows of each kind of piece tell."""
+        kinds = {(piece.cost, part.mask.shape): piece for piece, part in zip(self.pieces, self.slices, strict=True)}
+        kept = max((self._kept(piece, 2) - self._kept(piece, 1)) / piece.cost for piece in kinds.values())
+        if self.device.type == "cuda":
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            free, most = torch.cuda.mem_get_info(self.device)[0] + unused, 65536
+        else:
+            free, most = psutil.virtual_memory().available, 2048
+        return max(1, min(most, int(free / 2 / max(1, kept))))
 
     def _kept(self, piece: Piece, rows: int) -> int:
         """Bytes that a forward pass of this many rows keeps for the backward pass."""
@@ -169,7 +177,7 @@ class CausalMap(Map):
             return tensor
 
         theta = torch.zeros(rows, self.d_source, dtype=self.dtype, device=self.device, requires_grad=True)
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with self._uncompiled(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             out = piece.fn(theta)
         del out  # held until here, so that no address is given out twice
         return sum(kept.values())
@@ -218,7 +226,7 @@ class CausalMap(Map):
 
     def _run(self, part: Slice, hidden: Tensor) -> Run:
         """How blocks are called: compiled where that is wanted and pays, which is where a backward pass follows."""
-        if self._forward_only or not torch.is_grad_enabled() or self.compile is False:
+        if self.compile is False or not torch.is_grad_enabled():
             return call_block
         if self.compile is None:
             if self.device.type != "cpu":

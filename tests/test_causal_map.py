@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import dense
+import psutil
 import pytest
 import torch
-from cases import TINY, tiny_model
+from cases import FLOAT32_INSIDE, TINY, WINDOW, tiny_model
 from toys import directions
 
+import melbo.causal_map
 from melbo import CausalMap, Exponential, MelboError, Prompts, fit
 from melbo.operator import Jacobian
 
@@ -59,6 +63,7 @@ def test_oracles_through_a_real_slice_equal_dense_derivatives(name, dtype, toler
 
     assert close(ours.jvp(V), V @ J.T)
     assert close(ours.value_and_vjp(torch.zeros_like(V), U)[1], U @ J)
+    assert close(ours.vjp(U), U @ J)
     assert close(Jacobian(ours).to_dense(), J)
     assert close(ours.bilinear(V, W), torch.einsum("oij,ki,kj->ko", H, V, W))
     assert close(ours.hvp(U, V), torch.einsum("oij,ko,ki->kj", H, U, V))
@@ -88,12 +93,215 @@ def test_second_order_oracles_agree_on_every_architecture(name):
     assert torch.allclose((cmap.jvp(V) * U).sum(-1), (cmap.value_and_vjp(torch.zeros_like(V), U)[1] * V).sum(-1), rtol=1e-4, atol=1e-8)
 
 
+# --- the short ways, and the long way that each stands for
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Makes a map that replays whole blocks (``tail=False``) or gives each row its own forward pass (``shared=False``), or both."""
+
+    def make(*args, tail=False, shared=False, **settings):
+        with monkeypatch.context() as patch:
+            if not tail:
+                patch.setattr(melbo.causal_map, "find_tail", lambda part, length: None)
+            twin = CausalMap(*args, **settings)
+        twin._shares_zero = shared
+        return twin
+
+    return make
+
+
+def oracles(cmap, name, k=2):
+    """What every oracle that the architecture has says of ``k`` random directions."""
+    V, W, U = directions(k, cmap.d_source, 1), directions(k, cmap.d_source, 2), directions(k, cmap.d_target, 3)
+    value, gradient = cmap.value_and_vjp(V, U)
+    out = {"value": cmap.value(V), "value with vjp": value, "vjp": gradient, "vjp at zero": cmap.vjp(U)}
+    if name not in NO_FORWARD_MODE:
+        out |= {"jvp": cmap.jvp(V), "hvp": cmap.hvp(U, V), "bilinear": cmap.bilinear(V, W)}
+    return out
+
+
+def assert_same(got, want, tolerance):
+    assert got.keys() == want.keys()
+    for oracle in want:
+        assert want[oracle].norm() > 0, oracle
+        assert (got[oracle] - want[oracle]).norm() <= tolerance * want[oracle].norm(), oracle
+
+
+EQUAL = prompts(((5, 6, 7, 8, 9, 10, 11), (12, 13, 14, 15, 16, 17, 18)))  # as long as each other, and longer than any window
+assert WINDOW < 7
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_every_oracle_is_the_same_the_short_way_and_the_long_way(name, slowly):
+    args, settings = (tiny_model(name), EQUAL, 1, 2), {"prompt_batch": 2, "tokens_per_pass": 99}
+    fast = CausalMap(*args, **settings)
+    short = oracles(fast, name)
+    # warnings are errors here: were vmap to warn that it is slow, this would show it
+    assert fast._shares_zero == (name not in NO_FORWARD_MODE)
+    tolerance = 1e-6 if name in FLOAT32_INSIDE else 1e-9
+    for way in ("tail", "shared"):
+        assert_same(short, oracles(slowly(*args, **{way: True}, **settings), name), tolerance)
+
+
+@torch.no_grad()
+def by_hooks(lm, prompts, source, target, theta, positions="all", skip_first=False, target_tokens=3):
+    """Changes of the model's own target states, ``[k, prompts, target_tokens, d]``: steered by hooks, one prompt and one direction at a time."""
+
+    def leaving(tokens, v):
+        steered = torch.zeros(1, len(tokens), 1, dtype=lm.dtype)
+        steered[:, -target_tokens if positions == "target" else 0 :] = 1
+        steered[:, : 1 if skip_first else 0] = 0
+
+        def push(block, args, kwargs):
+            if args:
+                return (args[0] + v * steered, *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": kwargs["hidden_states"] + v * steered}
+
+        out = []
+        handles = [
+            lm.blocks[source].register_forward_pre_hook(push, with_kwargs=True),
+            lm.blocks[target - 1].register_forward_hook(lambda block, args, o: out.append(o[0] if isinstance(o, tuple) else o)),
+        ]
+        try:
+            lm.model(torch.tensor([tokens]), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return out[0][0, -target_tokens:]
+
+    return torch.stack([torch.stack([leaving(tokens, v) - leaving(tokens, 0 * v) for tokens in prompts.tokens]) for v in theta])
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_last_tokens_alone_are_steered_as_by_hooks_and_the_long_way(name, slowly):
+    args, settings = (tiny_model(name), EQUAL, 0, 2), {"prompt_batch": 2, "tokens_per_pass": 12, "positions": "target"}
+    V, U = directions(3, args[0].width, 1), directions(3, args[0].width, 2)
+    fast, slow = CausalMap(*args, **settings), slowly(*args, **settings)
+    tolerance = 1e-6 if name in FLOAT32_INSIDE else 1e-9
+    truth = by_hooks(args[0], EQUAL, 0, 2, V, "target").mean((1, 2))
+    got, want = ({"value": m.value(V)} | dict(zip(("value with vjp", "vjp"), m.value_and_vjp(V, U), strict=True)) for m in (fast, slow))
+    assert_same({"value": got["value"]}, {"value": truth}, tolerance)
+    assert_same(got, want, tolerance)
+    everywhere = CausalMap(*args).value(V)
+    assert (everywhere - truth).norm() > 0.01 * truth.norm()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "mpt", "lfm2"])
+def test_derivatives_where_the_last_tokens_alone_are_steered(name, slowly):
+    args, settings = (tiny_model(name), EQUAL, 0, 2), {"positions": "target", "prompt_batch": 2, "tokens_per_pass": 99}
+    fast = CausalMap(*args, **settings)
+    assert_same(oracles(fast, name), oracles(slowly(*args, **settings), name), 1e-6 if name in FLOAT32_INSIDE else 1e-9)
+    assert fast._shares_zero
+
+
+@pytest.mark.parametrize(("positions", "first"), [("all", 7), ("target", 3)])
+def test_passes_run_no_more_tokens_than_they_must(positions, first):
+    lm = tiny_model("llama")
+    cmap, tokens = CausalMap(lm, EQUAL, 1, 3, positions=positions, prompt_batch=2), []
+    for i, block in enumerate(lm.blocks):
+        block.mlp.register_forward_pre_hook(lambda _, args, i=i: tokens.append((i, args[0].shape[-2])))
+    V = directions(2, lm.width)
+    for oracle in (lambda: cmap.value(V), lambda: cmap.value_and_vjp(V, V), lambda: cmap.jvp(V), lambda: cmap.vjp(V), lambda: cmap.hvp(V, V)):
+        tokens.clear()
+        oracle()
+        assert tokens == [(1, first), (2, 3)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"skip_first": True},
+        {"target_tokens": 1},
+        {"target_tokens": 4},  # all of the second prompt
+        {"target_tokens": 4, "skip_first": True},
+    ],
+)
+@pytest.mark.parametrize("positions", ["all", "target"])
+def test_ragged_prompts_are_steered_as_by_hooks(lm, positions, settings, batch):
+    V = directions(2, lm.width)
+    truth = by_hooks(lm, prompts(), 1, 3, V, positions, **settings)
+    mean = CausalMap(lm, prompts(), 1, 3, positions=positions, prompt_batch=batch, **settings)
+    stacked = CausalMap(lm, prompts(), 1, 3, positions=positions, prompt_batch=batch, concatenate=True, **settings)
+    assert torch.allclose(mean.value(V), truth.mean((1, 2)), atol=1e-10)
+    assert torch.allclose(stacked.value(V), truth.flatten(1), atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{}, {"skip_first": True}, {"normalise_target": True}, {"concatenate": True}])
+def test_last_tokens_of_ragged_prompts_do_not_depend_on_the_batch(lm, settings):
+    rows = (RAGGED[0], RAGGED[2][:7], *RAGGED)  # the first two are of one length, the others are not
+    one, two = (CausalMap(lm, prompts(rows), 1, 3, positions="target", prompt_batch=n, **settings) for n in (1, 2))
+    assert [p.cost for p in one.pieces] == [3] * 5
+    assert [p.cost for p in two.pieces] == [2 * 3, 2 * 7, 3]
+    assert_same(oracles(two, "llama"), oracles(one, "llama"), 1e-9)
+
+
+def test_positions_are_described_and_others_refused(lm):
+    first = CausalMap(lm, prompts(), 1, 3, positions="target")
+    saved = first.describe()
+    V = directions(2, lm.width)
+    assert saved["positions"] == "target"
+    assert torch.equal(CausalMap.from_description(lm, saved).value(V), first.value(V))
+    del saved["positions"]  # as written before there was a choice
+    assert torch.equal(CausalMap.from_description(lm, saved).value(V), CausalMap(lm, prompts(), 1, 3).value(V))
+    for wrong in ("last", "prompt", None):
+        with pytest.raises(MelboError, match=f"positions is {wrong!r}: expected 'all' or 'target'"):
+            CausalMap(lm, prompts(), 1, 3, positions=wrong)
+
+
+def test_features_of_the_last_tokens_are_fitted(lm):
+    cmap = CausalMap(lm, prompts(), 1, 3, positions="target")
+    assert fit(cmap, Exponential(2, 1.0), progress=False).stats["explained"] > 0
+
+
+# --- memory
+
+
+def free_memory(monkeypatch, available):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("positions", ["all", "target"])
+def test_what_a_pass_keeps_grows_with_its_rows(lm, positions, batch):
+    cmap = CausalMap(lm, prompts(), 1, 3, positions=positions, prompt_batch=batch)
+    for piece in cmap.pieces:
+        one, two, five = (cmap._kept(piece, rows) for rows in (1, 2, 5))
+        assert 0 < five - one == 4 * (two - one)
+
+
+def test_chunks_shrink_with_the_free_memory(lm, monkeypatch):
+    usual = []
+    for available in (10**12, 10**7, 10**6, 1):
+        free_memory(monkeypatch, available)
+        usual.append(CausalMap(lm, prompts(), 1, 3).tokens_per_pass)
+    assert usual[0] == 2048
+    assert 2048 > usual[1] > 5 * usual[2] > 0
+    assert usual[3] == 1
+    assert CausalMap(lm, prompts(), 1, 3, tokens_per_pass=99).tokens_per_pass == 99
+
+
+@pytest.mark.parametrize("lengths", [(40, 5), (5, 40), (40, 40, 5, 6), (5, 6, 40, 40)])
+@pytest.mark.parametrize("positions", ["all", "target"])
+def test_no_pass_keeps_more_than_the_free_memory(lm, monkeypatch, positions, lengths):
+    free_memory(monkeypatch, available := 4_000_000)
+    texts = prompts([tuple(range(5, 5 + n)) for n in lengths])
+    cmap = CausalMap(lm, texts, 1, 3, positions=positions, prompt_batch=len(lengths) // 2)
+    for piece in cmap.pieces:
+        rows = cmap.tokens_per_pass // piece.cost
+        one, two = cmap._kept(piece, 1), cmap._kept(piece, 2)
+        assert rows * (two - one) <= available  # half of it, give or take what differs between prompts
+
+
 @pytest.mark.parametrize("settings", [{"prompt_batch": 2}, {"prompt_batch": 3}, {"tokens_per_pass": 1}, {"tokens_per_pass": 40}])
 def test_invariant_to_prompt_batching_padding_and_chunks(lm, cmap, settings):
     other = CausalMap(lm, prompts(), 1, 3, **settings)
     V, U = directions(5, lm.width, 1), directions(5, lm.width, 2)
     assert torch.allclose(cmap.value(V), other.value(V), atol=1e-10)
     assert torch.allclose(cmap.jvp(V), other.jvp(V), atol=1e-10)
+    assert torch.allclose(cmap.vjp(U), other.vjp(U), atol=1e-10)
     assert torch.allclose(cmap.hvp(U, V), other.hvp(U, V), atol=1e-10)
     assert torch.allclose(cmap.bilinear(V, V), other.bilinear(V, V), atol=1e-10)
 
@@ -125,7 +333,7 @@ def test_concatenate_stacks_prompts_and_positions(lm, cmap, batch):
     assert torch.allclose(stacked.value(V).view(4, 9, lm.width).mean(1), cmap.value(V), atol=1e-10)
     assert torch.allclose(stacked.jvp(V).view(4, 9, lm.width).mean(1), cmap.jvp(V), atol=1e-10)
     U = directions(4, stacked.d_target, 1)
-    for oracle in (stacked.value_and_vjp(torch.zeros_like(V), U)[1],):
+    for oracle in (stacked.value_and_vjp(torch.zeros_like(V), U)[1], stacked.vjp(U)):
         assert torch.allclose(oracle, U @ Jacobian(stacked).to_dense(), atol=1e-10)
     assert torch.allclose((stacked.bilinear(V, V) * U).sum(-1), (stacked.hvp(U, V) * V).sum(-1), atol=1e-10)
 
