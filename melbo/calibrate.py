@@ -13,7 +13,7 @@ from .oracles import Map
 from .progress import track
 
 _GRID = tuple(0.02 * 2**k for k in range(7))  # of the stream's norm: 2 % to 128 %
-_SCOUTS = 6  # directions that the grid is looked at with
+_SCOUTS = 4  # directions that the grid is looked at with
 _USUAL_EVALUATIONS = 3
 
 

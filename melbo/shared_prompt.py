@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from .model import LanguageModel
 from .slice import Shared, map_arguments, repeat
 from .steer import Add, edit
+
+_tried: WeakKeyDictionary[LanguageModel, dict[int, bool]] = WeakKeyDictionary()  # by layer
 
 
 def read_once(lm: LanguageModel, ids: Tensor, place: Add) -> tuple[Any, Tensor]:
@@ -50,7 +53,14 @@ def read_once(lm: LanguageModel, ids: Tensor, place: Add) -> tuple[Any, Tensor]:
 
 
 def can_read_once(lm: LanguageModel, place: Add) -> bool:
-    """Whether `read_once`, and one more token on top of it, give what rows of their own give: tried on four tokens and three vectors."""
+    """Whether `read_once`, and one more token on top of it, give what rows of their own give: tried once on four tokens and three vectors."""
+    tried = _tried.setdefault(lm, {})
+    if place.layer not in tried:
+        tried[place.layer] = _try_reading_once(lm, place)
+    return tried[place.layer]
+
+
+def _try_reading_once(lm: LanguageModel, place: Add) -> bool:
     norm = place.vectors.norm(dim=-1).max().item() if len(place.vectors) else 1.0
     vectors = norm * torch.nn.functional.normalize(torch.randn(3, lm.width, generator=torch.Generator().manual_seed(0)), dim=-1)
     small = replace(place, vectors=vectors)

@@ -75,7 +75,9 @@ def test_the_reference_computes_the_same_map(lm, batch):
         assert torch.allclose(ours, theirs, atol=1e-5)
     assert torch.allclose(plain.jvp(V), cmap.jvp(V), atol=1e-5)
     assert torch.allclose(plain.hvp(U, V), cmap.hvp(U, V), atol=1e-4, rtol=1e-3)
-    assert plain.calibrate()[0] == pytest.approx(calibrate(cmap, progress=False).scale, rel=0.03)
+    assert plain.calibrate(random_rows(30, lm.width, torch.Generator().manual_seed(0)))[0] == pytest.approx(
+        calibrate(cmap, progress=False).scale, rel=0.03
+    )
     assert lm.config._attn_implementation == "sdpa"  # given back
 
 

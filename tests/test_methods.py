@@ -63,21 +63,50 @@ def test_linear_recovers_orthogonal_planted_factors_exactly():
     assert torch.allclose(bank.alpha, strengths, rtol=1e-5)
 
 
+class Counting(FunctionMap):
+    """Counts the products with J and with its transpose."""
+
+    products = 0
+
+    def jvp(self, v):
+        self.products += len(v)
+        return super().jvp(v)
+
+    def vjp(self, u):
+        self.products += len(u)
+        return super().vjp(u)
+
+
 def test_linear_does_not_write_out_a_large_jacobian():
     V, U = directions(40, 900), directions(40, 900, 1)
-    rows = 0
-
-    def fn(theta):
-        nonlocal rows
-        rows += len(theta)
-        return (theta @ V.T * 0.7 ** torch.arange(40, dtype=torch.float64)) @ U
-
-    toy = FunctionMap(fn, 900, 900, torch.float64)
-    rows = 0
+    toy = Counting(lambda theta: (theta @ V.T * 0.7 ** torch.arange(40, dtype=torch.float64)) @ U, 900, 900, torch.float64)
     bank = fit(toy, Linear(4, 1.0), progress=False).features
-    assert rows < 300
+    assert toy.products < 300
     truth = torch.linalg.svd(toy.jvp(torch.eye(900, dtype=torch.float64)).T)[2]
     assert ((bank.V * truth[:4]).sum(-1).abs() > 1 - 1e-5).all()
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_the_leading_pairs_of_a_wide_map_take_a_tenth_of_the_products_of_its_jacobian(power):
+    d, m = 4096, 16
+
+    def reflect(x, mirrors):
+        for w in mirrors:
+            x = x - 2 * (x @ w)[:, None] * w
+        return x
+
+    left, right = directions(3, d).float(), directions(3, d, 1).float()
+    strengths = torch.arange(1, d + 1) ** -power
+    toy = Counting(lambda theta: reflect(reflect(theta, right) * strengths, left), d, d)
+    bank = fit(toy, Linear(m, 1.0, tol=1e-3), progress=False).features
+    assert toy.products <= d / 10
+    eye = torch.eye(d)[:m]
+    V, U = reflect(eye, right.flip(0)), reflect(eye, left)
+    assert torch.allclose(bank.alpha, strengths[:m], rtol=1e-3)
+    assert ((bank.V - V * (bank.V * V).sum(-1, keepdim=True).sign()).norm(dim=-1) < 0.1).all()
+    residual = toy.vjp(bank.U) - bank.alpha[:, None] * bank.V
+    assert residual.norm(dim=-1).max() < 1e-3 * strengths[0]
+    assert (bank.U * U).sum(-1).abs().min() > 0.99
 
 
 @pytest.mark.parametrize("how", ["qr", "polar"])
