@@ -4,12 +4,14 @@ Everything is measured in one process and in turn, so that a noisy machine is no
 is what the result needs, from the shapes (`needed_flops`): work that a formulation does beyond that counts as time only.
 """
 
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,12 +147,23 @@ def environment() -> dict[str, Any]:
 
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "cores": os.cpu_count(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def _processor() -> str:
+    """What the machine calls its processor, where it says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _sweep(cmap: CausalMap, m: int, repeats: int, reference: bool, progress: bool) -> Iterator[Row]:
