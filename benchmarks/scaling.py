@@ -9,7 +9,6 @@ block of a slice costs less than the others, whatever their number. Memory is th
 
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -58,17 +57,20 @@ def exponent(lm, name: str) -> dict:
 
 
 def peak(**size: int) -> int:
-    """Peak memory, in bytes, of a process that loads the model and makes one sweep of this size."""
+    """Peak memory, in bytes, of a process that makes one sweep of this size."""
     code = f"from scaling import one_sweep; one_sweep({size!r})"
     out = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
     return int(out.stdout.split()[-1])
 
 
 def one_sweep(size: dict) -> None:
-    """Make the sweep and print the peak."""
-    job, _ = make(load("smollm2"), **{**USUAL, **size})
+    """Make the sweep and print the peak from when the model is loaded (loading has a peak of its own)."""
+    lm = load("smollm2")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    job, _ = make(lm, **{**USUAL, **size})
     job()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peaks = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    print(int(peaks[0].split()[1]) * 1024)
 
 
 def main() -> None:
