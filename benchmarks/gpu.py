@@ -9,14 +9,13 @@ The published code took 37.5 s on an H100 in float32. Values of random weights m
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from melbo import CausalMap, Exponential, LanguageModel, Prompts, fit
-from melbo.bench import environment, needed_flops, products
+from melbo.bench import environment, in_turn, needed_flops, products
 
 SEVEN_B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 22, "num_attention_heads": 32, "vocab_size": 1024}
 TINY = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 22, "num_attention_heads": 4, "vocab_size": 1024}
@@ -34,19 +33,7 @@ def random_model(shape: dict, dtype: torch.dtype, device: str) -> LanguageModel:
 def matrix_rate(dtype: torch.dtype, device: str, side: int) -> float:
     """Operations a second of a large square product, random data."""
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    return 2 * side**3 / statistics.median(timed(lambda: a @ b, 20))
-
-
-def timed(job, repeats: int) -> list[float]:
-    """Seconds of each run, after one that does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        job()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return times[1:]
+    return 2 * side**3 / statistics.median(in_turn({"product": lambda: a @ b}, 20, "measuring", progress=False)["product"])
 
 
 def measure(dtype: torch.dtype, compile: bool, *, device: str, shape: dict, m: int, sweeps: int, side: int, repeats: int) -> dict:
@@ -55,19 +42,18 @@ def measure(dtype: torch.dtype, compile: bool, *, device: str, shape: dict, m: i
     prompts = Prompts(("random tokens",), (tuple(range(1, TOKENS + 1)),))
     cmap = CausalMap(lm, prompts, SOURCE, TARGET, compile=compile)
     method = Exponential(m, 0.1 * cmap.source_norm, max_steps=sweeps, tol=0.0)
-    rows = -(-m // -(-m * TOKENS // cmap.tokens_per_pass))
-    multiply, flops = products(cmap, rows, backward=True)
+    multiply, flops = products(cmap, m, backward=True)
     found = fit(cmap, method, progress=False)  # compiles
-    seconds = timed(lambda: fit(cmap, method, progress=False), repeats)
-    own = flops / statistics.median(timed(multiply, repeats))
+    times = in_turn({"fit": lambda: fit(cmap, method, progress=False), "products": multiply}, repeats, "measuring", progress=False)
+    own = flops / statistics.median(times["products"])
     needed = needed_flops(cmap, backward=True) * m * sweeps
-    rate = needed / statistics.median(seconds)
+    rate = needed / statistics.median(times["fit"])
     square = matrix_rate(dtype, device, side)
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "compile": compile,
-        "seconds": seconds,
-        "median_seconds": statistics.median(seconds),
+        "seconds": times["fit"],
+        "median_seconds": statistics.median(times["fit"]),
         "first_seconds": found.stats["seconds"],
         "flops_per_second": rate,
         "of_square_products": rate / square,

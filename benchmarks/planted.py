@@ -4,13 +4,13 @@ python benchmarks/planted.py    prints a table and writes benchmarks/results/pla
 """
 
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from melbo import Exponential, FunctionMap, fit
+from melbo.bench import environment
 from melbo.linalg import random_rows
 
 SEEDS = range(6)
@@ -50,9 +50,8 @@ def main() -> None:
         means, shares = zip(*found, strict=True)
         rows[name] = {"mean_max_cosine": means, "share_above_.99": shares}
         print(f"{name:14}  mean max cosine {min(means):.3f} … {max(means):.3f}   above .99 {min(shares):.0%} … {max(shares):.0%}", flush=True)
-    environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(), "machine": platform.machine()}
     out = Path(__file__).parent / "results" / "planted.json"
-    out.write_text(json.dumps({"environment": environment, "seeds": list(SEEDS), "rows": rows}, indent=1) + "\n")
+    out.write_text(json.dumps({"environment": environment(), "seeds": list(SEEDS), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

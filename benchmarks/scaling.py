@@ -12,13 +12,12 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 from melbo import CausalMap, Exponential, Prompts, load
-from melbo.bench import environment, needed_flops
+from melbo.bench import environment, in_turn, needed_flops
 
 USUAL = {"m": 64, "n": 1, "tokens": 37, "target": 20}
 VARIED = {"m": (32, 64, 128), "n": (1, 4, 16), "tokens": (20, 40, 80), "target": (11, 14, 20)}
@@ -40,15 +39,9 @@ def exponent(lm, name: str) -> dict:
     """How the seconds of a sweep grow with one size."""
     sizes = VARIED[name]
     base = {**USUAL, "m": 32} if name in ("n", "tokens") else USUAL
-    jobs = [make(lm, **{**base, name: size}) for size in sizes]
-    seconds = [[] for _ in jobs]
-    for i in range(REPEATS + 1):
-        for (job, _), times in zip(jobs, seconds, strict=True):
-            start = time.perf_counter()
-            job()
-            if i:
-                times.append(time.perf_counter() - start)
-    flops = [needed for _, needed in jobs]
+    made = [make(lm, **{**base, name: size}) for size in sizes]
+    seconds = list(in_turn({str(size): job for size, (job, _) in zip(sizes, made, strict=True)}, REPEATS, name, progress=False).values())
+    flops = [needed for _, needed in made]
     against = flops if name == "target" else sizes
     x, y = [math.log(a) for a in against], [math.log(statistics.median(t)) for t in seconds]
     slope = statistics.linear_regression(x, y).slope

@@ -10,7 +10,6 @@ many sweeps would return, rows ``sweep`` the orthonormal factors that each sweep
 
 import argparse
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from melbo import CausalMap, Exponential, Prompts, load
+from melbo.bench import environment
 from melbo.linalg import complete, orthogonalise, random_rows, unit
 from melbo.methods.exponential import _State as State
 from melbo.methods.linear import projected_start
@@ -226,8 +226,8 @@ class Bench:
         self.at = (1, 3) if quick else (1, 2, 3, 5, 7, 10)
         self.sweeps, self.shared_sweeps, self.big_sweeps, self.small_sweeps = (3, 3, 2, 1) if quick else (10, 7, 3, 3)
         lm = load("smollm2")
-        self.one = CausalMap(lm, Prompts.chat(lm, PROMPTS[:1], system=""), 8, 20, compile=False)
-        self.all = CausalMap(lm, Prompts.chat(lm, PROMPTS[: self.n], system=""), 8, 20, compile=False)
+        self.one = CausalMap(lm, Prompts.chat(lm, PROMPTS[:1], system=""), 8, 20, prompt_batch=1, compile=False)
+        self.all = CausalMap(lm, Prompts.chat(lm, PROMPTS[: self.n], system=""), 8, 20, prompt_batch=1, compile=False)
         self.defaults: dict[int, Run] = {}
 
     def default(self, seed: int) -> Run:
@@ -326,7 +326,6 @@ def main() -> None:
     bench = Bench(asked.quick)
     groups = bench.groups()
     rows = json.loads(OUT.read_text())["rows"] if OUT.exists() and asked.groups and not asked.quick else {}
-    environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(), "machine": platform.machine()}
     setting = {"prompts": PROMPTS, "m": bench.m, "big": bench.big, "m of 8 prompts": bench.few, "scale": SCALE, "source": 8, "target": 20}
     for seed in asked.seeds[:1] if asked.quick else asked.seeds:
         for group in asked.groups or groups:
@@ -334,7 +333,7 @@ def main() -> None:
                 print(f"{name}, seed {seed}", flush=True)
                 rows.setdefault(name, {})[str(seed)] = measure_it(seed)
                 if not asked.quick:
-                    OUT.write_text(json.dumps({"environment": environment, "setting": setting, "rows": rows}) + "\n")
+                    OUT.write_text(json.dumps({"environment": environment(), "setting": setting, "rows": rows}) + "\n")
     table(json.loads(json.dumps(rows)))
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +94,19 @@ def needed_flops(cmap: CausalMap, backward: bool) -> float:
     return total
 
 
-def products(cmap: CausalMap, rows: int, backward: bool) -> tuple[Callable[[], None], float]:
-    """The matrix products of a pass on ``rows`` directions and nothing else, and their operations."""
-    tokens, read = rows * len(cmap.prompts.tokens[0]), rows * cmap.target_tokens
+def products(cmap: CausalMap, k: int, backward: bool) -> tuple[Callable[[], None], float]:
+    """The matrix products of one pass and nothing else, and their operations; a pass is what the map cuts ``k`` directions into."""
+    piece, chunk = next(cmap.chunks(k))
+    rows = chunk.stop - chunk.start
+    tokens, read = rows * piece.cost, rows * cmap.target_tokens
     work: list[tuple[Tensor, Tensor, Tensor]] = []
     flops = 0.0
-    inputs: dict[tuple[int, int], Tensor] = {}
-
-    def random(*shape: int) -> Tensor:
-        weight = cmap.lm.blocks[0].parameters().__next__()
-        return inputs.setdefault(shape, torch.randn(*shape, dtype=weight.dtype, device=weight.device))  # type: ignore[arg-type]
-
+    weight = next(cmap.lm.blocks[cmap.source].parameters())
+    random = cache(lambda *shape: torch.randn(*shape, dtype=weight.dtype, device=weight.device))
     for index in range(cmap.source, cmap.target):
         for name, p in cmap.lm.blocks[index].named_parameters():
             if p.ndim == 2:
-                many = cmap.positions == "all" and (index != cmap.target - 1 or _holds_keys(name))
-                at = tokens if many else read
+                at = tokens if index != cmap.target - 1 or _holds_keys(name) else read
                 work.append((p, random(at, p.shape[1]), random(at, p.shape[0])))
                 flops += (4 if backward else 2) * p.numel() * at
 
@@ -118,7 +116,6 @@ def products(cmap: CausalMap, rows: int, backward: bool) -> tuple[Callable[[], N
                 nn.functional.linear(x, p)
                 if backward:
                     g @ p
-        _wait(cmap)
 
     return run, flops
 
@@ -139,6 +136,22 @@ def bench(
     for name, measure in PARTS.items():
         if not only or name in only:
             yield from measure(cmap, num_factors, repeats, reference, progress)
+
+
+def in_turn(jobs: dict[str, Callable[[], Any]], repeats: int, what: str, progress: bool = True) -> dict[str, list[float]]:
+    """Seconds of every job, one after the other ``repeats`` times, after a round that does not count. Waits for the GPU where there is one."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    with track((repeats + 1) * len(jobs), what, progress) as bar:
+        for i in range(repeats + 1):
+            for name, job in jobs.items():
+                start = time.perf_counter()
+                job()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if i:
+                    times[name].append(time.perf_counter() - start)
+                bar.update()
+    return times
 
 
 def environment() -> dict[str, Any]:
@@ -167,22 +180,35 @@ def _processor() -> str:
 
 
 def _sweep(cmap: CausalMap, m: int, repeats: int, reference: bool, progress: bool) -> Iterator[Row]:
-    """A sweep of the exponential fit."""
+    """A sweep of the exponential fit; then the same, steered at the tokens that are read only."""
     scale = 0.2 * (cmap.source_norm or 1.0)
     method = Exponential(m, scale)
-    state = method.init(cmap, torch.Generator().manual_seed(0))
-    rows = max(1, cmap.tokens_per_pass // len(cmap.prompts.tokens[0]))
-    rows = -(-m // -(-m // rows))  # as the map cuts them
-    multiply, flops = products(cmap, rows, backward=True)
-    jobs: dict[str, Callable[[], Any]] = {"products": multiply, "ours": lambda: method.step(cmap, state)}
+    draw = torch.Generator().manual_seed(0)
+    state = method.init(cmap, draw)
+    few = CausalMap.from_description(cmap.lm, {**cmap.describe(), "positions": "target"})
+    few_state = method.init(few, draw)
+
+    def ours() -> None:
+        method.step(cmap, state)
+
+    def uncompiled() -> None:
+        with cmap.uncompiled():
+            ours()
+
+    multiply, flops = products(cmap, m, backward=True)
+    jobs: dict[str, Callable[[], Any]] = {"products": multiply, "ours": ours, "target only": lambda: method.step(few, few_state)}
+    if cmap.compile:
+        jobs["uncompiled"] = uncompiled
     if reference:
         plain, several = Reference(cmap), Reference(cmap, batch=16)
-        V, U = several.start(m, torch.Generator().manual_seed(0))
+        V, U = several.start(m, draw)
         jobs["reference"] = lambda: plain.sweep(V, U, scale)
         jobs["reference, 16 at a time"] = lambda: several.sweep(V, U, scale)
-    times = _in_turn(cmap, jobs, repeats, "sweeps", progress)
+    times = in_turn(jobs, repeats, "sweeps", progress)
+    target_only = times.pop("target only")
     needed = m * needed_flops(cmap, backward=True)
     yield _row(f"a sweep of {m} directions", times, needed, flops / statistics.median(times["products"]))
+    yield _row(f"the same with positions={few.positions!r}", {"ours": target_only, "positions='all'": times["ours"]})
 
 
 def _fit(cmap: CausalMap, m: int, repeats: int, reference: bool, progress: bool) -> Iterator[Row]:
@@ -218,7 +244,7 @@ def _calibration(cmap: CausalMap, m: int, repeats: int, reference: bool, progres
         scale, evaluations = several.calibrate(directions)
         jobs["reference, 16 at a time"] = lambda: several.calibrate(directions)
         jobs["reference"] = lambda: plain.ratio(scale, directions)
-    times = _in_turn(cmap, jobs, repeats, "calibration", progress)
+    times = in_turn(jobs, repeats, "calibration", progress)
     if reference:
         times["reference"] = [evaluations * t for t in times["reference"]]
     yield _row("calibration", times)
@@ -244,7 +270,7 @@ def _derivatives(cmap: CausalMap, m: int, repeats: int, reference: bool, progres
         jobs: dict[str, Callable[[], Any]] = {"products": multiply, "ours": oracle}
         if name in theirs:
             jobs["reference"] = theirs[name]
-        times = _in_turn(cmap, jobs, repeats, name, progress)
+        times = in_turn(jobs, repeats, name, progress)
         needed = passes * len(V) * needed_flops(cmap, backward=False)
         yield _row(f"{name}, 32 directions", times, needed, flops / statistics.median(times["products"]))
 
@@ -257,8 +283,7 @@ def _generation(cmap: CausalMap, m: int, repeats: int, reference: bool, progress
     jobs = [Job(prompt, v) for v in V]
     ids, mask = pad_rows([prompt] * len(V), lm.pad, side="left")
     endless: Any = _Endless(lm)
-    times = _in_turn(
-        cmap,
+    times = in_turn(
         {
             "ours": lambda: decode(endless, jobs, place, _NEW_TOKENS, progress=False),
             "unsteered": lambda: greedy(endless, ids, mask, _NEW_TOKENS),
@@ -298,26 +323,6 @@ def _row(what: str, times: dict[str, list[float]], needed: float | None = None, 
     share = needed / ours / rate if needed and rate else None
     versus = {name: statistics.median(t) / ours for name, t in times.items() if name not in ("ours", "products")}
     return Row(what, times["ours"], needed, share, versus or None)
-
-
-def _in_turn(cmap: CausalMap, jobs: dict[str, Callable[[], Any]], repeats: int, what: str, progress: bool) -> dict[str, list[float]]:
-    """Seconds of every job, one after the other ``repeats`` times, after a round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    with track((repeats + 1) * len(jobs), what, progress) as bar:
-        for i in range(repeats + 1):
-            for name, job in jobs.items():
-                start = time.perf_counter()
-                job()
-                _wait(cmap)
-                if i:
-                    times[name].append(time.perf_counter() - start)
-                bar.update()
-    return times
-
-
-def _wait(cmap: CausalMap) -> None:
-    if cmap.device.type == "cuda":
-        torch.cuda.synchronize(cmap.device)
 
 
 def _holds_keys(name: str) -> bool:

@@ -15,6 +15,7 @@ from .progress import track
 _GRID = tuple(0.02 * 2**k for k in range(7))  # of the stream's norm: 2 % to 128 %
 _SCOUTS = 4  # directions that the grid is looked at with
 _USUAL_EVALUATIONS = 3
+_TINY = 1e-9  # a ratio that counts as none
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
 
         def gap(log_scale: float) -> float:
             solved.append((math.exp(log_scale), ratios([math.exp(log_scale)], num_directions)[0]))
-            return math.log(solved[-1][1] / nonlinearity)
+            return math.log(max(solved[-1][1], _TINY) / nonlinearity)
 
         (a, p), (b, q) = crossings[0]
+        p = max(p, _TINY)  # a map may be exactly linear up to there
         slope = math.log(q / p) / math.log(b / a)
         log_scale = _secant(gap, math.log(a) + math.log(nonlinearity / p) / slope, slope)
         if log_scale is None:
@@ -117,18 +119,19 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
 def _secant(gap: Callable[[float], float], x: float, slope: float, tol: float = 0.01, most: int = 12) -> float | None:
     """A zero of ``gap``, from ``x`` and a guess of its slope there, to ``tol``; None if it is not found in ``most`` evaluations.
 
-    A step goes no further than a factor of two, and not out of the interval in which the sign is known to change.
+    A step goes no further than a factor of two, and not out of the interval in which the sign is known to change. A short
+    step only counts where ``gap`` is small too: the slope may be a bad guess.
     """
     below, above = -math.inf, math.inf
     y = gap(x)
-    for _ in range(most - 1):
+    for i in range(most - 1):
         if not math.isfinite(y):
             return None
         below, above = (x, above) if y < 0 else (below, x)
         new = x - min(max(y / slope, -math.log(2)), math.log(2)) if slope > 0 else x - math.copysign(math.log(2), y)
         if not below < new < above:
             new = (below + above) / 2
-        if abs(new - x) < tol:
+        if abs(new - x) < tol and abs(y) < (tol if i == 0 else 10 * tol):
             return new
         y_new = gap(new)
         slope, x, y = (y_new - y) / (new - x), new, y_new

@@ -13,11 +13,13 @@ from .compiled import WORTH, call_compiled
 from .errors import MelboError
 from .model import LanguageModel
 from .oracles import Map, Piece
-from .prompts import Prompts, token_index
+from .prompts import Prompts, pad_rows, token_index
 from .slice import Run, Slice, call_block
 from .tail import KeysValues, Tail, find_tail
 
 Positions = Literal["all", "target"]
+
+_SIDE_BY_SIDE = 320  # tokens of prompts that share a piece, at most: about where larger products stop being faster on a CPU
 
 
 class CausalMap(Map):
@@ -37,11 +39,12 @@ class CausalMap(Map):
             keeps the units of Δ.
         concatenate: Stack prompts and target positions instead of averaging them; ``d_target`` is then prompts × target_tokens × d
             (the original MELBO objective's view).
-        prompt_batch: How many prompts run side by side, padded to the longest. The result does not depend on it.
+        prompt_batch: How many prompts run side by side, in order, padded to the longest; by default those of equal length do, and where there
+            are many, those of similar length. The result does not depend on it.
         positions: ``"all"`` steers every token. ``"target"`` steers the last ``target_tokens`` only, those that are read: another map, whose
-            passes run on these few tokens over the kept keys and values of the others, as many times faster as they are fewer.
+            passes run on these few tokens over the kept keys and values of the others (docs/performance.md: how much faster).
         tokens_per_pass: How many tokens run through the blocks at a time; by default what half of the free memory holds (measured), at
-            most 2048 on a CPU.
+            most 1200 on a CPU.
         compile: Fuse the blocks' element-wise work by ``torch.compile`` where a backward pass follows (results agree to rounding; not for
             ``positions="target"``). By default on a CPU, once so much work has been done that it pays; falls back by itself.
 
@@ -62,7 +65,7 @@ class CausalMap(Map):
         normalise_target: bool = False,
         concatenate: bool = False,
         positions: Positions = "all",
-        prompt_batch: int = 1,
+        prompt_batch: int | None = None,
         tokens_per_pass: int | None = None,
         compile: bool | None = None,
     ) -> None:
@@ -70,7 +73,7 @@ class CausalMap(Map):
         self.source, self.target = lm.layer(source, "source"), lm.layer(target, "target")
         if self.source >= self.target:
             raise MelboError(f"source is {source} and target is {target}: expected source < target")
-        if target_tokens < 1 or prompt_batch < 1:
+        if target_tokens < 1 or (prompt_batch is not None and prompt_batch < 1):
             raise MelboError(f"got target_tokens={target_tokens} and prompt_batch={prompt_batch}: expected at least 1 of each")
         if positions not in ("all", "target"):
             raise MelboError(f"positions is {positions!r}: expected 'all' or 'target'")
@@ -84,7 +87,8 @@ class CausalMap(Map):
         self.target_tokens, self.skip_first, self.positions = target_tokens, skip_first, positions
         self.normalise_target, self.concatenate, self.prompt_batch = normalise_target, concatenate, prompt_batch
 
-        self.slices = [lm.capture(ids, mask, self.source, self.target) for ids, mask in prompts.batches(prompt_batch, lm.pad)]
+        self.groups = self._groups(tokens_per_pass)
+        self.slices = [self._capture(group) for group in self.groups]
         first = self.slices[0].hidden
         self.device = first.device
         self.dtype = first.dtype if first.dtype == torch.float64 else torch.float32
@@ -98,7 +102,7 @@ class CausalMap(Map):
 
     @property
     def pieces(self) -> Sequence[Piece]:
-        """One for every batch of prompts."""
+        """One for every group of prompts."""
         return self._pieces
 
     def describe(self) -> dict:
@@ -135,6 +139,15 @@ class CausalMap(Map):
         return "the response"
 
     @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Blocks run as they are inside."""
+        before, self.compile = self.compile, False
+        try:
+            yield
+        finally:
+            self.compile = before
+
+    @contextmanager
     def _forward_mode(self) -> Iterator[None]:
         """Also, mixtures of experts in the formulation that has forward mode; transformers reads the setting at every call."""
         config, name = self.lm.config, "_experts_implementation"
@@ -142,19 +155,27 @@ class CausalMap(Map):
         if before is not None:
             setattr(config, name, "batched_mm")
         try:
-            with self._uncompiled(), super()._forward_mode():
+            with self.uncompiled(), super()._forward_mode():
                 yield
         finally:
             if before is not None:
                 setattr(config, name, before)
 
-    @contextmanager
-    def _uncompiled(self) -> Iterator[None]:
-        before, self.compile = self.compile, False
-        try:
-            yield
-        finally:
-            self.compile = before
+    def _groups(self, tokens_per_pass: int | None) -> list[list[int]]:
+        """Which prompts run side by side.
+
+        A pass takes every prompt with as many directions as fit it: with many prompts these are few, and products of a single prompt would be small.
+        Padding costs less than that, but it also keeps the last block, or with ``positions="target"`` all of them, from running at the tail only.
+        """
+        if self.prompt_batch is not None:
+            return [list(range(len(self.prompts)))[i : i + self.prompt_batch] for i in range(0, len(self.prompts), self.prompt_batch)]
+        many = sum(map(len, self.prompts.tokens)) > _SIDE_BY_SIDE
+        return self.prompts.by_length(min(_SIDE_BY_SIDE, tokens_per_pass or _SIDE_BY_SIDE), 1 / 8 if many and self.positions == "all" else 0)
+
+    def _capture(self, group: list[int]) -> Slice:
+        # padded on the right, because a causal model never lets a real token see what stands after it
+        ids, mask = pad_rows([self.prompts.tokens[i] for i in group], self.lm.pad, side="right")
+        return self.lm.capture(ids, mask, self.source, self.target)
 
     def _usual_tokens(self) -> int:
         """What half of the free memory holds of what a backward pass keeps, which one and two rows of each kind of piece tell."""
@@ -164,7 +185,7 @@ class CausalMap(Map):
             unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             free, most = torch.cuda.mem_get_info(self.device)[0] + unused, 65536
         else:
-            free, most = psutil.virtual_memory().available, 2048
+            free, most = psutil.virtual_memory().available, 1200
         return max(1, min(most, int(free / 2 / max(1, kept))))
 
     def _kept(self, piece: Piece, rows: int) -> int:
@@ -177,7 +198,7 @@ class CausalMap(Map):
             return tensor
 
         theta = torch.zeros(rows, self.d_source, dtype=self.dtype, device=self.device, requires_grad=True)
-        with self._uncompiled(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with self.uncompiled(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             out = piece.fn(theta)
         del out  # held until here, so that no address is given out twice
         return sum(kept.values())
@@ -191,24 +212,24 @@ class CausalMap(Map):
         return source.median().item(), target.mean().item()
 
     def _make_pieces(self) -> list[Piece]:
-        pieces, start = [], 0
+        pieces = []
         zero = torch.zeros(1, self.d_source, dtype=self.dtype, device=self.device)
-        for part in self.slices:
-            n, length = part.mask.shape
+        width = self.target_tokens * self.d_source  # of a prompt's part of the stacked response
+        for group, part in zip(self.groups, self.slices, strict=True):
             tail = find_tail(part, self.target_tokens)
             kept = tail.keep() if tail is not None and self.positions == "target" else None
-            width = n * self.target_tokens * self.d_source
-            columns = slice(start, start + width) if self.concatenate else slice(0, self.d_target)
             state = partial(self._state, part, tail, kept)
             with torch.no_grad():
                 base = state(zero)  # by the path that steered passes take, so that rounding is the same
-            cost = n * (length if kept is None else self.target_tokens)
+            columns: slice | Tensor = slice(0, self.d_target)
+            if self.concatenate:
+                columns = torch.cat([torch.arange(i * width, (i + 1) * width, device=self.device) for i in group])
+            cost = len(group) * (part.mask.shape[1] if kept is None else self.target_tokens)
             pieces.append(Piece(partial(self._response, state, base), columns, cost))
-            start += width
         return pieces
 
     def _response(self, state: Callable[[Tensor], Tensor], base: Tensor, theta: Tensor) -> Tensor:
-        """One batch of prompts' share of Δ(θ): ``[k, d] → [k, width]``."""
+        """One group of prompts' share of Δ(θ): ``[k, d] → [k, width]``."""
         change = state(theta).unflatten(0, (len(theta), -1)) - base  # [k, n, target_tokens, d]
         return change.flatten(1) if self.concatenate else change.mean(2).sum(1) / len(self.prompts)
 

@@ -15,6 +15,7 @@ from .features import FeatureSet, write_whole
 from .model import LanguageModel
 from .progress import track
 from .prompts import Prompts, pad_rows
+from .roomy_cache import give_room
 from .shared_prompt import can_read_once, read_once, selectable
 from .steer import Add, as_edit, edit
 
@@ -143,19 +144,16 @@ def decode(
     for job in jobs:
         _check_length(lm, len(job.prompt), max_new_tokens)
     replies: list[list[int]] = [[] for _ in jobs]
-    groups = _groups(jobs)
-    share = len(groups) > 0 and len(groups[0]) >= _WORTH_SHARING and can_read_once(lm, replace(place, vectors=jobs[groups[0][-1]].vector[None]))
 
     def run(batch: list[int]) -> None:
-        together = share and all(jobs[i].prompt == jobs[batch[0]].prompt for i in batch)
-        found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens, together)
+        found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens)
         for i, reply, logits in zip(batch, *found, strict=True):
             replies[i] = reply
             if first_logits is not None:
                 first_logits(i, logits)
 
     with track(len(jobs), "completions", progress) as bar:
-        for done in batches_that_fit(groups, batch_size, run):
+        for done in batches_that_fit(_groups(jobs), batch_size, run):
             bar.update(done)
     return replies
 
@@ -196,10 +194,10 @@ def batches_that_fit(groups: Sequence[Sequence[int]], size: int, run: Callable[[
             yield len(batch)
 
 
-def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens: int, together: bool) -> tuple[list[list[int]], Tensor]:
-    """Replies, and logits of their first tokens. With ``together`` all jobs have one prompt, which is read once.
+def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens: int) -> tuple[list[list[int]], Tensor]:
+    """Replies, and logits of their first tokens.
 
-    Decoding goes in legs, after each of which the rows that have ended are taken out.
+    A prompt that all jobs have in common is read once. Decoding goes in legs, after each of which the rows that have ended are taken out.
     """
     ids, mask = (t.to(lm.device) for t in pad_rows([job.prompt for job in jobs], lm.pad, side="left"))
     width = ids.shape[1]
@@ -208,7 +206,8 @@ def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens
     replies: list[list[int]] = [[] for _ in jobs]
     cache: Any = None
     first: Any = None  # logits of the first token
-    if together:
+    together = len(jobs) >= _WORTH_SHARING and all(job.prompt == jobs[0].prompt for job in jobs)
+    if together and can_read_once(lm, replace(place, vectors=vectors)):
         cache, first = read_once(lm, ids[:1], replace(place, vectors=vectors))
         ids, mask = torch.cat([ids, first.argmax(-1, keepdim=True)], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     while True:
@@ -225,7 +224,7 @@ def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens
         processor = _FirstLogits()
         with edit(lm, replace(place, vectors=vectors[rows.cpu()])):
             watch = LogitsProcessorList([processor] if first is None else [])
-            out = greedy(lm, ids, mask, min(_LEG, left), past_key_values=cache, logits_processor=watch)
+            out = greedy(lm, ids, mask, min(_LEG, left), past_key_values=give_room(cache), logits_processor=watch)
         first = processor.logits if first is None else first
         cache = out.past_key_values
         mask = torch.cat([mask, mask.new_ones(len(mask), out.sequences.shape[1] - ids.shape[1])], 1)

@@ -26,7 +26,7 @@ class Piece:
     """One differentiable part of a map."""
 
     fn: Function  # [k, d_source] -> [k, width of columns], rows independent, zero at zero
-    columns: slice  # which part of the response it adds to
+    columns: slice | Tensor  # which part of the response it adds to
     cost: int  # tokens that one direction runs through the blocks
 
 
@@ -63,12 +63,18 @@ class Map(ABC):
         """Where the response to ``theta`` ``[1, d_source]`` first stops being finite, in words."""
         return "the response"
 
+    def chunks(self, k: int) -> Iterator[tuple[Piece, slice]]:
+        """What ``k`` directions are cut into: every piece with every range of rows that it takes in one pass."""
+        for piece in self.pieces:
+            for rows in self._cut(k, piece.cost):
+                yield piece, rows
+
     def value(self, theta: Tensor) -> Tensor:
         """Δ(θ), ``[k, d_source] → [k, d_target]``."""
         theta = self._rows(theta)
         out = theta.new_zeros(len(theta), self.d_target)
         with torch.no_grad():
-            for piece, rows in self._work(len(theta)):
+            for piece, rows in self.chunks(len(theta)):
                 out[rows, piece.columns] += piece.fn(theta[rows])
         return out
 
@@ -90,7 +96,7 @@ class Map(ABC):
 
     def _joint_vjp(self, theta: Tensor, cotangent: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
         value, gradient = theta.new_zeros(len(theta), self.d_target), torch.zeros_like(theta)
-        for rows in self._chunks(len(theta), self._cost):
+        for rows in self._cut(len(theta), self._cost):
             point = theta[rows].detach().requires_grad_()
             with torch.enable_grad():
                 parts = [piece.fn(point) for piece in self.pieces]
@@ -102,7 +108,7 @@ class Map(ABC):
 
     def _streamed_vjp(self, theta: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = theta.new_zeros(len(theta), self.d_target), torch.zeros_like(theta)
-        for piece, rows in self._work(len(theta)):
+        for piece, rows in self.chunks(len(theta)):
             point = theta[rows].detach().requires_grad_()
             with torch.enable_grad():
                 part = piece.fn(point)
@@ -115,7 +121,7 @@ class Map(ABC):
         u = self._columns(u, len(u))
         out = u.new_zeros(len(u), self.d_source)
         with self._forward_mode():
-            for piece, rows in self._work(len(u)):
+            for piece, rows in self.chunks(len(u)):
                 out[rows] += self._at_zero(piece.fn, _pull, u[rows, piece.columns], plain=_gradient)
         return out
 
@@ -124,7 +130,7 @@ class Map(ABC):
         v = self._rows(v)
         out = v.new_zeros(len(v), self.d_target)
         with self._forward_mode():
-            for piece, rows in self._work(len(v)):
+            for piece, rows in self.chunks(len(v)):
                 out[rows, piece.columns] += self._at_zero(piece.fn, _push, v[rows])
         return out
 
@@ -134,7 +140,7 @@ class Map(ABC):
         u = self._columns(u, len(v))
         out = torch.zeros_like(v)
         with self._forward_mode():
-            for piece, rows in self._work(len(v)):
+            for piece, rows in self.chunks(len(v)):
                 out[rows] += self._at_zero(piece.fn, _push_pull, u[rows, piece.columns], v[rows])
         return out
 
@@ -143,7 +149,7 @@ class Map(ABC):
         v, w = self._rows(v), self._rows(w)
         out = v.new_zeros(len(v), self.d_target)
         with self._forward_mode():
-            for piece, rows in self._work(len(v)):
+            for piece, rows in self.chunks(len(v)):
                 out[rows, piece.columns] += self._at_zero(piece.fn, _push_push, v[rows], w[rows])
         return out
 
@@ -186,13 +192,7 @@ class Map(ABC):
         """Tokens that one direction runs through the blocks in all pieces together."""
         return sum(piece.cost for piece in self.pieces)
 
-    def _work(self, k: int) -> Iterator[tuple[Piece, slice]]:
-        """Every piece with every chunk of ``k`` rows."""
-        for piece in self.pieces:
-            for rows in self._chunks(k, piece.cost):
-                yield piece, rows
-
-    def _chunks(self, k: int, cost: int) -> Iterator[slice]:
+    def _cut(self, k: int, cost: int) -> Iterator[slice]:
         most = max(1, self.tokens_per_pass // cost)
         number = -(-k // most)
         for i in range(number):  # as equal as can be: a small last chunk would run at a poor rate

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,13 +109,21 @@ class Prompts:
         """The prompts that `describe` wrote, token for token."""
         return cls(tuple(saved["texts"]), tuple(tuple(t) for t in saved["tokens"]), saved["kind"], saved["system"])
 
-    def batches(self, size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Right-padded batches of at most ``size`` prompts, in order: ids ``[n, T]`` and mask ``[n, T]`` (True on real tokens).
+    def by_length(self, most: int, padding: float) -> list[list[int]]:
+        """Groups of prompts of similar length, as places in order of length.
 
-        Right, because a causal model never lets a real token see what stands after it.
+        A group holds one prompt, or at most ``most`` tokens with what pads its prompts to the longest, which is at most the share ``padding`` of what
+        is not padding.
         """
-        for start in range(0, len(self), size):
-            yield pad_rows(self.tokens[start : start + size], pad, side="right")
+        groups: list[list[int]] = []
+        for i in sorted(range(len(self)), key=lambda i: len(self.tokens[i])):
+            together = [*groups[-1], i] if groups else [i]
+            padded, real = len(together) * len(self.tokens[i]), sum(len(self.tokens[j]) for j in together)
+            if len(together) > 1 and padded <= most and padded - real <= padding * real:
+                groups[-1] = together
+            else:
+                groups.append([i])
+        return groups
 
 
 def render_chat(lm: "LanguageModel", turns: Sequence[dict[str, str]]) -> str:

@@ -16,6 +16,7 @@ from torch.func import jvp, vjp, vmap
 
 from .causal_map import CausalMap
 from .linalg import random_rows, unit
+from .prompts import pad_rows
 from .slice import Slice
 
 
@@ -29,7 +30,7 @@ class Reference:
 
     def __init__(self, cmap: CausalMap, batch: int = 1) -> None:
         self.lm, self.cmap, self.batch = cmap.lm, cmap, batch
-        ids, mask = next(cmap.prompts.batches(1, self.lm.pad))
+        ids, mask = pad_rows(cmap.prompts.tokens, self.lm.pad, side="right")
         with self._eager():
             self.part: Slice = self.lm.capture(ids, mask, cmap.source, min(cmap.target + 1, self.lm.depth))
         self.base = self._read(self.part.hidden)

@@ -83,7 +83,7 @@ def test_the_reference_computes_the_same_map(lm, batch):
 
 def test_every_row_is_measured(lm):
     rows = list(bench(a_map(lm), num_factors=4, repeats=2, progress=False))
-    assert [row.what.split()[0].strip(",") for row in rows] == ["a", "fit", "calibration", "jvp", "vjp", "hvp", "bilinear", "generation"]
+    assert [row.what.split()[0].strip(",") for row in rows] == ["a", "the", "fit", "calibration", "jvp", "vjp", "hvp", "bilinear", "generation"]
     for row in rows:
         assert len(row.seconds) == 2
         assert "not reached" not in row.what
@@ -91,6 +91,7 @@ def test_every_row_is_measured(lm):
         json.dumps(row.describe())
     assert rows[0].of_products > 0
     assert rows[0].versus["reference"] > 0
+    assert set(rows[1].versus) == {"positions='all'"}
     assert set(rows[-1].versus) == {"unsteered", "one at a time"}
 
 

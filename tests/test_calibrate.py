@@ -50,6 +50,12 @@ def test_curves_that_are_far_from_straight_are_solved_too(curve):
     assert abs(curve(torch.tensor(found.scale * 0.98))) < 0.97 < abs(curve(torch.tensor(found.scale * 1.02)))
 
 
+@pytest.mark.parametrize("steepness", [0.6, 1.8, 50.0])
+def test_a_map_that_is_exactly_linear_up_to_some_norm_is_solved(steepness):
+    found = calibrate(scalar_map(lambda r: steepness * torch.relu(r - 1)), progress=False)
+    assert steepness * (found.scale - 1) == pytest.approx(0.5, abs=0.012 * steepness * found.scale)
+
+
 def test_searches_beyond_the_usual_range():
     assert calibrate(scalar_map(lambda r: 100 * r), progress=False).scale == pytest.approx(0.005, rel=0.02)
     assert calibrate(scalar_map(lambda r: 0.1 * r), progress=False).scale == pytest.approx(5.0, rel=0.02)

@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import dense
@@ -277,8 +278,8 @@ def test_chunks_shrink_with_the_free_memory(lm, monkeypatch):
     for available in (10**12, 10**7, 10**6, 1):
         free_memory(monkeypatch, available)
         usual.append(CausalMap(lm, prompts(), 1, 3).tokens_per_pass)
-    assert usual[0] == 2048
-    assert 2048 > usual[1] > 5 * usual[2] > 0
+    assert usual[0] == 1200
+    assert 1200 > usual[1] > 5 * usual[2] > 0
     assert usual[3] == 1
     assert CausalMap(lm, prompts(), 1, 3, tokens_per_pass=99).tokens_per_pass == 99
 
@@ -310,6 +311,30 @@ def test_invariant_to_prompt_batching_padding_and_chunks(lm, cmap, settings):
 
     for ours, theirs in zip(cmap.value_and_vjp(V, unit), other.value_and_vjp(V, unit), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-10)
+
+
+def test_prompts_go_by_length():
+    lengths = (9, 4, 9, 5, 9, 30)
+    some = prompts([tuple(range(5, 5 + n)) for n in lengths])
+    assert some.by_length(1000, 0) == [[1], [3], [0, 2, 4], [5]]
+    assert some.by_length(18, 0) == [[1], [3], [0, 2], [4], [5]]
+    assert some.by_length(1000, 0.12) == [[1, 3], [0, 2, 4], [5]]  # one token of padding for nine
+    assert some.by_length(1000, 10) == [[1, 3, 0, 2, 4, 5]]
+    assert some.by_length(1, 10) == [[i] for i in (1, 3, 0, 2, 4, 5)]
+
+
+@pytest.mark.parametrize("positions", ["all", "target"])
+@pytest.mark.parametrize("side_by_side", [10, 40, 320])
+@pytest.mark.parametrize("concatenate", [False, True])
+def test_prompts_side_by_side_by_length_give_what_each_gives_alone(lm, monkeypatch, positions, side_by_side, concatenate):
+    monkeypatch.setattr(sys.modules["melbo.causal_map"], "_SIDE_BY_SIDE", side_by_side)
+    lengths = (9, 4, 9, 10, 9, 13)
+    some = prompts([tuple(range(3 * i, 3 * i + n)) for i, n in enumerate(lengths)])
+    settings = {"positions": positions, "concatenate": concatenate}
+    together, alone = CausalMap(lm, some, 1, 3, **settings), CausalMap(lm, some, 1, 3, prompt_batch=1, **settings)
+    assert (len(together.pieces) < 6) == (side_by_side > 10)
+    assert sorted(i for group in together.groups for i in group) == list(range(6))
+    assert_same(oracles(together, "llama"), oracles(alone, "llama"), 1e-9)
 
 
 def test_invariant_to_the_tokenizers_padding_side(lm, cmap):

@@ -22,6 +22,12 @@ def bank(lm):
 
 
 @pytest.fixture(scope="module")
+def nine(lm):
+    """Enough features that the rows of a prompt share it."""
+    return FeatureSet(directions(9, lm.width), directions(9, lm.width, 1), torch.ones(9, dtype=torch.float64), 4.0, 1, 3)
+
+
+@pytest.fixture(scope="module")
 def some(lm):
     return Prompts.text(lm, ["Tell me how to bake a cake", "dog", "red or blue ?"])
 
@@ -111,3 +117,38 @@ def test_save_writes_a_line_a_completion(lm, bank, some, tmp_path):
     table.save(tmp_path / "completions.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().split("\n") if line]
     assert [(r["kind"], r["feature"], r["text"]) for r in rows] == [(c.kind, c.feature, c.text) for c in table]
+
+
+@pytest.mark.parametrize("batch_size", [3, 10, 64])
+def test_replies_are_the_same_without_sharing_and_in_legs_of_any_length(lm, nine, some, batch_size, monkeypatch):
+    monkeypatch.setattr(generation, "can_read_once", lambda *a: False)
+    monkeypatch.setattr(generation, "_LEG", 100)
+    plain = generate(lm, some, nine, max_new_tokens=9, progress=False)
+    monkeypatch.undo()
+    for leg in (1, 4):
+        monkeypatch.setattr(generation, "_LEG", leg)
+        assert generate(lm, some, nine, max_new_tokens=9, batch_size=batch_size, progress=False) == plain
+
+
+def test_finished_rows_make_room(lm, nine, some, monkeypatch):
+    plain = generate(lm, some[0], nine, max_new_tokens=12, progress=False)
+    third = {c.feature: c.tokens[2] for c in plain}
+    ended = third[4]  # what one feature says third ends a reply from now on
+    monkeypatch.setattr(type(lm), "eos", property(lambda self: [ended]))
+    monkeypatch.setattr(generation, "_LEG", 4)
+    sizes = []
+    greedy = generation.greedy
+    monkeypatch.setattr(generation, "greedy", lambda lm, ids, *a, **k: sizes.append(len(ids)) or greedy(lm, ids, *a, **k))
+    short = generate(lm, some[0], nine, max_new_tokens=12, progress=False)
+    for long, cut in zip(plain, short, strict=True):
+        end = long.tokens.index(ended) + 1 if ended in long.tokens else 12
+        assert cut.tokens == long.tokens[:end]
+    assert sizes[0] >= sizes[-1]
+    assert sizes[-1] < 10
+
+
+def test_rows_of_a_prompt_get_batches_of_their_own_and_the_rest_go_by_length():
+    vector = torch.zeros(2)
+    jobs = [generation.Job(tokens, vector) for tokens in [(1, 2, 3)] * 5 + [(1,), (1, 2), (3,)]]
+    assert generation._groups(jobs) == [[0, 1, 2, 3, 4], [5, 7, 6]]
+    assert generation._groups(jobs[5:]) == [[0, 2, 1]]

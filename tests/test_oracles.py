@@ -150,7 +150,7 @@ def test_an_error_that_is_not_of_vmap_is_raised_and_changes_nothing(toy, oracle,
 @pytest.mark.parametrize("cost", [1, 3, 8])
 @pytest.mark.parametrize("k", [0, 1, 5, 29, 64])
 def test_chunks_are_as_few_and_as_equal_as_can_be(k, cost, chunk):
-    chunks = list(smooth(chunk=chunk)._chunks(k, cost))
+    chunks = list(smooth(chunk=chunk)._cut(k, cost))
     most = max(1, chunk // cost)
     sizes = [rows.stop - rows.start for rows in chunks]
     assert [i for rows in chunks for i in range(rows.start, rows.stop)] == list(range(k))
