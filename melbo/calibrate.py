@@ -16,6 +16,7 @@ _GRID = tuple(0.02 * 2**k for k in range(7))  # of the stream's norm: 2 % to 128
 _SCOUTS = 4  # directions that the grid is looked at with
 _USUAL_EVALUATIONS = 3
 _TINY = 1e-9  # a ratio that counts as none
+_FAR = 2.0  # of log ratio / λ
 
 
 @dataclass(frozen=True)
@@ -123,18 +124,21 @@ def _secant(gap: Callable[[float], float], x: float, slope: float, tol: float = 
     step only counts where ``gap`` is small too: the slope may be a bad guess.
     """
     below, above = -math.inf, math.inf
-    y = gap(x)
-    for i in range(most - 1):
+    before: tuple[float, float] | None = None
+    for _ in range(most):
+        y = gap(x)
         if not math.isfinite(y):
             return None
         below, above = (x, above) if y < 0 else (below, x)
+        y = min(max(y, -_FAR), _FAR)  # of a point far off only the side is used
+        if before is not None:
+            slope = (y - before[1]) / (x - before[0])
         new = x - min(max(y / slope, -math.log(2)), math.log(2)) if slope > 0 else x - math.copysign(math.log(2), y)
         if not below < new < above:
             new = (below + above) / 2
-        if abs(new - x) < tol and abs(y) < (tol if i == 0 else 10 * tol):
+        if abs(new - x) < tol and abs(y) < (tol if before is None else 10 * tol):
             return new
-        y_new = gap(new)
-        slope, x, y = (y_new - y) / (new - x), new, y_new
+        before, x = (x, y), new
     return None
 
 

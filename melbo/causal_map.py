@@ -195,7 +195,7 @@ class CausalMap(Map):
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # a graph that holds its own outputs is never freed
 
         theta = torch.zeros(rows, self.d_source, dtype=self.dtype, device=self.device, requires_grad=True)
         with self.uncompiled(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

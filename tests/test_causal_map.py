@@ -1,3 +1,4 @@
+import gc
 import sys
 from types import SimpleNamespace
 
@@ -271,6 +272,18 @@ def test_what_a_pass_keeps_grows_with_its_rows(lm, positions, batch):
     for piece in cmap.pieces:
         one, two, five = (cmap._kept(piece, rows) for rows in (1, 2, 5))
         assert 0 < five - one == 4 * (two - one)
+
+
+def test_measuring_memory_holds_none(lm):
+    piece = (cmap := CausalMap(lm, prompts(), 1, 3)).pieces[0]
+
+    def held():
+        gc.collect()
+        return sum(type(o) is torch.Tensor for o in gc.get_objects())
+
+    before = held()
+    cmap._kept(piece, 2)
+    assert held() == before
 
 
 def test_chunks_shrink_with_the_free_memory(lm, monkeypatch):
