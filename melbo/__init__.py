@@ -1,5 +1,6 @@
 """Find hidden behaviours of language models without labels."""
 
+from .ablate import ablate
 from .calibrate import Calibration, calibrate
 from .causal_map import CausalMap
 from .errors import MelboError
@@ -8,7 +9,7 @@ from .fit import Fit, fit
 from .generate import Completions, generate
 from .iterate import Status
 from .load import load
-from .methods import Exponential, Linear, ProjectedLinear, Quadratic, Random
+from .methods import Alike, Exponential, Linear, Melbo, ObjectiveHessian, ProjectedLinear, Quadratic, Random
 from .model import LanguageModel
 from .oracles import FunctionMap
 from .prompts import Prompts
@@ -18,6 +19,7 @@ from .steer import Add, edit, steer
 __version__ = "0.1.0"
 __all__ = [
     "Add",
+    "Alike",
     "Calibration",
     "CausalMap",
     "Completions",
@@ -27,13 +29,16 @@ __all__ = [
     "FunctionMap",
     "LanguageModel",
     "Linear",
+    "Melbo",
     "MelboError",
+    "ObjectiveHessian",
     "ProjectedLinear",
     "Prompts",
     "Quadratic",
     "Random",
     "Ranking",
     "Status",
+    "ablate",
     "calibrate",
     "edit",
     "fit",

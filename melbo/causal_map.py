@@ -105,6 +105,11 @@ class CausalMap(Map):
         """One for every group of prompts."""
         return self._pieces
 
+    @property
+    def response_shape(self) -> tuple[int, int, int]:
+        """Prompts, tokens and channels that the response keeps apart; product ``d_target``."""
+        return (len(self.prompts), self.target_tokens, self.d_source) if self.concatenate else (1, 1, self.d_source)
+
     def describe(self) -> dict:
         """Settings and prompts; `from_description` makes the map again."""
         return {

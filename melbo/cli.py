@@ -34,7 +34,7 @@ from .rank import rank as order
 from .report import report as write_report
 
 _LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks")
-_METHOD = ("num_factors", "scale", "max_steps", "tol", "orthogonalise", "start")
+_METHOD = ("num_factors", "scale", "max_steps", "tol", "steps", "together", "orthogonalise", "start")
 _Options = dict[str, Any]
 
 
@@ -151,6 +151,8 @@ def demo(out: Path, force: bool) -> None:
 @click.option("--scale", type=float, help="R, the norm of a perturbation; by default calibrated.")
 @click.option("--max-steps", type=int, help="Sweeps at most (iterative methods; their default is 10).")
 @click.option("--tol", type=float, help="When to stop.")
+@click.option("--steps", type=int, help="Gradient steps of each vector (melbo; its default is 300).")
+@click.option("--together", type=int, help="Vectors trained in one batch (melbo; 16 by default, 1 is one after the other).")
 @click.option("--orthogonalise", type=click.Choice(["qr", "polar", "soft"]), help="How directions are pushed apart.")
 @click.option("--start", type=click.Choice(["projected", "backward"]), help="Where the exponential method starts.")
 @click.option("--out", type=_folder, required=True, help="Folder for the run.")
@@ -325,7 +327,7 @@ def _fit_run(cmap: CausalMap, method: str, settings: _Options, seed: int, out: P
 def _settings_for(method: str, given: _Options) -> _Options:
     """The settings that were given, if the method has them."""
     settings = {k: v for k, v in given.items() if v is not None}
-    unknown = settings.keys() - {f.name for f in dataclasses.fields(METHODS[method])}
+    unknown = settings.keys() - {f.name for f in dataclasses.fields(METHODS[method]) if f.init}
     if unknown:
         raise MelboError(f"the method {method} has no setting {', '.join(sorted(unknown))}: leave it out")
     return settings

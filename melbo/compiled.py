@@ -1,6 +1,6 @@
 """Blocks through ``torch.compile``, which fuses their element-wise work: once for all blocks and all shapes, and never at any cost.
 
-Compiling takes about half a minute on a CPU and saves 7 to 14 % of a sweep there (docs/performance.md), so it is not for short work.
+Compiling takes about half a minute on a CPU and saves 4 to 8 % of a sweep there (docs/performance.md), so it is not for short work.
 """
 
 import warnings

@@ -51,6 +51,11 @@ class Map(ABC):
     _shares_zero: bool = True
 
     @property
+    def response_shape(self) -> tuple[int, int, int]:
+        """Prompts, tokens and channels; one prompt and one token unless told otherwise."""
+        return 1, 1, self.d_target
+
+    @property
     @abstractmethod
     def pieces(self) -> Sequence[Piece]:
         """The parts that make up the map."""
@@ -152,6 +157,24 @@ class Map(ABC):
             for piece, rows in self.chunks(len(v)):
                 out[rows, piece.columns] += self._at_zero(piece.fn, _push_push, v[rows], w[rows])
         return out
+
+    def square_hvp(self, v: Tensor) -> Tensor:
+        """∇²‖Δ‖²(0) v, ``[k, d_source] → [k, d_source]``, exact (forward over reverse).
+
+        Raises:
+            MelboError: Several pieces add to the same part of the response, so that ‖Δ‖² is not the sum of theirs.
+        """
+        if len(self.pieces) > 1 and sum(self._width(piece) for piece in self.pieces) > self.d_target:
+            raise MelboError("the square of an average over several prompts does not split over them: make the map with concatenate=True")
+        v = self._rows(v)
+        out = torch.zeros_like(v)
+        with self._forward_mode():
+            for piece, rows in self.chunks(len(v)):
+                out[rows] += self._at_zero(partial(_square, piece.fn), _push_gradient, v[rows])
+        return out
+
+    def _width(self, piece: Piece) -> int:
+        return len(torch.arange(self.d_target)[piece.columns.cpu() if isinstance(piece.columns, Tensor) else piece.columns])
 
     def _at_zero(self, fn: Function, derivative: Derivative, *rows: Tensor, plain: Derivative | None = None) -> Tensor:
         """``derivative`` of ``fn`` at θ = 0 for every row.
@@ -263,6 +286,16 @@ def _pull(fn: Function, at: Tensor, u: Tensor) -> Tensor:
 def _push_pull(fn: Function, at: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Derivative along v of J(θ)ᵀu."""
     return _push(lambda theta: _pull(fn, theta, u), at, v)
+
+
+def _square(fn: Function, theta: Tensor) -> Tensor:
+    """‖fn(θ)‖² ``[k, 1]``."""
+    return fn(theta).square().sum(-1, keepdim=True)
+
+
+def _push_gradient(fn: Function, at: Tensor, v: Tensor) -> Tensor:
+    """Derivative along v of the gradient of ``fn``, of one column."""
+    return _push(lambda theta: _pull(fn, theta, torch.ones_like(theta[..., :1])), at, v)
 
 
 def _push_push(fn: Function, at: Tensor, v: Tensor, w: Tensor) -> Tensor:

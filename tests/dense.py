@@ -17,11 +17,13 @@ def hessian(map):
 
 
 def _single(map):
-    """The map of one direction, all pieces put together."""
+    """The map of one direction."""
+    return lambda theta: response(map, theta[None])[0]
 
-    def fn(theta):
-        parts = [p.fn(theta[None])[0] for p in map.pieces]
-        same = all(p.columns == map.pieces[0].columns for p in map.pieces)
-        return torch.stack(parts).sum(0) if same else torch.cat(parts)
 
-    return fn
+def response(map, theta):
+    """Δ(θ) with its graph, all pieces put together."""
+    out = torch.zeros(len(theta), map.d_target, dtype=theta.dtype)
+    for piece in map.pieces:
+        out = out.index_add(1, torch.arange(map.d_target)[piece.columns], piece.fn(theta))
+    return out

@@ -1,7 +1,9 @@
 """One algorithm a file; each a frozen configuration with the same face."""
 
+from .ascent import Alike, Melbo
 from .base import Direct, Iterative, Method
 from .exponential import Exponential
+from .hessian import ObjectiveHessian
 from .linear import Linear, ProjectedLinear, Random
 from .quadratic import Quadratic
 
@@ -11,7 +13,12 @@ METHODS: dict[str, type[Method]] = {
     "projected": ProjectedLinear,
     "quadratic": Quadratic,
     "exponential": Exponential,
+    "melbo": Melbo,
+    "hessian": ObjectiveHessian,
     "random": Random,
 }
 
-__all__ = ["METHODS", "Direct", "Exponential", "Iterative", "Linear", "Method", "ProjectedLinear", "Quadratic", "Random"]
+__all__ = [
+    "METHODS", "Alike", "Direct", "Exponential", "Iterative", "Linear", "Melbo", "Method", "ObjectiveHessian", "ProjectedLinear", "Quadratic",
+    "Random",
+]  # fmt: skip

@@ -63,8 +63,12 @@ class Direct(Method):
 class Iterative(Method):
     """A method that improves its directions sweep by sweep; `melbo.iterate` owns the loop."""
 
-    max_steps: int
     tol: float
+
+    @property
+    @abstractmethod
+    def max_steps(self) -> int:
+        """Steps at most."""
 
     def check(self, map: Map) -> None:
         """See `Method.check`; also max_steps ≥ 1 and tol ≥ 0."""

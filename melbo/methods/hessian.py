@@ -1,0 +1,43 @@
+"""The Hessian of the MELBO objective at zero, and what it has to do with the Jacobian (METHOD §6)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..linalg import orthogonalise, random_rows, singular_signs, top_singular, unit
+from ..operator import SquareHessian
+from ..oracles import Map
+from ..transcoder import Factors, fit_strengths
+from .base import Direct
+
+
+@dataclass(frozen=True)
+class ObjectiveHessian(Direct):
+    """Leading eigenvectors of ∇²F(0) for F(θ) = ‖Δ(θ)‖² (MELBO's objective with p = 2, q = 1), by block Krylov on Hessian–vector products.
+
+    They are the right singular vectors of the Jacobian of the same map, eigenvalue 2σ², since Δ(0) = 0; on a map with ``concatenate=True``
+    of the Jacobian stacked over prompts and tokens, which is not that of the averaged response. U = normalise(Jv), α = R·σ. The sign is arbitrary.
+
+    Attributes:
+        num_factors: m ≤ d_source.
+        scale: R.
+        tol: Residual ‖Hv − λv‖ / λ₁ at which the iteration stops.
+    """
+
+    tol: float = 1e-4
+
+    def check(self, map: Map) -> None:
+        """See `Method.check`; also m ≤ d_source."""
+        super().check(map)
+        self.check_room(map.d_source, "a Hessian has that many eigenvectors and")
+
+    def solve(self, map: Map, generator: torch.Generator) -> Factors:
+        """The leading eigenvectors, largest eigenvalue first."""
+        H = SquareHessian(map)
+        block = max(8, self.num_factors // 2)
+        block = min(block, map.d_source)
+        start = orthogonalise(random_rows(block, map.d_source, generator).to(map.device, map.dtype), "qr")
+        V, _, _, _ = top_singular(H.matmat, H.matmat, start, self.num_factors, self.tol, -(-map.d_source // block))
+        JV = map.jvp(V)
+        V, U = singular_signs(V, unit(JV))
+        return fit_strengths(V, U, self.scale * JV.norm(dim=-1), "linear")
