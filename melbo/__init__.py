@@ -14,7 +14,8 @@ from .model import LanguageModel
 from .oracles import FunctionMap
 from .prompts import Prompts
 from .rank import Ranking, rank
-from .steer import Add, edit, steer
+from .sara import Sara
+from .steer import Add, Edit, edit, steer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Calibration",
     "CausalMap",
     "Completions",
+    "Edit",
     "Exponential",
     "FeatureSet",
     "Fit",
@@ -37,6 +39,7 @@ __all__ = [
     "Quadratic",
     "Random",
     "Ranking",
+    "Sara",
     "Status",
     "ablate",
     "calibrate",
