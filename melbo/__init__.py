@@ -3,13 +3,14 @@
 from .ablate import ablate
 from .calibrate import Calibration, calibrate
 from .causal_map import CausalMap
+from .contrast import AddPrompt, actadd, caa
 from .errors import MelboError
 from .features import FeatureSet
 from .fit import Fit, fit
 from .generate import Completions, generate
 from .iterate import Status
 from .load import load
-from .methods import Alike, Exponential, Linear, Melbo, ObjectiveHessian, ProjectedLinear, Quadratic, Random
+from .methods import Alike, Exponential, Given, Linear, Melbo, ObjectiveHessian, ProjectedLinear, Quadratic, Random
 from .model import LanguageModel
 from .oracles import FunctionMap
 from .prompts import Prompts
@@ -20,6 +21,7 @@ from .steer import Add, Edit, edit, steer
 __version__ = "0.1.0"
 __all__ = [
     "Add",
+    "AddPrompt",
     "Alike",
     "Calibration",
     "CausalMap",
@@ -29,6 +31,7 @@ __all__ = [
     "FeatureSet",
     "Fit",
     "FunctionMap",
+    "Given",
     "LanguageModel",
     "Linear",
     "Melbo",
@@ -42,6 +45,8 @@ __all__ = [
     "Sara",
     "Status",
     "ablate",
+    "actadd",
+    "caa",
     "calibrate",
     "edit",
     "fit",

@@ -97,6 +97,7 @@ def test_alike_finds_other_vectors_of_the_same_effect():
     v = torch.linalg.qr(v.T)[0].T
     toy = FunctionMap(lambda theta: torch.tanh(theta @ v.T).sum(-1, keepdim=True) @ u, 10, 10, torch.float64)
     found = fit(toy, Alike(2, 1.0, steps=400, learning_rate=0.05, like=tuple(v[0].tolist())), progress=False).features.V
+    assert "like" not in Alike(2, 1.0, like=(1.0,)).describe()
     every = torch.cat([v[:1], found])
     assert torch.allclose(every @ every.T, torch.eye(3, dtype=torch.float64), atol=1e-6)
     aim = toy.value(v[:1])

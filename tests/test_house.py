@@ -11,10 +11,10 @@ PACKAGE = Path(melbo.__file__).parent
 #: From the ground up: a module imports only modules that stand before it.
 FLOORS = [
     "errors", "progress", "linalg", "geometry", "transcoder", "iterate", "prompts", "slice", "tail", "compiled", "model", "load", "oracles",
-    "causal_map", "operator", "calibrate", "methods", "features", "fit", "writers", "ablate", "steer", "sara", "shared_prompt", "roomy_cache",
-    "generate", "score", "rank", "chat", "report", "reference", "bench", "cli",
+    "causal_map", "operator", "calibrate", "methods", "features", "fit", "writers", "ablate", "steer", "sara", "contrast", "shared_prompt",
+    "roomy_cache", "generate", "score", "rank", "chat", "report", "reference", "bench", "cli",
 ]  # fmt: skip
-NO_TRANSFORMERS = ["linalg", "geometry", "geometry", "transcoder", "iterate", "oracles", "operator", "calibrate", "methods"]
+NO_TRANSFORMERS = ["linalg", "geometry", "transcoder", "iterate", "oracles", "operator", "calibrate", "methods"]
 
 
 def imports(path):

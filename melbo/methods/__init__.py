@@ -3,6 +3,7 @@
 from .ascent import Alike, Melbo
 from .base import Direct, Iterative, Method
 from .exponential import Exponential
+from .given import Given
 from .hessian import ObjectiveHessian
 from .linear import Linear, ProjectedLinear, Random
 from .quadratic import Quadratic
@@ -19,6 +20,6 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
-    "METHODS", "Alike", "Direct", "Exponential", "Iterative", "Linear", "Melbo", "Method", "ObjectiveHessian", "ProjectedLinear", "Quadratic",
-    "Random",
+    "METHODS", "Alike", "Direct", "Exponential", "Given", "Iterative", "Linear", "Melbo", "Method",
+    "ObjectiveHessian", "ProjectedLinear", "Quadratic", "Random",
 ]  # fmt: skip

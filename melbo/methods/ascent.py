@@ -195,6 +195,10 @@ class Alike(Ascent):
             raise MelboError(f"got like with {len(self.like)} numbers, expected a direction of {map.d_source}: tuple(bank.V[3].tolist())")
         super().check(map)
 
+    def describe(self) -> dict:
+        """See `Method.describe`; the direction itself left out."""
+        return {name: value for name, value in super().describe().items() if name != "like"}
+
     def avoid(self, map: Map) -> Tensor:
         """The given direction."""
         return unit(torch.tensor([self.like], device=map.device, dtype=map.dtype))
