@@ -69,7 +69,7 @@ def one_sweep(size: dict) -> None:
 def main() -> None:
     """Measure time, then memory."""
     lm = load("smollm2")
-    result = {"environment": {**environment(), "threads": torch.get_num_threads()}, "time": {name: exponent(lm, name) for name in VARIED}}
+    result = {"environment": environment(), "time": {name: exponent(lm, name) for name in VARIED}}
     result["peak_bytes"] = {}
     for name, sizes in MEMORY.items():
         found = {size: peak(**{name: size}) for size in sizes}

@@ -28,21 +28,3 @@ class Jacobian:
         """J written out, by products on its shorter side."""
         eye = torch.eye(min(self.shape), dtype=self.map.dtype, device=self.map.device)
         return self.rmatmat(eye) if self.shape[0] <= self.shape[1] else self.matmat(eye).T
-
-
-class SquareHessian:
-    """∇²F(0) of F(θ) = ‖Δ(θ)‖², ``[d_source, d_source]``, by differentiating F twice."""
-
-    def __init__(self, map: Map) -> None:
-        self.map = map
-        self.shape = (map.d_source, map.d_source)
-
-    def matmat(self, V: Tensor) -> Tensor:
-        """Rows v ↦ ∇²F(0) v, ``[k, d_source] → [k, d_source]``."""
-        return self.map.square_hvp(V)
-
-    rmatmat = matmat  # symmetric
-
-    def to_dense(self) -> Tensor:
-        """Written out."""
-        return self.matmat(torch.eye(self.shape[0], dtype=self.map.dtype, device=self.map.device))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from ..linalg import orthogonalise, random_rows, singular_signs, top_singular, unit
-from ..operator import SquareHessian
 from ..oracles import Map
 from ..transcoder import Factors, fit_strengths
 from .base import Direct
@@ -33,11 +32,9 @@ class ObjectiveHessian(Direct):
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
         """The leading eigenvectors, largest eigenvalue first."""
-        H = SquareHessian(map)
-        block = max(8, self.num_factors // 2)
-        block = min(block, map.d_source)
+        block = min(max(8, self.num_factors // 2), map.d_source)
         start = orthogonalise(random_rows(block, map.d_source, generator).to(map.device, map.dtype), "qr")
-        V, _, _, _ = top_singular(H.matmat, H.matmat, start, self.num_factors, self.tol, -(-map.d_source // block))
+        V, _, _, _ = top_singular(map.square_hvp, map.square_hvp, start, self.num_factors, self.tol, -(-map.d_source // block))
         JV = map.jvp(V)
         V, U = singular_signs(V, unit(JV))
         return fit_strengths(V, U, self.scale * JV.norm(dim=-1), "linear")
