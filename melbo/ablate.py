@@ -24,8 +24,8 @@ def ablate(lm: LanguageModel, directions: Tensor, embedding: bool = False) -> It
         embedding: Take them out of the embeddings of tokens and positions as well; with tied embeddings the output matrix is the same one.
 
     Raises:
-        MelboError: A width that does not fit, values that are not finite or rows that are zero, as many directions as dimensions, or an
-            architecture whose writing matrices are not found.
+        MelboError: A width that does not fit, values that are not finite or rows that are zero, as many directions as dimensions, or a
+            model whose writing matrices are not found (see `melbo.writers.writers`).
     """
     directions = torch.atleast_2d(directions)
     if directions.ndim != 2 or directions.shape[1] != lm.width or not 0 < len(directions) < lm.width:

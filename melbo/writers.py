@@ -48,8 +48,11 @@ def writers(lm: LanguageModel) -> list[Writer]:
     """Those of every block, in the order in which they run.
 
     Raises:
-        MelboError: What a block adds is not a sum of its matrices' products; names what was found.
+        MelboError: A model in half precision, whose rounding hides what a block adds; or what a block adds is not a sum of its matrices'
+            products (names what was found).
     """
+    if lm.dtype not in (torch.float32, torch.float64):
+        raise MelboError(f"{lm.name} is in {str(lm.dtype).removeprefix('torch.')}: its writing matrices can be told in float32 only; load it in that")
     names = {id(p): name for name, p in lm.model.named_parameters()}
     ids = torch.arange(1, 9)[None]
     part = lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), 0, lm.depth)

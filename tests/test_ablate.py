@@ -107,6 +107,12 @@ def test_it_is_undone_when_something_fails_inside():
     assert torch.equal(lm.blocks[0].mlp.down_proj.weight, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_says_what_to_do(dtype):
+    with pytest.raises(MelboError, match="float32 only; load it in that"):
+        writers(tiny_model("llama", dtype))
+
+
 def test_directions_that_repeat_count_once():
     lm = tiny_model("llama")
     v = directions(1, lm.width)
