@@ -1,9 +1,11 @@
 """Find hidden behaviours of language models without labels."""
 
 from .ablate import ablate
+from .bank import Bank
 from .calibrate import Calibration, calibrate
 from .causal_map import CausalMap
-from .contrast import AddPrompt, actadd, caa
+from .contrast import AddPrompt, PromptPair, actadd, caa
+from .edit import Add, Edit, edit
 from .errors import MelboError
 from .features import FeatureSet
 from .fit import Fit, fit
@@ -16,13 +18,14 @@ from .oracles import FunctionMap
 from .prompts import Prompts
 from .rank import Ranking, rank
 from .sara import Sara
-from .steer import Add, Edit, edit, steer
+from .steer import steer
 
 __version__ = "0.1.0"
 __all__ = [
     "Add",
     "AddPrompt",
     "Alike",
+    "Bank",
     "Calibration",
     "CausalMap",
     "Completions",
@@ -38,6 +41,7 @@ __all__ = [
     "MelboError",
     "ObjectiveHessian",
     "ProjectedLinear",
+    "PromptPair",
     "Prompts",
     "Quadratic",
     "Random",

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from .calibrate import calibrate
 from .causal_map import CausalMap
-from .generate import Job, decode, greedy
+from .edit import Add
+from .generate import decode, greedy
 from .linalg import random_rows, unit
 from .methods import Exponential
 from .progress import track
 from .prompts import pad_rows
 from .reference import Reference
-from .steer import Add
 from .transcoder import fit_strengths
 
 _NEW_TOKENS = 48  # what `melbo.generate` writes unless told otherwise
@@ -281,14 +281,13 @@ def _generation(cmap: CausalMap, m: int, repeats: int, reference: bool, progress
     lm, prompt = cmap.lm, cmap.prompts.tokens[0]
     V = random_rows(64, cmap.d_source, torch.Generator().manual_seed(0)) * 0.1 * (cmap.source_norm or 1.0)
     place = Add(cmap.source, V)
-    jobs = [Job(prompt, v) for v in V]
     ids, mask = pad_rows([prompt] * len(V), lm.pad, side="left")
     endless: Any = _Endless(lm)
     times = in_turn(
         {
-            "ours": lambda: decode(endless, jobs, place, _NEW_TOKENS, progress=False),
+            "ours": lambda: decode(endless, [prompt] * len(V), place, _NEW_TOKENS, progress=False),
             "unsteered": lambda: greedy(endless, ids, mask, _NEW_TOKENS),
-            "one at a time": lambda: [decode(endless, [job], place, _NEW_TOKENS, progress=False) for job in jobs[:_FEW]],
+            "one at a time": lambda: [decode(endless, [prompt], Add(cmap.source, v), _NEW_TOKENS, progress=False) for v in V[:_FEW]],
         },
         repeats,
         "generation",

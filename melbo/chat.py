@@ -5,12 +5,12 @@ from contextlib import nullcontext
 import click
 from transformers import TextStreamer
 
+from .bank import Bank, check_strength
 from .errors import MelboError
-from .features import FeatureSet
 from .generate import greedy
 from .model import LanguageModel
 from .prompts import render_chat
-from .steer import check_strength, steer
+from .steer import steer
 
 _HELP = "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · /reset forget the conversation · /quit"
 
@@ -29,7 +29,7 @@ class Chat:
         MelboError: A tokenizer without a chat template, or a strength that is not finite.
     """
 
-    def __init__(self, lm: LanguageModel, bank: FeatureSet, feature: int | None, strength: float, max_new_tokens: int) -> None:
+    def __init__(self, lm: LanguageModel, bank: Bank, feature: int | None, strength: float, max_new_tokens: int) -> None:
         if getattr(lm.tokenizer, "chat_template", None) is None:
             raise MelboError(f"the tokenizer of {lm.name} has no chat template: use melbo sample instead")
         check_strength(strength)

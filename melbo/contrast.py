@@ -1,21 +1,23 @@
 """Vectors from prompts that differ: ActAdd and CAA, the supervised baselines (METHOD §7)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .bank import Bank, check_fitted_on, check_strength
 from .causal_map import CausalMap
+from .edit import Change, Edit, Tokens, Where
 from .errors import MelboError
-from .features import FeatureSet
+from .features import FeatureSet, read_run, write_run
 from .fit import fit
 from .methods import Given
 from .model import LanguageModel
 from .prompts import Prompts
-from .sara import activations
-from .steer import Change, Edit, Tokens
+from .sara import Sara, activations
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class AddPrompt(Edit):
     Attributes:
         layer: Block whose input is changed (``hidden_states`` index, negative from the end).
         vectors: What is added to token 0, 1, …, ``[T, d]``; see `actadd`.
+        strength: Times the vectors; one for all rows of a batch, or one for each ``[rows]``.
     """
 
     layer: int
     vectors: Tensor
+    strength: float | Tensor = 1.0
 
     def check(self, lm: LanguageModel) -> None:
         """See `Edit.check`; also the vectors' shape."""
@@ -40,13 +44,18 @@ class AddPrompt(Edit):
         """Nothing is remembered from pass to pass."""
         return self._change
 
+    def rows(self, which: Tensor) -> "AddPrompt":
+        """See `Edit.rows`."""
+        return replace(self, strength=self.strength[which]) if isinstance(self.strength, Tensor) else self
+
     def _change(self, hidden: Tensor, tokens: Tokens) -> Tensor | None:
         index = tokens.index.to(hidden.device)  # [rows or 1, T]
         inside = (index >= 0) & (index < len(self.vectors))
         if not inside.any():
             return None
         vectors = self.vectors.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
-        return (hidden + vectors[index.clamp(0, len(vectors) - 1)] * inside[:, :, None]).to(hidden.dtype)
+        strength = self.strength.to(vectors)[:, None, None] if isinstance(self.strength, Tensor) else self.strength
+        return (hidden + strength * vectors[index.clamp(0, len(vectors) - 1)] * inside[:, :, None]).to(hidden.dtype)
 
 
 def actadd(lm: LanguageModel, plus: Sequence[int], minus: Sequence[int], layer: int, coefficient: float = 1.0) -> AddPrompt:
@@ -82,6 +91,102 @@ def caa(cmap: CausalMap, plus: Prompts, minus: Prompts, coefficient: float = 1.0
     if not norm > 0 or not coefficient > 0:
         raise MelboError(f"the mean difference has norm {norm:g} and the coefficient is {coefficient}: expected more than 0 of each")
     return fit(cmap, Given(1, coefficient * norm, tuple(map(tuple, difference[None].tolist()))), progress=False).features
+
+
+@dataclass(frozen=True)
+class PromptPair(Bank):
+    """ActAdd or SARA of a pair of prompts, as a set of one feature: it steers, and is saved, as what was found without labels.
+
+    Attributes:
+        method: ``"actadd"`` or ``"sara"``.
+        plus: The prompt to move towards.
+        minus: The prompt to move away from.
+        layer: Block whose input is changed.
+        coefficient: See `actadd` and `melbo.Sara`; strength 1 is this.
+        truncation: See `melbo.Sara`.
+        made: The edit, from the model's activations on the two prompts.
+        meta: The model.
+    """
+
+    method: Literal["actadd", "sara"]
+    plus: Prompts
+    minus: Prompts
+    layer: int
+    coefficient: float
+    truncation: int | None
+    made: AddPrompt | Sara
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, lm: LanguageModel, method: str, plus: Prompts, minus: Prompts, layer: int, coefficient: float = 1.0, truncation: int | None = None
+    ) -> "PromptPair":
+        """Read the two prompts.
+
+        Raises:
+            MelboError: Another method, more than a prompt a side, a coefficient that is not finite, or a layer that no block reads.
+        """
+        if method not in ("actadd", "sara"):
+            raise MelboError(f"got the method {method!r}: expected 'actadd' or 'sara'")
+        if len(plus) != 1 or len(minus) != 1:
+            raise MelboError(
+                f"got {len(plus)} prompts to move towards and {len(minus)} to move away from: {method} takes one of each; caa takes pairs"
+            )
+        check_strength(coefficient)
+        made: AddPrompt | Sara
+        if method == "actadd":
+            made = actadd(lm, plus.tokens[0], minus.tokens[0], layer, coefficient)
+        else:
+            made = Sara(layer, activations(lm, plus.tokens[0], layer), activations(lm, minus.tokens[0], layer), coefficient, truncation)
+        meta = {"map": {"model": lm.describe(), "prompts": plus.describe()}}
+        return cls(method, plus, minus, layer, coefficient, truncation, made, meta)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        """One."""
+        return 1
+
+    def take(self, rows: Tensor) -> "PromptPair":
+        """See `Bank.take`."""
+        return self
+
+    def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> AddPrompt | Sara:
+        """See `Bank.edit`; ``where`` other than ``"all"`` has no meaning here.
+
+        Raises:
+            MelboError: ``where`` is not ``"all"``.
+        """
+        self.check_edit(which, strength)
+        if where != "all":
+            raise MelboError(f"where is {where!r}: {self.method} says itself at which tokens it acts; leave it out")
+        if isinstance(self.made, Sara):
+            return replace(self.made, coefficient=strength * self.coefficient)
+        return replace(self.made, strength=strength)
+
+    def save(self, folder: str | Path, force: bool = False) -> Path:
+        """Write ``run.json``: the prompts and how they are used; activations are read again on loading.
+
+        Raises:
+            MelboError: The folder holds a run already and ``force`` is not set.
+        """
+        contrast = {name: getattr(self, name) for name in ("method", "layer", "coefficient", "truncation")}
+        contrast |= {"plus": self.plus.describe(), "minus": self.minus.describe()}
+        return write_run(Path(folder), {"kind": "contrast", "contrast": contrast, **self.meta}, {}, force)
+
+    @classmethod
+    def load(cls, folder: str | Path, lm: LanguageModel) -> "PromptPair":
+        """Read a folder that `save` wrote.
+
+        Raises:
+            MelboError: Missing, truncated, of another kind or of another model.
+        """
+        run = read_run(folder, "contrast")
+        try:
+            saved = dict(run["contrast"])
+            plus, minus = (Prompts.from_description(saved.pop(side)) for side in ("plus", "minus"))
+            check_fitted_on(run, lm)
+            return cls.of(lm, plus=plus, minus=minus, **saved)
+        except (KeyError, TypeError) as err:
+            raise MelboError(f"{Path(folder) / 'run.json'} lacks what `melbo contrast` writes ({err}): make it again") from err
 
 
 def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:

@@ -2,27 +2,32 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .bank import Bank
+from .edit import Add, Where
 from .errors import MelboError
+from .geometry import main_direction, mean_direction
+from .linalg import random_rows
 from .model import LanguageModel
 
 SCHEMA = 1
 _TENSORS = "features.safetensors"
 _RUN = "run.json"
+_PROMPTS = {"texts", "tokens", "kind", "system"}
 _DERIVED = ("ranking.json", "completions.jsonl", "report.html")
 
 
 @dataclass(frozen=True)
-class FeatureSet:
+class FeatureSet(Bank):
     """m features: what to add at the source layer, what it does at the target layer, how strongly.
 
     Attributes:
@@ -67,51 +72,47 @@ class FeatureSet:
         """Number of features m."""
         return len(self.V)
 
-    def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "FeatureSet":
-        """Some of the features, as a set; one for an integer.
-
-        Raises:
-            MelboError: One that is not there.
-        """
-        if isinstance(which, slice):
-            rows = torch.arange(len(self))[which]
-        else:
-            rows = torch.atleast_1d(torch.as_tensor(which))
-            if rows.dtype == torch.bool:
-                rows = rows.nonzero()[:, 0]
-            rows = torch.tensor([self.check_index(i + len(self) if i < 0 else i) for i in rows.tolist()], dtype=torch.long)
+    def take(self, rows: Tensor) -> "FeatureSet":
+        """See `Bank.take`."""
         return replace(self, V=self.V[rows], U=self.U[rows], alpha=self.alpha[rows])
 
-    def __iter__(self) -> Iterator["FeatureSet"]:
-        """The features one by one."""
-        return (self[i] for i in range(len(self)))
+    def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> Add:
+        """See `Bank.edit`: adds strength·R·v at the tokens that the fit steered."""
+        self.check_edit(which, strength)
+        if isinstance(strength, Tensor):
+            strength = strength.to(self.V)[:, None]
+        vectors = strength * self.scale * (self.V[0] if which is None else self.V[which])
+        fitted = self.meta.get("map", {})
+        last = fitted["target_tokens"] if fitted.get("positions") == "target" else None
+        return Add(self.source, vectors, where, bool(fitted.get("skip_first", False)), last)
 
-    def check_index(self, index: int) -> int:
-        """``index`` if there is such a feature.
+    def merged(self, how: Literal["mean", "svd"]) -> "FeatureSet":
+        """What the features have in common, as a set of one at the same scale.
 
-        Raises:
-            MelboError: There is not.
+        ``"mean"``: the mean of the v's, renormalised. ``"svd"``: their leading right singular vector, whose sign means nothing: look at both (its
+        own is that of the mean). U is merged the same way, α averaged.
         """
-        if not 0 <= index < len(self):
-            raise MelboError(f"got feature {index}, there are {len(self)}: expected 0 to {len(self) - 1}")
-        return index
+        merge = {"mean": mean_direction, "svd": main_direction}[how]
+        merged = {"how": how, "features": len(self)}
+        return replace(self, V=merge(self.V)[None], U=merge(self.U)[None], alpha=self.alpha.mean()[None]).with_meta(merged=merged)
+
+    def join(self, other: "FeatureSet") -> "FeatureSet":
+        """See `Bank.join`; scale, place and meta are those of the first."""
+        V, U, alpha = (torch.cat([getattr(self, name), getattr(other, name).to(getattr(self, name))]) for name in ("V", "U", "alpha"))
+        return replace(self, V=V, U=U, alpha=alpha)
+
+    def random(self, num: int, generator: torch.Generator) -> "FeatureSet":
+        """See `Bank.random`: directions uniform on the sphere. Nothing is known of what they do: U is random too, α zero."""
+        V, U = (random_rows(num, rows.shape[1], generator).to(rows) for rows in (self.V, self.U))
+        return replace(self, V=V, U=U, alpha=torch.zeros(num).to(self.alpha))
 
     def with_meta(self, **more: Any) -> "FeatureSet":
         """The same features with more said about where they come from."""
         return replace(self, meta={**self.meta, **more})
 
     def check_model(self, lm: LanguageModel) -> None:
-        """Refuse a model these features were not fitted on.
-
-        Raises:
-            MelboError: Another width or other weights; names both models.
-        """
-        fitted = self.meta.get("map", {}).get("model")
-        if fitted is not None and fitted["sha256"] != lm.fingerprint:
-            raise MelboError(
-                f"these features were fitted on {fitted['name']} (weights {fitted['sha256'][:8]}), "
-                f"this is {lm.name} (weights {lm.fingerprint[:8]}): load the model they belong to, in float32 or bfloat16"
-            )
+        """See `Bank.check_model`; also the width."""
+        super().check_model(lm)
         if self.V.shape[1] != lm.width:
             raise MelboError(f"these features have width {self.V.shape[1]}, {lm.name} has {lm.width}: load the model they belong to")
 
@@ -121,18 +122,8 @@ class FeatureSet:
         Raises:
             MelboError: The folder holds a run already and ``force`` is not set.
         """
-        run = to_json({"schema": SCHEMA, "scale": self.scale, "source": self.source, "target": self.target, **self.meta})
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("V", "U", "alpha")}
-        folder = Path(folder)
-        refuse_existing(folder, force)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise MelboError(f"cannot make the folder {folder} ({err.strerror}): give another one") from err
-        write_whole({folder / _TENSORS: safetensors.torch.save(tensors), folder / _RUN: run})
-        for name in _DERIVED:  # they belong to the features that were there before
-            (folder / name).unlink(missing_ok=True)
-        return folder
+        run = {"scale": self.scale, "source": self.source, "target": self.target, **self.meta}
+        return write_run(Path(folder), run, {name: getattr(self, name) for name in ("V", "U", "alpha")}, force)
 
     @classmethod
     def load(cls, folder: str | Path, lm: LanguageModel | None = None) -> "FeatureSet":
@@ -146,24 +137,43 @@ class FeatureSet:
             MelboError: Missing, truncated, of another schema, or of another model.
         """
         folder = Path(folder)
-        run = read_run(folder)
+        run = read_run(folder, "features")
         try:
             with safe_open(folder / _TENSORS, "pt") as file:
                 V, U, alpha = (file.get_tensor(name) for name in ("V", "U", "alpha"))
         except (OSError, SafetensorError) as err:
             raise MelboError(f"{folder / _TENSORS} cannot be read ({str(err).splitlines()[0]}): the run is incomplete, fit it again") from err
-        meta = {k: v for k, v in run.items() if k not in ("schema", "scale", "source", "target")}
+        meta = {k: v for k, v in run.items() if k not in ("schema", "kind", "scale", "source", "target")}
         bank = cls(V, U, alpha, run["scale"], run["source"], run["target"], meta)
         if lm is not None:
             bank.check_model(lm)
         return bank
 
 
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """``run.json`` of a run folder.
+def write_run(folder: Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor], force: bool) -> Path:
+    """Write a run folder: its tensors if it has any, then ``run.json``, so that a folder with it is whole.
 
     Raises:
-        MelboError: Missing, truncated or of another schema.
+        MelboError: The folder holds a run already and ``force`` is not set, or cannot be written.
+    """
+    content = to_json({"schema": SCHEMA, "kind": "features", **run})
+    refuse_existing(folder, force)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise MelboError(f"cannot make the folder {folder} ({err.strerror}): give another one") from err
+    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_whole({**({folder / _TENSORS: safetensors.torch.save(whole)} if whole else {}), folder / _RUN: content})
+    for name in _DERIVED if whole else (*_DERIVED, _TENSORS):  # they belong to what was there before
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """``run.json`` of a run folder, of any kind or of this one (``"features"``, ``"contrast"``).
+
+    Raises:
+        MelboError: Missing, truncated, of another schema or of another kind.
     """
     path = Path(folder) / _RUN
     if not path.is_file():
@@ -175,19 +185,19 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     schema = run.get("schema") if isinstance(run, dict) else None
     if schema != SCHEMA:
         raise MelboError(f"{path} has schema {schema!r}, this version of melbo reads {SCHEMA}: use the version that wrote it, or fit it again")
-    missing = {"scale", "source", "target"} - run.keys()
-    if missing:
-        raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
+    found = run.setdefault("kind", "features")
+    if kind is not None and found != kind:
+        raise MelboError(f"{folder} holds a run of the kind {found!r}, expected {kind!r}: sample and chat take any, the other commands features")
+    if found == "features":
+        missing = {"scale", "source", "target"} - run.keys()
+        if missing:
+            raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
+        if not isinstance(run["scale"], (int, float)) or not all(isinstance(run[k], int) for k in ("source", "target")):
+            raise MelboError(f"{path} does not hold what `melbo fit` writes (scale a number, source and target integers): fit it again")
     fitted_on = run.get("map", {})
     prompts = fitted_on.get("prompts") if isinstance(fitted_on, dict) else fitted_on
-    sound = (
-        isinstance(run["scale"], (int, float))
-        and all(isinstance(run[k], int) for k in ("source", "target"))
-        and isinstance(fitted_on, dict)
-        and (prompts is None or (isinstance(prompts, dict) and prompts.keys() >= {"texts", "tokens", "kind", "system"}))
-    )
-    if not sound:
-        raise MelboError(f"{path} does not hold what `melbo fit` writes (scale a number, source and target integers): fit it again")
+    if not isinstance(fitted_on, dict) or not (prompts is None or (isinstance(prompts, dict) and prompts.keys() >= _PROMPTS)):
+        raise MelboError(f"{path} does not hold what `melbo fit` writes (a map with its prompts): fit it again")
     return run
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from .bank import Bank
+from .edit import Edit, edit
 from .errors import MelboError
-from .features import FeatureSet, write_whole
+from .features import write_whole
 from .model import LanguageModel
 from .progress import track
 from .prompts import Prompts, pad_rows
 from .roomy_cache import give_room
 from .shared_prompt import can_read_once, read_once, selectable
-from .steer import Add, as_edit, edit
 
 _LEG = 16  # tokens between looks at which rows have ended
 _WORTH_SHARING = 4  # rows
@@ -71,19 +72,11 @@ class Completions:
         write_whole({Path(path): self.to_jsonl()})
 
 
-@dataclass(frozen=True)
-class Job:
-    """One row to decode: a prompt, and the vector that steers it."""
-
-    prompt: Sequence[int]
-    vector: Tensor  # [d]
-
-
 def generate(
     lm: LanguageModel,
     prompts: Prompts,
-    bank: FeatureSet,
-    control: Tensor | None = None,
+    bank: Bank,
+    control: Bank | None = None,
     *,
     max_new_tokens: int = 48,
     strength: float = 1.0,
@@ -97,7 +90,7 @@ def generate(
         lm: The model.
         prompts: What it replies to.
         bank: The features.
-        control: Directions ``[c, d]`` to take through the same at the same scale, usually random ones.
+        control: More of the same kind to take through the same, usually ``bank.random(…)``.
         max_new_tokens: Length of a reply at most.
         strength: Multiple of the scale.
         batch_size: Rows decoded together; halved by itself when memory runs out.
@@ -108,17 +101,14 @@ def generate(
         MelboError: Features of another model.
     """
     bank.check_model(lm)
-    place = as_edit(bank, strength, per_row=True)
-    sets = [("feature", bank.V)] + ([("control", control)] if control is not None else [])
-    jobs: list[Job] = []
-    heads: list[tuple[str, int | None, int]] = []
-    for p in range(len(prompts)):
-        jobs.append(Job(prompts.tokens[p], torch.zeros(lm.width)))
-        heads.append(("unsteered", None, p))
-        for kind, directions in sets:
-            jobs += [Job(prompts.tokens[p], strength * bank.scale * v) for v in directions]
-            heads += [(kind, i, p) for i in range(len(directions))]
-    replies = decode(lm, jobs, place, max_new_tokens, batch_size, first_logits, progress)
+    both = bank if control is None else bank.join(control)
+    of_prompt: list[tuple[str, int | None]] = [("unsteered", None), *(("feature", i) for i in range(len(bank)))]
+    of_prompt += [("control", i) for i in range(len(both) - len(bank))]
+    which = torch.tensor([0, *range(len(both))]).repeat(len(prompts))
+    strengths = torch.tensor([0.0, *[strength] * len(both)]).repeat(len(prompts))
+    tokens = [prompt for prompt in prompts.tokens for _ in of_prompt]
+    replies = decode(lm, tokens, both.edit(which, strengths), max_new_tokens, batch_size, first_logits, progress)
+    heads = [(kind, i, p) for p in range(len(prompts)) for kind, i in of_prompt]
     texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
     rows = (Completion(kind, i, p, prompts.texts[p], text, tuple(reply)) for (kind, i, p), text, reply in zip(heads, texts, replies, strict=True))
     return Completions(tuple(rows))
@@ -126,14 +116,14 @@ def generate(
 
 def decode(
     lm: LanguageModel,
-    jobs: Sequence[Job],
-    place: Add,
+    prompts: Sequence[Sequence[int]],
+    place: Edit,
     max_new_tokens: int,
     batch_size: int = 128,
     first_logits: Callable[[int, Tensor], None] | None = None,
     progress: bool = True,
 ) -> list[list[int]]:
-    """Greedy replies to ``jobs``, each steered by its own vector at ``place.layer``; token ids, up to and with the end-of-reply token.
+    """Greedy replies to prompts of token ids, the i-th steered as row i of ``place``; token ids, up to and with the end-of-reply token.
 
     The rows of a prompt run together and read it once, as far as they do not differ; other rows by length. Rows that have ended make room.
     When memory runs out the batch is halved and tried again.
@@ -141,31 +131,31 @@ def decode(
     Raises:
         MelboError: Memory runs out on a single row.
     """
-    for job in jobs:
-        _check_length(lm, len(job.prompt), max_new_tokens)
-    replies: list[list[int]] = [[] for _ in jobs]
+    for prompt in prompts:
+        _check_length(lm, len(prompt), max_new_tokens)
+    replies: list[list[int]] = [[] for _ in prompts]
 
     def run(batch: list[int]) -> None:
-        found = _decode_batch(lm, [jobs[i] for i in batch], place, max_new_tokens)
+        found = _decode_batch(lm, [prompts[i] for i in batch], place.rows(torch.tensor(batch)), max_new_tokens)
         for i, reply, logits in zip(batch, *found, strict=True):
             replies[i] = reply
             if first_logits is not None:
                 first_logits(i, logits)
 
-    with track(len(jobs), "completions", progress) as bar:
-        for done in batches_that_fit(_groups(jobs), batch_size, run):
+    with track(len(prompts), "completions", progress) as bar:
+        for done in batches_that_fit(_groups(prompts), batch_size, run):
             bar.update(done)
     return replies
 
 
-def _groups(jobs: Sequence[Job]) -> list[list[int]]:
-    """Which jobs may share a batch: those of a prompt that has many, the others by length, so that most batches need no padding."""
+def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Which rows may share a batch: those of a prompt that has many, the others by length, so that most batches need no padding."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for i, job in enumerate(jobs):
-        by_prompt.setdefault(tuple(job.prompt), []).append(i)
+    for i, prompt in enumerate(prompts):
+        by_prompt.setdefault(tuple(prompt), []).append(i)
     many = [rows for rows in by_prompt.values() if len(rows) >= _WORTH_SHARING]
     few = [i for rows in by_prompt.values() if len(rows) < _WORTH_SHARING for i in rows]
-    return [*many, sorted(few, key=lambda i: len(jobs[i].prompt))]
+    return [*many, sorted(few, key=lambda i: len(prompts[i]))]
 
 
 def batches_that_fit(groups: Sequence[Sequence[int]], size: int, run: Callable[[list[int]], None]) -> Iterator[int]:
@@ -194,21 +184,20 @@ def batches_that_fit(groups: Sequence[Sequence[int]], size: int, run: Callable[[
             yield len(batch)
 
 
-def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens: int) -> tuple[list[list[int]], Tensor]:
+def _decode_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], place: Edit, max_new_tokens: int) -> tuple[list[list[int]], Tensor]:
     """Replies, and logits of their first tokens.
 
-    A prompt that all jobs have in common is read once. Decoding goes in legs, after each of which the rows that have ended are taken out.
+    A prompt that all rows have in common is read once. Decoding goes in legs, after each of which the rows that have ended are taken out.
     """
-    ids, mask = (t.to(lm.device) for t in pad_rows([job.prompt for job in jobs], lm.pad, side="left"))
+    ids, mask = (t.to(lm.device) for t in pad_rows(prompts, lm.pad, side="left"))
     width = ids.shape[1]
-    rows = torch.arange(len(jobs), device=lm.device)
-    vectors = torch.stack([job.vector for job in jobs])
-    replies: list[list[int]] = [[] for _ in jobs]
+    rows = torch.arange(len(prompts), device=lm.device)
+    replies: list[list[int]] = [[] for _ in prompts]
+    leg = max_new_tokens if place.remembers else _LEG
     cache: Any = None
     first: Any = None  # logits of the first token
-    together = len(jobs) >= _WORTH_SHARING and all(job.prompt == jobs[0].prompt for job in jobs)
-    if together and can_read_once(lm, replace(place, vectors=vectors)):
-        cache, first = read_once(lm, ids[:1], replace(place, vectors=vectors))
+    if len(prompts) >= _WORTH_SHARING and all(prompt == prompts[0] for prompt in prompts) and can_read_once(lm, place):
+        cache, first = read_once(lm, ids[:1], place, len(prompts))
         ids, mask = torch.cat([ids, first.argmax(-1, keepdim=True)], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     while True:
         new = ids[:, width:].tolist()
@@ -222,9 +211,9 @@ def _decode_batch(lm: LanguageModel, jobs: list[Job], place: Add, max_new_tokens
             rows, ids, mask = rows[going], ids[going], mask[going]
             cache.batch_select_indices(going.nonzero()[:, 0])
         processor = _FirstLogits()
-        with edit(lm, replace(place, vectors=vectors[rows.cpu()])):
+        with edit(lm, place.rows(rows.cpu())):
             watch = LogitsProcessorList([processor] if first is None else [])
-            out = greedy(lm, ids, mask, min(_LEG, left), past_key_values=give_room(cache), logits_processor=watch)
+            out = greedy(lm, ids, mask, min(leg, left), past_key_values=give_room(cache), logits_processor=watch)
         first = processor.logits if first is None else first
         cache = out.past_key_values
         mask = torch.cat([mask, mask.new_ones(len(mask), out.sequences.shape[1] - ids.shape[1])], 1)

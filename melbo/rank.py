@@ -1,22 +1,19 @@
 """Order features by what they do, on prompts they were not fitted on, beside random vectors taken through the same."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .causal_map import CausalMap
 from .errors import MelboError
 from .features import FeatureSet, to_json, write_whole
 from .generate import Completion, Completions, generate
-from .linalg import random_rows
 from .model import LanguageModel
 from .prompts import Prompts
-from .score import Flag, flag, kl, nll, novel_yet_fluent, novelty, repetition
+from .score import FirstToken, Flag, Judged, Scores, mean
 
 _CONTROL_STREAM = 0x6D656C626F  # added to the seed
 
@@ -28,19 +25,6 @@ ORDERS = {
     "contrast": "logit(A) − logit(B) of the first token of the reply",
     "kl": "KL(steered ‖ unsteered) of the first token of the reply",
 }
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a vector does on one set of prompts, averaged over them. ``contrast`` is None when no pair was given."""
-
-    novel: float
-    novelty: float
-    nll: float
-    repetition: float
-    kl: float
-    contrast: float | None
-    flag: Flag
 
 
 @dataclass(frozen=True)
@@ -103,7 +87,7 @@ class Ranking:
         groups = {"features": self.features, "controls": self.controls}
         flags = {kind: {name: sum(r.flag == name for r in rows) for name in ("active", "inert", "broken")} for kind, rows in groups.items()}
         means = {
-            kind: {name: _mean([r.score(name, "held_out") for r in rows]) for name in ("novelty", "nll", "kl", "effect")}
+            kind: {name: mean([r.score(name, "held_out") for r in rows]) for name in ("novelty", "nll", "kl", "effect")}
             for kind, rows in groups.items()
         }
         best = above = chance = None
@@ -166,32 +150,17 @@ def rank(
     bank.check_model(lm)
     pair = first_tokens(lm, contrast) if contrast is not None else None
     # a stream of their own: the same seed also drew the directions of a fit by `Random`
-    controls = random_rows(num_controls, bank.V.shape[1], torch.Generator().manual_seed(_CONTROL_STREAM + seed))
+    controls = bank.random(num_controls, torch.Generator().manual_seed(_CONTROL_STREAM + seed))
     prompts = Prompts(validation.texts + held_out.texts, validation.tokens + held_out.tokens, validation.kind, validation.system)
 
-    first = _FirstToken(1 + len(bank) + len(controls), pair)
+    first = FirstToken(1 + len(bank) + len(controls), pair)
     table = generate(lm, prompts, bank, controls, max_new_tokens=max_new_tokens, batch_size=batch_size, first_logits=first.take, progress=progress)
-    rows = list(table)
-    fluency = nll(lm, prompts, rows, progress=progress)
-    new = novelty(table)
-    repeats = [repetition(c.tokens) for c in rows]
-    effects = _effects(lm, bank, controls)
-
-    def scores(at: Sequence[int]) -> Scores:
-        return Scores(
-            novel=_mean([novel_yet_fluent(new[i], fluency[i]) for i in at]),
-            novelty=_mean([new[i] for i in at]),
-            nll=_mean([fluency[i] for i in at]),
-            repetition=_mean([repeats[i] for i in at]),
-            kl=_mean([first.kl[i] for i in at]),
-            contrast=_mean([first.contrast[i] for i in at]) if pair is not None else None,
-            flag=flag([new[i] for i in at], [fluency[i] for i in at], [repeats[i] for i in at], [i in first.overflowed for i in at]),
-        )
+    judged = Judged(lm, prompts, table, first, progress)
+    effects = _effects(lm, bank.join(controls))
+    choosing, telling = range(len(validation)), range(len(validation), len(prompts))
 
     def ranked(kind: str, index: int, alpha: float | None, effect: float) -> Ranked:
-        at = [i for i, c in enumerate(rows) if c.kind == kind and c.feature == index]
-        cut = len(validation)
-        return Ranked(index, kind, alpha, effect, scores(at[:cut]), scores(at[cut:]))
+        return Ranked(index, kind, alpha, effect, judged.scores(kind, index, choosing), judged.scores(kind, index, telling))
 
     features = [ranked("feature", i, bank.alpha[i].item(), effects[i]) for i in range(len(bank))]
     others = [ranked("control", i, None, effects[len(bank) + i]) for i in range(len(controls))]
@@ -248,28 +217,6 @@ def load_ranking(folder: str | Path) -> tuple[dict[str, Any], list[Completion]]:
     return ranking, completions
 
 
-class _FirstToken:
-    """Scores of each row's first-token logits against the unsteered row of the same prompt, one vocabulary at a time."""
-
-    def __init__(self, rows_per_prompt: int, pair: tuple[int, int] | None) -> None:
-        self.rows_per_prompt, self.pair = rows_per_prompt, pair
-        self.unsteered: dict[int, Tensor] = {}
-        self.kl: dict[int, float] = {}
-        self.contrast: dict[int, float] = {}
-        self.overflowed: set[int] = set()  # rows whose logits are not finite
-
-    def take(self, row: int, logits: Tensor) -> None:
-        prompt, place = divmod(row, self.rows_per_prompt)
-        if (logits.isnan() | logits.isposinf()).any():  # −inf is how some models mask words
-            self.overflowed.add(row)
-            logits = torch.zeros_like(logits)
-        if self.pair is not None:
-            self.contrast[row] = (logits[self.pair[0]] - logits[self.pair[1]]).item()
-        if place == 0:  # the unsteered row leads each prompt's rows, in the table and in the stream
-            self.unsteered[prompt] = logits
-        self.kl[row] = kl(logits, self.unsteered[prompt])
-
-
 def _check(bank: FeatureSet, validation: Prompts, held_out: Prompts, by: str, contrast: Any, num_controls: int) -> None:
     if by not in ORDERS:
         raise MelboError(f"no order {by!r}: expected one of {', '.join(ORDERS)}")
@@ -289,17 +236,13 @@ def _check(bank: FeatureSet, validation: Prompts, held_out: Prompts, by: str, co
                 raise MelboError(f"the {name} prompt {text!r} was used before (fit or validation): scores on it would flatter; give another")
 
 
-def _effects(lm: LanguageModel, bank: FeatureSet, controls: Tensor) -> list[float]:
+def _effects(lm: LanguageModel, bank: FeatureSet) -> list[float]:
     """‖Δ_R(v)‖ on the prompts of the fit."""
     cmap = CausalMap.from_description(lm, bank.meta["map"])
-    effects = cmap.value(bank.scale * torch.cat([bank.V, controls.to(bank.V)])).norm(dim=-1)
+    effects = cmap.value(bank.scale * bank.V).norm(dim=-1)
     return effects.nan_to_num(nan=torch.finfo(effects.dtype).max).tolist()
 
 
 def _in_order(rows: list[Ranked], by: str) -> tuple[Ranked, ...]:
     """Active before the rest: a broken reply can be very new and, repeating itself, very likely."""
     return tuple(sorted(rows, key=lambda r: (r.validation.flag != "active", -r.score(by, "validation"))))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -1,14 +1,15 @@
 """SARA: scaling activations towards those of one prompt and away from those of another (Tlaie 2024; METHOD §7)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .edit import Change, Edit, Tokens
 from .errors import MelboError
 from .linalg import singular_signs
 from .model import LanguageModel
-from .steer import Change, Edit, Tokens
 
 
 def summary(A: Tensor, k: int) -> Tensor:
@@ -52,15 +53,16 @@ class Sara(Edit):
         layer: Block whose input is scaled (``hidden_states`` index, negative from the end).
         attract: Unsteered activations there of the prompt to move towards ``[T₊, d]``; see `activations`.
         repel: Of the prompt to move away from ``[T₋, d]``.
-        coefficient: 0 changes nothing, negative swaps the two.
+        coefficient: 0 changes nothing, negative swaps the two; one for all rows of a batch, or one for each ``[rows]``.
         truncation: See `scales`.
     """
 
     layer: int
     attract: Tensor
     repel: Tensor
-    coefficient: float = 1.0
+    coefficient: float | Tensor = 1.0
     truncation: int | None = None
+    remembers: ClassVar[bool] = True
 
     def check(self, lm: LanguageModel) -> None:
         """See `Edit.check`; also the width of the activations."""
@@ -72,6 +74,10 @@ class Sara(Edit):
     def begin(self) -> Change:
         """Remembers the prompts of the rows, and their factors."""
         return _Running(self)
+
+    def rows(self, which: Tensor) -> "Sara":
+        """See `Edit.rows`."""
+        return replace(self, coefficient=self.coefficient[which]) if isinstance(self.coefficient, Tensor) else self
 
 
 class _Running:
@@ -88,15 +94,16 @@ class _Running:
             rows = [row[at] for row, at in zip(hidden, real, strict=True)]
             if not self._continues(rows):
                 self.prompts = [row.detach().clone() for row in rows]
-                self.factors = torch.stack([self._factors(row) for row in self.prompts])
+                self.factors = self._factors()
         if len(self.factors) != len(hidden):
             raise MelboError(f"got {len(hidden)} rows to continue, the prompts read were {len(self.factors)}: read the prompts again")
         return hidden * self.factors[:, None]
 
-    def _factors(self, prompt: Tensor) -> Tensor:
+    def _factors(self) -> Tensor:
         e = self.edit
-        s = scales(prompt, e.attract.to(prompt.device), e.repel.to(prompt.device), e.truncation)
-        return (1 + e.coefficient * s).to(prompt.dtype)
+        s = torch.stack([scales(p, e.attract.to(p.device), e.repel.to(p.device), e.truncation) for p in self.prompts])
+        coefficient = e.coefficient.to(s)[:, None] if isinstance(e.coefficient, Tensor) else e.coefficient
+        return (1 + coefficient * s).to(self.prompts[0].dtype)
 
     def _continues(self, rows: list[Tensor]) -> bool:
         """Whether these are the prompts that were read, with what has been generated since, as they come without a cache."""

@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
@@ -29,9 +31,34 @@ NLL_WEIGHT = 0.15
 def novelty(completions: Completions) -> list[float]:
     """1 − tf-idf cosine between each completion and the unsteered one to the same prompt; the vocabulary weights are this table's own."""
     rows = list(completions)
-    words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([c.text for c in rows] + ["word"])[:-1]  # never an empty vocabulary
+    words = _words(rows)
     plain = {c.prompt: i for i, c in enumerate(rows) if c.kind == "unsteered"}
     return [1 - _cosine(words[i], words[plain[c.prompt]], c.text == rows[plain[c.prompt]].text) for i, c in enumerate(rows)]
+
+
+def distinct(completions: Completions, features: Sequence[int]) -> float:
+    """How many different things features say: 1 / mean tf-idf cosine over all pairs of them, a feature with itself included.
+
+    n if no two share a word, 1 if all say the same (the diversity of order two for similar species, Leinster & Cobbold 2012); cosines are averaged
+    over prompts. 0 for no features.
+    """
+    rows = list(completions)
+    words = _words(rows)
+    of = {(c.prompt, c.feature): i for i, c in enumerate(rows) if c.kind == "feature"}
+    prompts = {c.prompt for c in rows}
+    if not features:
+        return 0.0
+    shares = []
+    for p in prompts:
+        at = [of[p, f] for f in features]
+        cosines = (words[at] @ words[at].T).toarray()
+        empty = cosines.diagonal() == 0  # replies without a word are all alike
+        shares.append((cosines + np.outer(empty, empty)).mean())
+    return 1 / mean(shares)
+
+
+def _words(rows: Sequence[Completion]) -> Any:
+    return TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([c.text for c in rows] + ["word"])[:-1]  # never an empty vocabulary
 
 
 def _cosine(a, b, same: bool) -> float:
@@ -92,6 +119,83 @@ def _token_nll(lm: LanguageModel, head: Tensor, prefix: Any, replies: Sequence[S
     ids, mask = ids.to(logits.device), mask.to(logits.device)
     cost = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
     return ((cost * mask).sum(1) / mask.sum(1)).tolist()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a vector does on one set of prompts, averaged over them. ``contrast`` is None when no pair was given."""
+
+    novel: float
+    novelty: float
+    nll: float
+    repetition: float
+    kl: float
+    contrast: float | None
+    flag: Flag
+
+
+class FirstToken:
+    """Scores of each row's first-token logits against the unsteered row of the same prompt, one vocabulary at a time.
+
+    Args:
+        rows_per_prompt: Rows of a table (see `melbo.generate`) that belong to a prompt.
+        pair: Two tokens a and b whose logits are compared, a − b.
+    """
+
+    def __init__(self, rows_per_prompt: int, pair: tuple[int, int] | None) -> None:
+        self.rows_per_prompt, self.pair = rows_per_prompt, pair
+        self.unsteered: dict[int, Tensor] = {}
+        self.kl: dict[int, float] = {}
+        self.contrast: dict[int, float] = {}
+        self.overflowed: set[int] = set()  # rows whose logits are not finite
+
+    def take(self, row: int, logits: Tensor) -> None:
+        """Take note of the logits ``[vocabulary]`` of a row; the unsteered row of a prompt comes first."""
+        prompt, place = divmod(row, self.rows_per_prompt)
+        if (logits.isnan() | logits.isposinf()).any():  # −inf is how some models mask words
+            self.overflowed.add(row)
+            logits = torch.zeros_like(logits)
+        if self.pair is not None:
+            self.contrast[row] = (logits[self.pair[0]] - logits[self.pair[1]]).item()
+        if place == 0:  # the unsteered row leads each prompt's rows, in the table and in the stream
+            self.unsteered[prompt] = logits
+        self.kl[row] = kl(logits, self.unsteered[prompt])
+
+
+class Judged:
+    """Every completion of a table with what it is worth.
+
+    Args:
+        lm: The model.
+        prompts: What was replied to.
+        table: The completions.
+        first: What their first tokens were, taken down while they were generated.
+        progress: Draw a bar.
+    """
+
+    def __init__(self, lm: LanguageModel, prompts: Prompts, table: Completions, first: FirstToken, progress: bool = True) -> None:
+        self.rows, self.first = list(table), first
+        self.novelty, self.nll = novelty(table), nll(lm, prompts, self.rows, progress=progress)
+        self.repetition = [repetition(c.tokens) for c in self.rows]
+
+    def scores(self, kind: str, feature: int | None, prompts: range) -> Scores:
+        """Of one vector on some of the prompts."""
+        at = [i for i, c in enumerate(self.rows) if c.kind == kind and c.feature == feature and c.prompt in prompts]
+        new, cost, repeats = ([values[i] for i in at] for values in (self.novelty, self.nll, self.repetition))
+        return Scores(
+            novel=mean([novel_yet_fluent(n, c) for n, c in zip(new, cost, strict=True)]),
+            novelty=mean(new),
+            nll=mean(cost),
+            repetition=mean(repeats),
+            kl=mean([self.first.kl[i] for i in at]),
+            contrast=mean([self.first.contrast[i] for i in at]) if self.first.pair is not None else None,
+            flag=flag(new, cost, repeats, [i in self.first.overflowed for i in at]),
+        )
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of one number or more."""
+    return sum(values) / len(values)
 
 
 def novel_yet_fluent(novelty: float, nll: float) -> float:

@@ -1,31 +1,31 @@
 """A prompt that many rows have in common is read once, up to the block where the vectors that steer them tell them apart."""
 
-from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from .edit import Edit, edit
 from .model import LanguageModel
 from .slice import Shared, map_arguments, repeat
-from .steer import Add, edit
 
-_tried: WeakKeyDictionary[LanguageModel, dict[int, bool]] = WeakKeyDictionary()  # by layer
+_tried: WeakKeyDictionary[LanguageModel, dict[tuple[type[Edit], int], bool]] = WeakKeyDictionary()  # by kind of edit and layer
 
 
-def read_once(lm: LanguageModel, ids: Tensor, place: Add) -> tuple[Any, Tensor]:
-    """Run one prompt for many rows, each steered by its own vector: the batch grows at the block where they part.
+def read_once(lm: LanguageModel, ids: Tensor, place: Edit, rows: int) -> tuple[Any, Tensor]:
+    """Run one prompt for many rows, each steered in its own way: the batch grows at the block where they part.
 
     Args:
         lm: A model that `can_read_once`.
         ids: The prompt ``[1, T]``.
-        place: The edit, with a vector for every row, ``[rows, d]``.
+        place: The edit.
+        rows: How many.
 
     Returns:
         The cache of all rows, and their logits at the last token ``[rows, vocabulary]``.
     """
-    rows, first = len(place.vectors), lm.layer(place.layer)
+    first = lm.layer(place.layer)
     shared: Shared = {}
 
     def part(index: int):
@@ -52,23 +52,23 @@ def read_once(lm: LanguageModel, ids: Tensor, place: Add) -> tuple[Any, Tensor]:
     return cache, out.logits[:, -1].float()
 
 
-def can_read_once(lm: LanguageModel, place: Add) -> bool:
-    """Whether `read_once`, and one more token on top of it, give what rows of their own give: tried once on four tokens and three vectors."""
+def can_read_once(lm: LanguageModel, place: Edit) -> bool:
+    """Whether `read_once`, and one more token on top of it, give what rows of their own give: tried once on four tokens and three rows."""
+    if place.remembers:
+        return False
     tried = _tried.setdefault(lm, {})
-    if place.layer not in tried:
-        tried[place.layer] = _try_reading_once(lm, place)
-    return tried[place.layer]
+    key = type(place), lm.layer(place.layer)
+    if key not in tried:
+        tried[key] = _try_reading_once(lm, place.rows(torch.arange(3)))
+    return tried[key]
 
 
-def _try_reading_once(lm: LanguageModel, place: Add) -> bool:
-    norm = place.vectors.norm(dim=-1).max().item() if len(place.vectors) else 1.0
-    vectors = norm * torch.nn.functional.normalize(torch.randn(3, lm.width, generator=torch.Generator().manual_seed(0)), dim=-1)
-    small = replace(place, vectors=vectors)
+def _try_reading_once(lm: LanguageModel, three: Edit) -> bool:
     ids = torch.arange(1, 5)[None].to(lm.device)
     again = ids[:, :1].expand(3, -1)
     try:
-        cache, logits = read_once(lm, ids, small)
-        with torch.no_grad(), edit(lm, small):
+        cache, logits = read_once(lm, ids, three, 3)
+        with torch.no_grad(), edit(lm, three):
             own: Any = lm.model(input_ids=ids.expand(3, -1), use_cache=True)
             truth = own.logits[:, -1], lm.model(input_ids=again, past_key_values=own.past_key_values, use_cache=True).logits[:, -1]
             found = logits, lm.model(input_ids=again, past_key_values=cache, use_cache=True).logits[:, -1]

@@ -44,7 +44,7 @@ def by_hand(lm, tokens, n):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_every_row_equals_one_at_a_time(lm, bank, some, batch_size):
-    control = directions(2, lm.width, 9)
+    control = bank.random(2, torch.Generator().manual_seed(9))
     table = generate(lm, some, bank, control, max_new_tokens=6, strength=0.5, batch_size=batch_size, progress=False)
     assert len(table) == 3 * (1 + 3 + 2)
     for c in table:
@@ -52,7 +52,7 @@ def test_every_row_equals_one_at_a_time(lm, bank, some, batch_size):
         if c.kind == "unsteered":
             expected = by_hand(lm, tokens, 6)
         else:
-            v = bank.V[c.feature] if c.kind == "feature" else control[c.feature]
+            v = bank.V[c.feature] if c.kind == "feature" else control.V[c.feature]
             alone = FeatureSet(v[None], v[None], torch.ones(1, dtype=v.dtype), 4.0, 1, 3)
             with steer(lm, alone, strength=0.5):
                 expected = by_hand(lm, tokens, 6)
@@ -148,7 +148,6 @@ def test_finished_rows_make_room(lm, nine, some, monkeypatch):
 
 
 def test_rows_of_a_prompt_get_batches_of_their_own_and_the_rest_go_by_length():
-    vector = torch.zeros(2)
-    jobs = [generation.Job(tokens, vector) for tokens in [(1, 2, 3)] * 5 + [(1,), (1, 2), (3,)]]
-    assert generation._groups(jobs) == [[0, 1, 2, 3, 4], [5, 7, 6]]
-    assert generation._groups(jobs[5:]) == [[0, 2, 1]]
+    prompts = [(1, 2, 3)] * 5 + [(1,), (1, 2), (3,)]
+    assert generation._groups(prompts) == [[0, 1, 2, 3, 4], [5, 7, 6]]
+    assert generation._groups(prompts[5:]) == [[0, 2, 1]]

@@ -3,8 +3,8 @@ import torch
 from cases import FLOAT32_INSIDE, TINY, tiny_model
 from toys import directions
 
+from melbo.edit import Add, edit
 from melbo.shared_prompt import can_read_once, read_once
-from melbo.steer import Add, edit
 
 #: Where the blocks or the cache do not let a batch grow on the way; their rows are read one by one.
 OWN_ROWS = {"gpt_bigcode", "lfm2", "recurrent_gemma"}
@@ -19,7 +19,7 @@ def test_rows_that_share_a_prompt_read_what_each_would_alone(name):
     if name in OWN_ROWS:
         return
     ids = torch.arange(3, 12)[None]  # longer than the sliding windows
-    cache, logits = read_once(lm, ids, place)
+    cache, logits = read_once(lm, ids, place, 5)
     with edit(lm, place):
         own = lm.model(input_ids=ids.expand(5, -1), use_cache=True)
         following = torch.arange(20, 25)[:, None]

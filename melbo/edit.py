@@ -1,0 +1,157 @@
+"""Edits of a block's input, as values: what is done to the residual stream for as long as a ``with`` block lasts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MelboError
+from .model import LanguageModel
+from .prompts import token_index
+
+Where = Literal["all", "prompt", "generated"]
+
+
+class Tokens:
+    """Pre-hook on the trunk of the model: knows which tokens the forward pass under way is about.
+
+    Attributes:
+        index: Place of each token among the real ones of its row, −1 on padding: ``[rows or 1, T]``.
+        generated: Whether the pass stands on a KV cache.
+    """
+
+    def __init__(self) -> None:
+        self.index = torch.zeros(1, 1)
+        self.generated = False
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Take note of what the trunk is called with."""
+        ids = kwargs.get("input_ids")
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        ids = args[0] if ids is None else ids
+        length = ids.shape[1]
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            self.index = token_index(mask)[:, past : past + length]
+        elif mask is not None and positions is not None:  # a mask made ready beforehand, as with static caches
+            self.index = positions.reshape(-1, *positions.shape[-2:])[0]
+        else:
+            self.index = torch.arange(past, past + length, device=ids.device)[None]
+        self.generated = past > 0
+
+
+Change = Callable[[Tensor, Tokens], Tensor | None]  # of the input of a block, [rows, T, d]; None leaves it as it is
+
+
+class Edit(ABC):
+    """Something done to the input of one block.
+
+    Attributes:
+        layer: Which block (``hidden_states`` index, negative from the end).
+        remembers: Whether what it does depends on passes before, so that rows cannot leave a batch under way.
+    """
+
+    layer: int
+    remembers: ClassVar[bool] = False
+
+    def check(self, lm: LanguageModel) -> None:
+        """Refuse what cannot work on this model.
+
+        Raises:
+            MelboError: A layer that no block reads.
+        """
+        if lm.layer(self.layer) == lm.depth:
+            raise MelboError(f"cannot steer at layer {self.layer}: {lm.name} has blocks 0 to {lm.depth - 1}")
+
+    @abstractmethod
+    def begin(self) -> Change:
+        """What to do with the hidden states for as long as a ``with`` block lasts."""
+
+    @abstractmethod
+    def rows(self, which: Tensor) -> Self:
+        """The same for some rows of a batch, in another order perhaps; itself where it treats all rows alike."""
+
+
+@dataclass(frozen=True)
+class Add(Edit):
+    """Add vectors to the input of a block: h_layer ← h_layer + v.
+
+    Attributes:
+        layer: Block whose input is changed (``hidden_states`` index, negative from the end).
+        vectors: ``[d]``, the same for every row of a batch, or ``[rows, d]``, one for each.
+        where: At which tokens. With a KV cache, what runs on top of the cache is generated, what fills it is prompt; padding never.
+        skip_first: Leave each row's first token, the attention sink, as it is.
+        last: Of a prompt, change only this many tokens at its end.
+    """
+
+    layer: int
+    vectors: Tensor
+    where: Where = "all"
+    skip_first: bool = False
+    last: int | None = None
+
+    def check(self, lm: LanguageModel) -> None:
+        """See `Edit.check`; also the vectors' width, and ``where``."""
+        super().check(lm)
+        if self.vectors.shape[-1] != lm.width or self.vectors.ndim not in (1, 2):
+            raise MelboError(f"got vectors of shape {tuple(self.vectors.shape)}, expected [{lm.width}] or [rows, {lm.width}]")
+        if self.where not in ("all", "prompt", "generated"):
+            raise MelboError(f"where is {self.where!r}: expected 'all', 'prompt' or 'generated'")
+
+    def begin(self) -> Change:
+        """Nothing is remembered from pass to pass."""
+        return self._change
+
+    def rows(self, which: Tensor) -> "Add":
+        """See `Edit.rows`."""
+        return self if self.vectors.ndim == 1 else replace(self, vectors=self.vectors[which])
+
+    def _change(self, hidden: Tensor, tokens: Tokens) -> Tensor | None:
+        if self.where == ("prompt" if tokens.generated else "generated"):
+            return None
+        vectors = self.vectors.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
+        if vectors.ndim == 2 and len(vectors) != hidden.shape[0]:
+            raise MelboError(f"got {len(vectors)} vectors for a batch of {hidden.shape[0]} rows: expected one for each")
+        at = tokens.index >= (1 if self.skip_first else 0)  # [rows or 1, T]
+        if self.last is not None and not tokens.generated:
+            at &= tokens.index > tokens.index.max(1, keepdim=True).values - self.last
+        steered = at.to(hidden.device, vectors.dtype)[:, :, None]
+        return (hidden + steered * (vectors[:, None] if vectors.ndim == 2 else vectors)).to(hidden.dtype)
+
+
+@contextmanager
+def edit(lm: LanguageModel, *edits: Edit) -> Iterator[None]:
+    """Apply edits inside the ``with`` block, with a KV cache or without; undone exactly on leaving.
+
+    Without a cache every token of a pass counts as prompt, so ``where`` other than ``"all"`` needs one.
+
+    Raises:
+        MelboError: A layer that no block reads, a width that does not fit, or (at the forward pass) another number of rows than vectors.
+    """
+    for e in edits:
+        e.check(lm)
+    tokens = Tokens()
+    trunk = getattr(lm.model, "base_model", lm.model)
+    handles = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
+    handles += [lm.blocks[lm.layer(e.layer)].register_forward_pre_hook(_hook(e.begin(), tokens), with_kwargs=True) for e in edits]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(change: Change, tokens: Tokens):
+    def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        new = change(args[0] if args else kwargs["hidden_states"], tokens)
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    return hook
