@@ -16,7 +16,8 @@ def ablate(lm: LanguageModel, directions: Tensor, embedding: bool = False) -> It
     """Inside the ``with`` block no block of the model writes along ``directions``.
 
     W ← W − QᵀQ W with Q an orthonormal basis of the directions, for every writing matrix, biases too. Where a norm with gain g follows the
-    matrix, the basis is that of g ⊙ v, so that what reaches the stream is free of v. The originals are kept and put back bit by bit.
+    matrix, the basis is that of g ⊙ v, so that what reaches the stream is free of v. The originals are kept and put back bit by bit. Computed in
+    float64 and rounded once to the weights' own precision: in half precision v̂ᵀW is zero to its rounding only (2⁻⁸ of each weight in bfloat16).
 
     Args:
         lm: The model.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -16,8 +17,10 @@ from .oracles import Map, Piece
 from .prompts import Prompts, pad_rows, token_index
 from .slice import Run, Slice, call_block
 from .tail import KeysValues, Tail, find_tail
+from .writers import added_by, mixer
 
 Positions = Literal["all", "target"]
+Read = Literal["stream", "attention"]
 
 _SIDE_BY_SIDE = 320  # tokens of prompts that share a piece, at most: about where larger products stop being faster on a CPU
 
@@ -26,7 +29,8 @@ class CausalMap(Map):
     """θ ↦ mean over prompts of the mean over target positions of h_target(h_source + θ) − h_target.
 
     θ is added to the input of block ``source`` at every steered position; blocks ``source`` … ``target − 1`` run; the last
-    ``target_tokens`` positions are read. The unsteered pass runs once, on construction.
+    ``target_tokens`` positions are read. The unsteered pass runs once, on construction. With ``read="attention"``, what attention adds to the
+    stream in block ``target − 1`` stands in the place of h_target.
 
     Args:
         lm: The model.
@@ -35,22 +39,26 @@ class CausalMap(Map):
         target: Layer that is read; ``depth`` is the output of the last block, before the final norm.
         target_tokens: How many of the last tokens are read.
         skip_first: Leave the first token, the attention sink, unsteered.
-        normalise_target: Read h/‖h‖ × (mean ‖h_target‖ of the unsteered run), which guards against features that win by blowing up norms and
-            keeps the units of Δ.
+        normalise_target: Read h/‖h‖ × (mean ‖h‖ of the unsteered run) for every h that is read, which guards against features that win by blowing
+            up norms and keeps the units of Δ.
         concatenate: Stack prompts and target positions instead of averaging them; ``d_target`` is then prompts × target_tokens × d
             (the original MELBO objective's view).
         prompt_batch: How many prompts run side by side, in order, padded to the longest; by default those of equal length do, and where there
             are many, those of similar length. The result does not depend on it.
         positions: ``"all"`` steers every token. ``"target"`` steers the last ``target_tokens`` only, those that are read: another map, whose
             passes run on these few tokens over the kept keys and values of the others (docs/performance.md: how much faster).
+        read: ``"stream"`` reads h_target. ``"attention"`` reads what attention adds to it in block ``target − 1`` (the output of attention's last
+            matrix, or of the norm behind it, times what the block multiplies it by; of a convolution or recurrence in a block that has one in the
+            place of attention), in the units of the stream.
         tokens_per_pass: How many tokens run through the blocks at a time; by default what half of the free memory holds (measured), at
             most 1200 on a CPU.
         compile: Fuse the blocks' element-wise work by ``torch.compile`` where a backward pass follows (results agree to rounding; not for
-            ``positions="target"``). By default on a CPU, once so much work has been done that it pays; falls back by itself.
+            ``positions="target"``, nor in the block whose attention is read). By default on a CPU, once so much work has been done that it
+            pays; falls back by itself.
 
     Raises:
-        MelboError: ``source ≥ target``, a layer out of range, a prompt shorter than ``target_tokens`` (or with nothing to steer), or
-            hidden states that are not finite.
+        MelboError: ``source ≥ target``, a layer out of range, a prompt shorter than ``target_tokens`` (or with nothing to steer),
+            hidden states that are not finite, or attention to be read that is not found (see `melbo.writers.mixer`).
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class CausalMap(Map):
         normalise_target: bool = False,
         concatenate: bool = False,
         positions: Positions = "all",
+        read: Read = "stream",
         prompt_batch: int | None = None,
         tokens_per_pass: int | None = None,
         compile: bool | None = None,
@@ -77,6 +86,8 @@ class CausalMap(Map):
             raise MelboError(f"got target_tokens={target_tokens} and prompt_batch={prompt_batch}: expected at least 1 of each")
         if positions not in ("all", "target"):
             raise MelboError(f"positions is {positions!r}: expected 'all' or 'target'")
+        if read not in ("stream", "attention"):
+            raise MelboError(f"read is {read!r}: expected 'stream' or 'attention'")
         shortest = min(range(len(prompts)), key=lambda i: len(prompts.tokens[i]))
         need = max(target_tokens, 2 if skip_first else 1)
         if len(prompts.tokens[shortest]) < need:
@@ -84,9 +95,10 @@ class CausalMap(Map):
                 f"prompt {shortest} has {len(prompts.tokens[shortest])} tokens, fewer than the {need} needed: "
                 f"lengthen it, use a chat template or lower target_tokens ({target_tokens})"
             )
-        self.target_tokens, self.skip_first, self.positions = target_tokens, skip_first, positions
+        self.target_tokens, self.skip_first, self.positions, self.read = target_tokens, skip_first, positions, read
         self.normalise_target, self.concatenate, self.prompt_batch = normalise_target, concatenate, prompt_batch
 
+        self._last_run = added_by(mixer(lm, self.target - 1)) if read == "attention" else None
         self.groups = self._groups(tokens_per_pass)
         self.slices = [self._capture(group) for group in self.groups]
         first = self.slices[0].hidden
@@ -121,6 +133,7 @@ class CausalMap(Map):
             "target_tokens": self.target_tokens,
             "skip_first": self.skip_first,
             "positions": self.positions,
+            "read": self.read,
             "normalise_target": self.normalise_target,
             "concatenate": self.concatenate,
             "source_norm": self.source_norm,
@@ -131,7 +144,8 @@ class CausalMap(Map):
     @classmethod
     def from_description(cls, lm: LanguageModel, saved: dict) -> "CausalMap":
         """The map that wrote ``saved``, on the same model."""
-        settings = {k: saved[k] for k in ("target_tokens", "skip_first", "normalise_target", "concatenate", "positions") if k in saved}
+        names = ("target_tokens", "skip_first", "normalise_target", "concatenate", "positions", "read")
+        settings = {k: saved[k] for k in names if k in saved}
         return cls(lm, Prompts.from_description(saved["prompts"]), saved["source"], saved["target"], **settings)
 
     def locate_nonfinite(self, theta: Tensor) -> str:
@@ -140,7 +154,8 @@ class CausalMap(Map):
             with torch.no_grad():
                 for layer, hidden in part.trace(self._steered(part, theta.to(self.device, self.dtype))):
                     if not torch.isfinite(hidden[part.mask.to(hidden.device)]).all():
-                        return f"hidden_states[{layer}] of the steered model"
+                        what = "what attention adds to " if self.read == "attention" and layer == self.target else ""
+                        return f"{what}hidden_states[{layer}] of the steered model"
         return "the response"
 
     @contextmanager
@@ -178,9 +193,16 @@ class CausalMap(Map):
         return self.prompts.by_length(min(_SIDE_BY_SIDE, tokens_per_pass or _SIDE_BY_SIDE), 1 / 8 if many and self.positions == "all" else 0)
 
     def _capture(self, group: list[int]) -> Slice:
+        """The slice that these prompts pass through; what it gives is what is read."""
         # padded on the right, because a causal model never lets a real token see what stands after it
         ids, mask = pad_rows([self.prompts.tokens[i] for i in group], self.lm.pad, side="right")
-        return self.lm.capture(ids, mask, self.source, self.target)
+        part = self.lm.capture(ids, mask, self.source, self.target)
+        if self._last_run is None:
+            return part
+        *before, last = part.calls
+        part = replace(part, calls=(*before, replace(last, run=self._last_run)))
+        with torch.no_grad():
+            return replace(part, output=part.replay(part.hidden))
 
     def _usual_tokens(self) -> int:
         """What half of the free memory holds of what a backward pass keeps, which one and two rows of each kind of piece tell."""
@@ -209,7 +231,7 @@ class CausalMap(Map):
         return sum(kept.values())
 
     def _norms(self) -> tuple[float, float]:
-        """Median ‖h_source‖ without the first token, and mean ‖h_target‖ over the target positions of the unsteered run."""
+        """Median ‖h_source‖ without the first token, and mean ‖h‖ of what is read in the unsteered run."""
         source = torch.cat([s.hidden[_at_least(s.mask, 1)].to(self.device, self.dtype).norm(dim=-1) for s in self.slices])
         if not len(source):  # prompts of a single token
             source = torch.cat([s.hidden[s.mask].to(self.device, self.dtype).norm(dim=-1) for s in self.slices])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .bank import Bank, check_fitted_on, check_strength
 from .causal_map import CausalMap
-from .edit import Change, Edit, Tokens, Where
+from .edit import Change, Edit, InputEdit, Several, Tokens, Where
 from .errors import MelboError
 from .features import FeatureSet, read_run, write_run
 from .fit import fit
@@ -21,7 +21,7 @@ from .sara import Sara, activations
 
 
 @dataclass(frozen=True)
-class AddPrompt(Edit):
+class AddPrompt(InputEdit):
     """ActAdd: h ← h + coefficient·(h₊ − h₋) at the first tokens of a prompt, the two prompts aligned at the front (Turner et al. 2023).
 
     Attributes:
@@ -101,45 +101,55 @@ class PromptPair(Bank):
         method: ``"actadd"`` or ``"sara"``.
         plus: The prompt to move towards.
         minus: The prompt to move away from.
-        layer: Block whose input is changed.
+        layers: Blocks whose inputs are changed.
         coefficient: See `actadd` and `melbo.Sara`; strength 1 is this.
         truncation: See `melbo.Sara`.
-        made: The edit, from the model's activations on the two prompts.
+        made: An edit for each layer, from the model's activations on the two prompts.
         meta: The model.
     """
 
     method: Literal["actadd", "sara"]
     plus: Prompts
     minus: Prompts
-    layer: int
+    layers: tuple[int, ...]
     coefficient: float
     truncation: int | None
-    made: AddPrompt | Sara
+    made: tuple[AddPrompt | Sara, ...]
     meta: Mapping[str, Any]
 
     @classmethod
     def of(
-        cls, lm: LanguageModel, method: str, plus: Prompts, minus: Prompts, layer: int, coefficient: float = 1.0, truncation: int | None = None
+        cls,
+        lm: LanguageModel,
+        method: str,
+        plus: Prompts,
+        minus: Prompts,
+        layers: Sequence[int],
+        coefficient: float = 1.0,
+        truncation: int | None = None,
     ) -> "PromptPair":
         """Read the two prompts.
 
         Raises:
-            MelboError: Another method, more than a prompt a side, a coefficient that is not finite, or a layer that no block reads.
+            MelboError: Another method, more than a prompt a side, no layer, a layer twice or one that no block reads, or a coefficient that is not
+                finite.
         """
         if method not in ("actadd", "sara"):
             raise MelboError(f"got the method {method!r}: expected 'actadd' or 'sara'")
         if len(plus) != 1 or len(minus) != 1:
-            raise MelboError(
-                f"got {len(plus)} prompts to move towards and {len(minus)} to move away from: {method} takes one of each; caa takes pairs"
-            )
+            raise MelboError(f"got {len(plus)} prompts to move towards and {len(minus)} to move away from: {method} takes one of each")
+        at = sorted(lm.layer(layer) for layer in layers)
+        if not at or len(set(at)) < len(at):
+            raise MelboError(f"got the layers {', '.join(map(str, layers)) or '(none)'}: expected one or more, each once")
         check_strength(coefficient)
-        made: AddPrompt | Sara
-        if method == "actadd":
-            made = actadd(lm, plus.tokens[0], minus.tokens[0], layer, coefficient)
-        else:
-            made = Sara(layer, activations(lm, plus.tokens[0], layer), activations(lm, minus.tokens[0], layer), coefficient, truncation)
+
+        def make(layer: int) -> AddPrompt | Sara:
+            if method == "actadd":
+                return actadd(lm, plus.tokens[0], minus.tokens[0], layer, coefficient)
+            return Sara(layer, activations(lm, plus.tokens[0], layer), activations(lm, minus.tokens[0], layer), coefficient, truncation)
+
         meta = {"map": {"model": lm.describe(), "prompts": plus.describe()}}
-        return cls(method, plus, minus, layer, coefficient, truncation, made, meta)  # type: ignore[arg-type]
+        return cls(method, plus, minus, tuple(at), coefficient, truncation, tuple(make(layer) for layer in at), meta)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         """One."""
@@ -149,7 +159,7 @@ class PromptPair(Bank):
         """See `Bank.take`."""
         return self
 
-    def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> AddPrompt | Sara:
+    def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> Edit:
         """See `Bank.edit`; ``where`` other than ``"all"`` has no meaning here.
 
         Raises:
@@ -158,9 +168,18 @@ class PromptPair(Bank):
         self.check_edit(which, strength)
         if where != "all":
             raise MelboError(f"where is {where!r}: {self.method} says itself at which tokens it acts; leave it out")
-        if isinstance(self.made, Sara):
-            return replace(self.made, coefficient=strength * self.coefficient)
-        return replace(self.made, strength=strength)
+        if which is not None and not isinstance(strength, Tensor):
+            strength = torch.full((len(which),), strength)
+        return Several(
+            tuple(replace(e, coefficient=strength * self.coefficient) if isinstance(e, Sara) else replace(e, strength=strength) for e in self.made)
+        )
+
+    def sizes(self) -> list[str]:
+        """How large the change is at each layer, in words."""
+        if self.method == "sara":
+            return [f"layer {layer}: coefficient {self.coefficient:g}" for layer in self.layers]
+        norms = [e.vectors.norm(dim=-1) for e in self.made if isinstance(e, AddPrompt)]
+        return [f"layer {layer}: adds norms {n.min():.3g} to {n.max():.3g} at {len(n)} tokens" for layer, n in zip(self.layers, norms, strict=True)]
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write ``run.json``: the prompts and how they are used; activations are read again on loading.
@@ -168,7 +187,7 @@ class PromptPair(Bank):
         Raises:
             MelboError: The folder holds a run already and ``force`` is not set.
         """
-        contrast = {name: getattr(self, name) for name in ("method", "layer", "coefficient", "truncation")}
+        contrast = {name: getattr(self, name) for name in ("method", "layers", "coefficient", "truncation")}
         contrast |= {"plus": self.plus.describe(), "minus": self.minus.describe()}
         return write_run(Path(folder), {"kind": "contrast", "contrast": contrast, **self.meta}, {}, force)
 

@@ -1,4 +1,4 @@
-"""Edits of a block's input, as values: what is done to the residual stream for as long as a ``with`` block lasts."""
+"""Edits, as values: what is done to a model for as long as a ``with`` block lasts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .errors import MelboError
 from .model import LanguageModel
@@ -50,10 +51,10 @@ Change = Callable[[Tensor, Tokens], Tensor | None]  # of the input of a block, [
 
 
 class Edit(ABC):
-    """Something done to the input of one block.
+    """Something done to the model for as long as a ``with`` block lasts.
 
     Attributes:
-        layer: Which block (``hidden_states`` index, negative from the end).
+        layer: The first block that is touched (``hidden_states`` index, negative from the end).
         remembers: Whether what it does depends on passes before, so that rows cannot leave a batch under way.
     """
 
@@ -70,16 +71,66 @@ class Edit(ABC):
             raise MelboError(f"cannot steer at layer {self.layer}: {lm.name} has blocks 0 to {lm.depth - 1}")
 
     @abstractmethod
-    def begin(self) -> Change:
-        """What to do with the hidden states for as long as a ``with`` block lasts."""
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
+        """Hooks that do it, until they are removed; ``tokens`` tells them which tokens a pass is about."""
 
     @abstractmethod
     def rows(self, which: Tensor) -> Self:
         """The same for some rows of a batch, in another order perhaps; itself where it treats all rows alike."""
 
 
+class InputEdit(Edit):
+    """Something done to the input of one block, ``layer``."""
+
+    @abstractmethod
+    def begin(self) -> Change:
+        """What to do with the hidden states for as long as a ``with`` block lasts."""
+
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
+        """See `Edit.attach`."""
+        change = self.begin()
+
+        def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]):
+            new = change(args[0] if args else kwargs["hidden_states"], tokens)
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        return [lm.blocks[lm.layer(self.layer)].register_forward_pre_hook(hook, with_kwargs=True)]
+
+
 @dataclass(frozen=True)
-class Add(Edit):
+class Several(Edit):
+    """Edits one after the other, as one."""
+
+    edits: tuple[Edit, ...]
+
+    @property
+    def layer(self) -> int:  # type: ignore[override]
+        """The first block that is touched."""
+        return min((e.layer for e in self.edits), default=0)
+
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        """Whether any of them does."""
+        return any(e.remembers for e in self.edits)
+
+    def check(self, lm: LanguageModel) -> None:
+        """See `Edit.check`."""
+        for e in self.edits:
+            e.check(lm)
+
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
+        """See `Edit.attach`."""
+        return [handle for e in self.edits for handle in e.attach(lm, tokens)]
+
+    def rows(self, which: Tensor) -> "Several":
+        """See `Edit.rows`."""
+        return Several(tuple(e.rows(which) for e in self.edits))
+
+
+@dataclass(frozen=True)
+class Add(InputEdit):
     """Add vectors to the input of a block: h_layer ← h_layer + v.
 
     Attributes:
@@ -139,19 +190,10 @@ def edit(lm: LanguageModel, *edits: Edit) -> Iterator[None]:
     tokens = Tokens()
     trunk = getattr(lm.model, "base_model", lm.model)
     handles = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
-    handles += [lm.blocks[lm.layer(e.layer)].register_forward_pre_hook(_hook(e.begin(), tokens), with_kwargs=True) for e in edits]
+    for e in edits:
+        handles += e.attach(lm, tokens)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _hook(change: Change, tokens: Tokens):
-    def hook(block: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        new = change(args[0] if args else kwargs["hidden_states"], tokens)
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-    return hook

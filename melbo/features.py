@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -86,13 +86,19 @@ class FeatureSet(Bank):
         last = fitted["target_tokens"] if fitted.get("positions") == "target" else None
         return Add(self.source, vectors, where, bool(fitted.get("skip_first", False)), last)
 
-    def merged(self, how: Literal["mean", "svd"]) -> "FeatureSet":
+    def merged(self, how: str) -> "FeatureSet":
         """What the features have in common, as a set of one at the same scale.
 
         ``"mean"``: the mean of the v's, renormalised. ``"svd"``: their leading right singular vector, whose sign means nothing: look at both (its
         own is that of the mean). U is merged the same way, α averaged.
+
+        Raises:
+            MelboError: Another ``how``.
         """
-        merge = {"mean": mean_direction, "svd": main_direction}[how]
+        ways = {"mean": mean_direction, "svd": main_direction}
+        if how not in ways:
+            raise MelboError(f"how is {how!r}: expected 'mean' or 'svd'")
+        merge = ways[how]
         merged = {"how": how, "features": len(self)}
         return replace(self, V=merge(self.V)[None], U=merge(self.U)[None], alpha=self.alpha.mean()[None]).with_meta(merged=merged)
 

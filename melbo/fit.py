@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 
 from .errors import MelboError
 from .features import FeatureSet
+from .geometry import stability
 from .iterate import Record, Status, iterate
 from .linalg import random_rows
 from .methods import Direct, Iterative, Method
 from .oracles import Map
+from .progress import track
 from .transcoder import Factors
 
 _BLOW_UP = (
@@ -87,6 +89,59 @@ def fit(map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record
     source, target = getattr(map, "source", 0), getattr(map, "target", 1)
     bank = FeatureSet(factors.V.cpu(), factors.U.cpu(), factors.alpha.cpu(), float(method.scale), source, target, meta)
     return Fit(bank, status, history, stats, warning)
+
+
+def fit_seeds(map: Map, method: Method, seeds: int, seed: int = 0, progress: bool = True) -> Fit:
+    """Fit with several seeds, and say of each feature of the first fit how well the others found it again.
+
+    For a feature v this is the mean over the other seeds of max ⟨v, v'⟩ over that seed's features v', of |⟨v, v'⟩| where the method leaves signs
+    arbitrary (`Method.signed`). It rises with the number of features to match, about as √(2 ln m / d) for directions that have nothing to do
+    with them, so it says something only beside the baseline, the same for random directions. That baseline knows of no subspace that all seeds
+    share: features that are arbitrary within one stand above it too. A method that draws nothing at random gives 1.
+
+    Args:
+        map: Δ, a `CausalMap` or a `FunctionMap`.
+        method: As for `fit`.
+        seeds: How many fits; with 1 this is `fit`.
+        seed: Of the first; the others have seed + 1, seed + 2, …
+        progress: Draw bars.
+
+    Returns:
+        The fit with ``seed``. Its features' ``meta["stability"]``, JSON-able, holds ``seeds`` (finished fits), ``cosine`` (of each feature, see
+        above), ``mean`` (of them), ``baseline``, ``signed``, and ``explained`` (bᵀK⁻¹b of each fit, squared units of Δ).
+
+    Ctrl-C during the first fit is as in `fit`, and no other follows; during a later one it keeps the fits that are finished: stability is over
+    those, and left out where there is only the first.
+
+    Raises:
+        MelboError: Fewer than one seed; and as `fit`.
+    """
+    if seeds < 1:
+        raise MelboError(f"got seeds={seeds}: expected at least 1; it takes 2 to see what is found again")
+    fits: list[Fit] = []
+    try:
+        with track(seeds, "seeds", progress and seeds > 1) as bar:
+            for i in range(seeds):
+                fits.append(fit(map, method, seed + i, progress=progress))
+                bar.update()
+                if fits[-1].status is Status.INTERRUPTED:
+                    break
+    except KeyboardInterrupt:  # before the first sweep of a fit
+        if not fits:
+            raise
+    first, finished = fits[0], [done for done in fits if done.status is not Status.INTERRUPTED]
+    if len(finished) < 2:
+        return first
+    found = stability([done.features.V for done in finished], method.signed)
+    about = {
+        "seeds": len(finished),
+        "cosine": found.cosine.tolist(),
+        "mean": found.cosine.mean().item(),
+        "baseline": found.baseline,
+        "signed": method.signed,
+        "explained": [done.stats["explained"] for done in finished],
+    }
+    return replace(first, features=first.features.with_meta(stability=about))
 
 
 def _iterative(

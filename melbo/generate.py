@@ -79,7 +79,7 @@ def generate(
     control: Bank | None = None,
     *,
     max_new_tokens: int = 48,
-    strength: float = 1.0,
+    strength: float | Tensor = 1.0,
     batch_size: int = 128,
     first_logits: Callable[[int, Tensor], None] | None = None,
     progress: bool = True,
@@ -92,7 +92,7 @@ def generate(
         bank: The features.
         control: More of the same kind to take through the same, usually ``bank.random(…)``.
         max_new_tokens: Length of a reply at most.
-        strength: Multiple of the scale.
+        strength: Multiple of the scale; one for all, or one for each feature and control ``[m + c]``.
         batch_size: Rows decoded together; halved by itself when memory runs out.
         first_logits: Called with the row's place in the table and its logits ``[vocabulary]`` for the first token of the reply.
         progress: Draw a bar.
@@ -105,7 +105,7 @@ def generate(
     of_prompt: list[tuple[str, int | None]] = [("unsteered", None), *(("feature", i) for i in range(len(bank)))]
     of_prompt += [("control", i) for i in range(len(both) - len(bank))]
     which = torch.tensor([0, *range(len(both))]).repeat(len(prompts))
-    strengths = torch.tensor([0.0, *[strength] * len(both)]).repeat(len(prompts))
+    strengths = torch.cat([torch.zeros(1), torch.as_tensor(strength).cpu().expand(len(both))]).repeat(len(prompts))
     tokens = [prompt for prompt in prompts.tokens for _ in of_prompt]
     replies = decode(lm, tokens, both.edit(which, strengths), max_new_tokens, batch_size, first_logits, progress)
     heads = [(kind, i, p) for p in range(len(prompts)) for kind, i in of_prompt]

@@ -1,13 +1,16 @@
-"""Sets of directions as sets: how many there really are, how alike they are, and whether another fit finds them again (METHOD §5)."""
+"""Sets of directions as sets: how many there really are, how alike they are, what one can stand for, what another fit finds again (METHOD §5)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from .errors import MelboError
 from .linalg import random_rows, unit
+from .oracles import Map
+from .transcoder import fit_strengths
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def spread(V: Tensor) -> Spread:
     V = _rows(V)
     sigma = torch.linalg.svdvals(V)
     smallest = sigma[-1] if len(V) <= V.shape[1] else sigma.new_zeros(())
-    cosines = (V @ V.T).abs()[tuple(torch.triu_indices(len(V), len(V), offset=1))]
+    cosines = _pairs(V).abs()
     one = len(cosines) == 0
     energy = sigma.square()
     return Spread(
@@ -138,6 +141,101 @@ def main_direction(V: Tensor) -> Tensor:
     """Leading right singular vector of the rows, which asks for no signs; its own sign is that of the mean. ``[d]``."""
     v = torch.linalg.svd(_rows(V), full_matrices=False)[2][0]
     return (v if v @ _rows(V).mean(0) >= 0 else -v).to(V)
+
+
+def clusters(V: Tensor, threshold: float = 0.5) -> list[Tensor]:
+    """Which rows of ``V`` ``[m, d]`` point the same way; v and −v do not.
+
+    Average linkage (UPGMA; Sokal & Michener 1958) on 1 − cosine: the two clusters between which the mean cosine is largest become one, as long as
+    it is ``threshold`` or more.
+
+    Args:
+        V: Directions, whatever their norms.
+        threshold: More than 0, less than 1.
+
+    Returns:
+        Indices of the rows of each cluster, ascending; each row in one cluster, alone perhaps; the largest cluster first, then by first index.
+
+    Raises:
+        MelboError: A threshold that is not between 0 and 1.
+    """
+    if not 0 < threshold < 1:
+        raise MelboError(f"threshold is {threshold}: expected a cosine between 0 and 1, both left out")
+    V = _rows(V)
+    if len(V) == 1:
+        return [torch.tensor([0])]
+    tree = linkage((1 - _pairs(V)).clamp_min(0).numpy(), "average")
+    label = torch.from_numpy(fcluster(tree, 1 - threshold, "distance"))
+    found = [(label == one).nonzero()[:, 0] for one in label.unique()]
+    return sorted(found, key=lambda rows: (-len(rows), rows[0].item()))
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """What a cluster of features explains that one feature in its place does not: bᵀK⁻¹b in squared units of Δ (METHOD §2, §5).
+
+    ``explained − without`` is what only the cluster accounts for, ``explained − merged`` what of that is lost by merging it; less than nothing
+    where the mean of the cluster is nearer the truth than its members.
+
+    Attributes:
+        features: Which features the cluster is made of.
+        explained: By all features.
+        merged: With the cluster's mean direction in its place.
+        without: With the cluster left out.
+    """
+
+    features: tuple[int, ...]
+    explained: float
+    merged: float
+    without: float
+
+    def describe(self) -> dict[str, tuple[int, ...] | float]:
+        """All of it, JSON-able."""
+        return asdict(self)
+
+
+def redundancy(map: Map, V: Tensor, scale: float, groups: Sequence[Tensor]) -> list[Redundancy]:
+    """What the exponential transcoder explains when each cluster of features in turn is replaced by its mean, and when it is left out.
+
+    A cluster's mean is one feature, v̄ its `mean_direction`. For features and means alike u = normalise(Δ_R(v)) and b = ⟨u, Δ_R(v)⟩ = ‖Δ_R(v)‖,
+    as `melbo.Exponential` ends; all responses come from one call of ``map.value``.
+
+    Args:
+        map: Δ, of ``d`` dimensions.
+        V: Directions of the features ``[m, d]``, whatever their norms.
+        scale: R, the norm of a perturbation.
+        groups: Indices of the features of each cluster, from `clusters`; those of one feature are passed over.
+
+    Returns:
+        One for each cluster of two or more, in their order.
+
+    Raises:
+        MelboError: Features that are not there, directions of another width than the map's, a response that is not finite.
+    """
+    V = _rows(V)
+    groups = [rows for rows in groups if len(rows) > 1]
+    if any(not ((rows >= 0) & (rows < len(V))).all() for rows in groups):
+        raise MelboError(f"got clusters with indices outside 0 to {len(V) - 1}: give those of the same {len(V)} features")
+    every = torch.arange(len(V))
+    V = torch.cat([V, *(mean_direction(V[rows])[None] for rows in groups)])
+    D = map.value(scale * V).cpu().double()
+    if not torch.isfinite(D).all():
+        raise MelboError(f"a response is not finite at scale {scale:g}: lower the scale, or load the model in float32 or bfloat16")
+
+    def explained(rows: Tensor) -> float:
+        return fit_strengths(V[rows], unit(D[rows]), D[rows].norm(dim=-1), "exponential").explained
+
+    found, whole = [], explained(every)
+    for mean, rows in enumerate(groups, len(every)):
+        rest = every[~torch.isin(every, rows)]
+        merged = torch.cat([rest, torch.tensor([mean])])
+        found.append(Redundancy(tuple(rows.tolist()), whole, explained(merged), explained(rest)))
+    return found
+
+
+def _pairs(V: Tensor) -> Tensor:
+    """Cosines of all pairs of unit rows, (0, 1), (0, 2) … as scipy orders them."""
+    return (V @ V.T)[tuple(torch.triu_indices(len(V), len(V), offset=1))]
 
 
 def _best(V: Tensor, others: Tensor, signed: bool) -> tuple[Tensor, Tensor]:

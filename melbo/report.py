@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from . import score
 from .features import FeatureSet, write_whole
+from .geometry import spread
 from .rank import load_ranking
 
 #: Scores on a set of prompts: short name, what it is, which values come first when one sorts by it.
@@ -41,16 +42,24 @@ def report(folder: str | Path) -> Path:
     folder = Path(folder)
     bank = FeatureSet.load(folder)
     ranked = all((folder / name).is_file() for name in ("ranking.json", "completions.jsonl"))
-    table = _table(*load_ranking(folder)) if ranked else {}
+    stability = _stability(bank)
+    table = _table(*load_ranking(folder), stability) if ranked else {}
     environment = Environment(autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(num=_number, quote=lambda value: shlex.quote(str(value)))
     template = environment.from_string(files("melbo").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(bank=bank, run=bank.meta, folder=folder, score=score, figures=_figures(bank), **table)
+    sets = {"spread": spread(bank.V), "stability": stability}
+    page = template.render(bank=bank, run=bank.meta, folder=folder, score=score, figures=_figures(bank), **sets, **table)
     write_whole({folder / "report.html": page.encode()})
     return folder / "report.html"
 
 
-def _table(ranking: dict[str, Any], completions: Sequence[Any]) -> dict[str, Any]:
+def _stability(bank: FeatureSet) -> dict[str, Any] | None:
+    """How well other seeds found the features again, where that was measured on this very set and not on one that it is taken from."""
+    kept = bank.meta.get("stability")
+    return kept if kept and len(kept["cosine"]) == len(bank) else None
+
+
+def _table(ranking: dict[str, Any], completions: Sequence[Any], stability: dict[str, Any] | None) -> dict[str, Any]:
     """The ranking, and ready to lay out: prompts (held-out ones first), columns, a row a vector, the unsteered replies."""
     validation, held_out = (ranking["settings"][split]["texts"] for split in ("validation", "held_out"))
     prompts = [(len(validation) + i, t, "held-out") for i, t in enumerate(held_out)] + [(i, t, "validation") for i, t in enumerate(validation)]
@@ -59,22 +68,29 @@ def _table(ranking: dict[str, Any], completions: Sequence[Any]) -> dict[str, Any
     def said(kind: str, index: int | None) -> list[str]:
         return [texts.get((kind, index, prompt), "") for prompt, _, _ in prompts]
 
-    columns = _columns(ranking)
+    columns = _columns(ranking, stability)
     rows = ranking["features"] + ranking["controls"]
+    if stability:
+        rows = [{**r, "seeds": {"cosine": stability["cosine"][r["index"]] if r["kind"] == "feature" else None}} for r in rows]
     cells = [_texts([r[split][key] if split else r[key] for r in rows], split is not None) for *_, split, key in columns]
     rows = [{**r, "cells": c, "said": said(r["kind"], r["index"])} for r, c in zip(rows, zip(*cells, strict=True), strict=True)]
     return {"ranking": ranking, "prompts": prompts, "columns": columns, "rows": rows, "unsteered": said("unsteered", None)}
 
 
-def _columns(ranking: dict[str, Any]) -> list[tuple[str, str, str, str, str | None, str]]:
-    """Of each column of numbers: group, name, what it is, which values come first, and its split and key in the ranking."""
+def _columns(ranking: dict[str, Any], stability: dict[str, Any] | None) -> list[tuple[str, str, str, str, str | None, str]]:
+    """Of each column of numbers: group, name, what it is, which values come first, and its split and key in the rows."""
     by = ranking["by"] if ranking["by"] in _SCORES else "novel"
     name, hint, first = _SCORES[by]
     known = [k for k in _SCORES if k not in ("novel", by) and ranking["controls"][0]["held_out"][k] is not None]
+    seeds = []
+    if stability:
+        what = f"best cosine among the features of another seed, mean over the other seeds; random directions {stability['baseline']:.2f}"
+        seeds = [(f"over {stability['seeds']} seeds", "found again", what, "high", "seeds", "cosine")]
     return [
         (f"score: {name}", "validation", hint, first, "validation", by),
         (f"score: {name}", "held-out", hint, first, "held_out", by),
         *(("on held-out prompts", *_SCORES[k], "held_out", k) for k in known),
+        *seeds,
         ("on the fit’s prompts", "α", "strength of the factor in the transcoder", "high", None, "alpha"),
         ("on the fit’s prompts", "‖Δ‖", "how far the target layer moves", "high", None, "effect"),
     ]
@@ -89,7 +105,7 @@ def _texts(values: Sequence[float | None], scores: bool) -> list[tuple[float | N
 
 def _number(value: float) -> str:
     """Three digits, or all that stand before the point."""
-    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−").replace("inf", "∞")
 
 
 def _figures(bank: FeatureSet) -> dict[str, Markup]:

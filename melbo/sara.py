@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .edit import Change, Edit, Tokens
+from .edit import Change, InputEdit, Tokens
 from .errors import MelboError
 from .linalg import singular_signs
 from .model import LanguageModel
@@ -44,7 +44,7 @@ def scales(A: Tensor, attract: Tensor, repel: Tensor, truncation: int | None = N
 
 
 @dataclass(frozen=True)
-class Sara(Edit):
+class Sara(InputEdit):
     """Scale the input of a block channel by channel, A ← A · diag(1 + coefficient·s), s from `scales`.
 
     s is taken from the prompt when it is first read and kept for the reply to it, so that a reply is the same with a KV cache and without.

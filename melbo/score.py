@@ -31,34 +31,17 @@ NLL_WEIGHT = 0.15
 def novelty(completions: Completions) -> list[float]:
     """1 − tf-idf cosine between each completion and the unsteered one to the same prompt; the vocabulary weights are this table's own."""
     rows = list(completions)
-    words = _words(rows)
-    plain = {c.prompt: i for i, c in enumerate(rows) if c.kind == "unsteered"}
-    return [1 - _cosine(words[i], words[plain[c.prompt]], c.text == rows[plain[c.prompt]].text) for i, c in enumerate(rows)]
-
-
-def distinct(completions: Completions, features: Sequence[int]) -> float:
-    """How many different things features say: 1 / mean tf-idf cosine over all pairs of them, a feature with itself included.
-
-    n if no two share a word, 1 if all say the same (the diversity of order two for similar species, Leinster & Cobbold 2012); cosines are averaged
-    over prompts. 0 for no features.
-    """
-    rows = list(completions)
-    words = _words(rows)
-    of = {(c.prompt, c.feature): i for i, c in enumerate(rows) if c.kind == "feature"}
-    prompts = {c.prompt for c in rows}
-    if not features:
-        return 0.0
-    shares = []
-    for p in prompts:
-        at = [of[p, f] for f in features]
-        cosines = (words[at] @ words[at].T).toarray()
-        empty = cosines.diagonal() == 0  # replies without a word are all alike
-        shares.append((cosines + np.outer(empty, empty)).mean())
-    return 1 / mean(shares)
+    return _novelty(rows, _words(rows))
 
 
 def _words(rows: Sequence[Completion]) -> Any:
+    """tf-idf of each completion, a sparse matrix of unit rows."""
     return TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([c.text for c in rows] + ["word"])[:-1]  # never an empty vocabulary
+
+
+def _novelty(rows: Sequence[Completion], words: Any) -> list[float]:
+    plain = {c.prompt: i for i, c in enumerate(rows) if c.kind == "unsteered"}
+    return [1 - _cosine(words[i], words[plain[c.prompt]], c.text == rows[plain[c.prompt]].text) for i, c in enumerate(rows)]
 
 
 def _cosine(a, b, same: bool) -> float:
@@ -174,14 +157,16 @@ class Judged:
     """
 
     def __init__(self, lm: LanguageModel, prompts: Prompts, table: Completions, first: FirstToken, progress: bool = True) -> None:
-        self.rows, self.first = list(table), first
-        self.novelty, self.nll = novelty(table), nll(lm, prompts, self.rows, progress=progress)
-        self.repetition = [repetition(c.tokens) for c in self.rows]
+        rows = list(table)
+        self.first, self._words = first, _words(rows)
+        self._novelty, self._nll = _novelty(rows, self._words), nll(lm, prompts, rows, progress=progress)
+        self._repetition = [repetition(c.tokens) for c in rows]
+        self._at = {(c.kind, c.feature, c.prompt): i for i, c in enumerate(rows)}
 
-    def scores(self, kind: str, feature: int | None, prompts: range) -> Scores:
+    def scores(self, kind: str, feature: int | None, prompts: Sequence[int]) -> Scores:
         """Of one vector on some of the prompts."""
-        at = [i for i, c in enumerate(self.rows) if c.kind == kind and c.feature == feature and c.prompt in prompts]
-        new, cost, repeats = ([values[i] for i in at] for values in (self.novelty, self.nll, self.repetition))
+        at = [self._at[kind, feature, p] for p in prompts]
+        new, cost, repeats = ([values[i] for i in at] for values in (self._novelty, self._nll, self._repetition))
         return Scores(
             novel=mean([novel_yet_fluent(n, c) for n, c in zip(new, cost, strict=True)]),
             novelty=mean(new),
@@ -191,6 +176,22 @@ class Judged:
             contrast=mean([self.first.contrast[i] for i in at]) if self.first.pair is not None else None,
             flag=flag(new, cost, repeats, [i in self.first.overflowed for i in at]),
         )
+
+    def distinct(self, features: Sequence[int], prompts: Sequence[int]) -> float:
+        """How many different things features say: 1 / mean tf-idf cosine over all pairs of them, a feature with itself included.
+
+        n if no two share a word, 1 if all say the same (the diversity of order two of similar species, Leinster & Cobbold 2012); cosines are
+        averaged over prompts. 0 for no features.
+        """
+        if not features:
+            return 0.0
+        alike = []
+        for p in prompts:
+            words = self._words[[self._at["feature", i, p] for i in features]]
+            cosines = (words @ words.T).toarray()
+            empty = cosines.diagonal() == 0  # replies without a word are all alike
+            alike.append(float((cosines + np.outer(empty, empty)).mean()))
+        return 1 / mean(alike)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -40,11 +40,12 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     by_name: bool  # whether the hidden states came as a keyword
+    run: Run | None = None  # how this block in particular is to be called
 
     def __call__(self, hidden: Tensor, adapt: Adapt, shared: Shared, run: Run = call_block) -> Tensor:
-        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first."""
+        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first; its own ``run`` takes precedence."""
         args, kwargs = map_arguments(self.index, self.args, self.kwargs, adapt, shared)
-        out = run(self.block, self.by_name, hidden, args, kwargs)
+        out = (self.run or run)(self.block, self.by_name, hidden, args, kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:

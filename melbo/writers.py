@@ -1,12 +1,15 @@
 """The matrices that write to the residual stream, found by what blocks do with their products and not by their names.
 
 What a block adds to the stream, h_out − h_in, is a sum of outputs of modules inside it; which of them, least squares tells. Where a norm stands
-between a matrix and the stream (Gemma 2 and 3, OLMo 2), the norm is the summand and the matrix is what feeds it.
+between a matrix and the stream (Gemma 2 and 3, OLMo 2), the norm is the summand and the matrix is what feeds it. Half precision would round
+what a block adds to noise: there, a copy of one block at a time is looked at in single precision.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from .errors import MelboError
 from .model import LanguageModel
-from .slice import Shared
+from .slice import Call, Path, Run, Shared, Slice, call_block
 
 _EXPERTS = ("down_proj", "w2")  # what the output matrices of a mixture's experts are called
 _MOST = 8  # summands of a block
+
+_Passed = dict[nn.Module, tuple[Tensor, Tensor]]  # module -> what went in and what came out, [T, d] each
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Writer:
         weight: The matrix.
         axis: Which of its axes is the stream's.
         bias: What is added to the product, its last axis the stream's, or None.
+        summand: The module whose output is added: ``module`` itself, the norm behind it, or the mixture that the matrix is part of.
+        factor: What the block multiplies that output by before it adds it, 1 in most models (not looked for in embeddings).
         gain: Where a norm y ↦ g ⊙ y / rms(y) stands between product and stream, its g ``[d]`` up to a factor.
     """
 
@@ -41,58 +48,141 @@ class Writer:
     weight: Tensor
     axis: int
     bias: Tensor | None
+    summand: nn.Module
+    factor: float = 1.0
     gain: Tensor | None = None
 
 
 def writers(lm: LanguageModel) -> list[Writer]:
-    """Those of every block, in the order in which they run.
+    """Those of every block, in the order in which they run. In half precision it takes the memory of one block in single precision.
 
     Raises:
-        MelboError: A model in half precision, whose rounding hides what a block adds; or what a block adds is not a sum of its matrices'
-            products (names what was found).
+        MelboError: What a block adds is not a sum of its matrices' products (names what was found).
     """
-    if lm.dtype not in (torch.float32, torch.float64):
-        raise MelboError(f"{lm.name} is in {str(lm.dtype).removeprefix('torch.')}: its writing matrices can be told in float32 only; load it in that")
-    names = {id(p): name for name, p in lm.model.named_parameters()}
-    ids = torch.arange(1, 9)[None]
-    part = lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), 0, lm.depth)
-    hidden, adapt = part.hidden, part.spread(part.hidden)
+    part = _on_a_few_tokens(lm, 0, lm.depth)
+    hidden = _precise(part.hidden)
     shared: Shared = {}
     found: list[Writer] = []
     for call in part.calls:
-        where = f"block {call.index} of {lm.name}"
-        with _watch(call.block, hidden.shape) as passed, torch.no_grad():
-            after = call(hidden, adapt, shared)
-        for module in _summands(passed, after - hidden, where):
-            found += _matrices(module, passed, call.index, names, where)
+        passed, after = _look(call, hidden, shared)
+        found += _writers(lm, call.index, passed, hidden, after)
         hidden = after
     return found
+
+
+def mixer(lm: LanguageModel, block: int) -> Writer:
+    """The matrix by which a block writes what it gathered from other tokens: attention's output matrix, or that of a convolution or recurrence.
+
+    It is the first writer of the block whose product at the last token changes when all tokens before that change at the block's input. The
+    first, because where the MLP reads what attention has written, its product changes as well.
+
+    Args:
+        lm: The model.
+        block: Index of the block, 0 … depth − 1.
+
+    Raises:
+        MelboError: An index out of range, a block without such a matrix, or one whose writers are not found (see `writers`).
+    """
+    if not 0 <= block < lm.depth:
+        raise MelboError(f"block is {block}, but {lm.name} has {lm.depth} blocks: expected 0 to {lm.depth - 1}")
+    part = _on_a_few_tokens(lm, block, block + 1)
+    hidden = _precise(part.hidden)
+    others = hidden.clone()
+    others[:, :-1] = others[:, :-1].roll(1, -1)  # other directions of the same norms
+    (passed, after), (changed, _) = (_look(part.calls[0], h, {}) for h in (hidden, others))
+    for w in _writers(lm, block, passed, hidden, after):
+        was, now = (p[w.summand][1][-1] for p in (passed, changed))  # at the last token
+        if (now - was).norm() > 1e-4 * was.norm():
+            return w
+    raise MelboError(f"block {block} of {lm.name} writes nothing that depends on other tokens: expected attention; choose another block")
+
+
+def added_by(writer: Writer) -> Run:
+    """How to call a block for what ``writer`` adds to the stream in it, and not for the stream that leaves it (see `melbo.slice.call_block`).
+
+    The block runs no further than to there.
+    """
+
+    def run(block: nn.Module, by_name: bool, hidden: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        taken: list[Tensor] = []
+
+        def take(module: nn.Module, args: tuple, out: Any) -> None:
+            taken.append(_tensor(out))
+            raise _Added
+
+        handle = writer.summand.register_forward_hook(take)
+        try:
+            with suppress(_Added):
+                call_block(block, by_name, hidden, args, kwargs)
+        finally:
+            handle.remove()
+        return writer.factor * taken[0].reshape(hidden.shape)
+
+    return run
 
 
 def embeddings(lm: LanguageModel) -> list[Writer]:
     """Those of tokens and positions."""
     names = {id(p): name for name, p in lm.model.named_parameters()}
     tables = [m for m in lm.model.modules() if isinstance(m, nn.Embedding) and m.embedding_dim == lm.width]
-    return [Writer(-1, names[id(m.weight)], m, m.weight, 1, None) for m in tables]
+    return [Writer(-1, names[id(m.weight)], m, m.weight, 1, None, m) for m in tables]
 
 
-_Passed = dict[nn.Module, tuple[Tensor, Tensor]]  # module -> what went in and what came out, [T, d] each
+class _Added(Exception):  # noqa: N818 (a signal, not an error)
+    """What the block adds is known; nothing after that is needed."""
+
+
+def _on_a_few_tokens(lm: LanguageModel, source: int, target: int) -> Slice:
+    ids = torch.arange(1, 9)[None]
+    return lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), source, target)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In single precision at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def _precise_argument(path: Path, tensor: Tensor) -> Tensor:
+    return _precise(tensor)
+
+
+def _look(call: Call, hidden: Tensor, shared: Shared) -> tuple[_Passed, Tensor]:
+    """What passes through the modules of a block on ``hidden``, and the stream that leaves it, in single precision at least."""
+    block = call.block
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in block.parameters()):
+        block = deepcopy(block).float()
+    with _watch(call.block, block, hidden.shape) as passed, torch.no_grad():
+        after = replace(call, block=block)(hidden, _precise_argument, shared)
+    return passed, after
+
+
+def _writers(lm: LanguageModel, block: int, passed: _Passed, hidden: Tensor, after: Tensor) -> Iterator[Writer]:
+    """Those of one block, in the order in which they run."""
+    names = {id(p): name for name, p in lm.model.named_parameters()}
+    where = f"block {block} of {lm.name}"
+    for module, factor in _summands(passed, hidden, after, where).items():
+        for writer in _matrices(module, passed, block, names, where):
+            yield replace(writer, factor=factor)
 
 
 @contextmanager
-def _watch(block: nn.Module, shape: torch.Size) -> Iterator[_Passed]:
-    """What passes through the modules of a block on the way to something of the stream's shape, those that finish first first."""
+def _watch(block: nn.Module, runs: nn.Module, shape: torch.Size) -> Iterator[_Passed]:
+    """What passes through the modules of a block on the way to something of the stream's shape, those that finish first first.
+
+    ``runs`` is the block itself or a copy, which runs in its stead.
+    """
     passed: _Passed = {}
 
-    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
-        out = out[0] if isinstance(out, tuple) else out
+    def note(module: nn.Module, running: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+        out = _tensor(out)
         if isinstance(out, Tensor) and out.numel() == shape.numel() and out.shape[-1] == shape[-1]:
             entered = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), out)
             entered = entered if entered.numel() == out.numel() else out
             # copies, because some blocks add up in place
             passed.setdefault(module, (_copy(entered), _copy(out)))
 
-    handles = [m.register_forward_hook(note, with_kwargs=True) for m in block.modules() if m is not block]
+    modules = [(name, m) for name, m in block.named_modules() if m is not block]
+    handles = [runs.get_submodule(name).register_forward_hook(partial(note, m), with_kwargs=True) for name, m in modules]
     try:
         yield passed
     finally:
@@ -100,44 +190,54 @@ def _watch(block: nn.Module, shape: torch.Size) -> Iterator[_Passed]:
             handle.remove()
 
 
+def _tensor(out: Any) -> Any:
+    return out[0] if isinstance(out, tuple) else out
+
+
 def _copy(hidden: Tensor) -> Tensor:
     return hidden.to(torch.float64, copy=True).flatten(0, -2)
 
 
-def _summands(passed: _Passed, added: Tensor, where: str) -> list[nn.Module]:
-    """The modules whose outputs add up to what the block adds, each times a number."""
+def _summands(passed: _Passed, hidden: Tensor, after: Tensor, where: str) -> dict[nn.Module, float]:
+    """The modules whose outputs, each times a number, add up to what the block adds, and the numbers."""
     modules: list[nn.Module] = []
     for module, (_, out) in passed.items():  # of those that pass a thing on unchanged, the first
         if not any(torch.equal(out, passed[m][1]) for m in modules):
             modules.append(module)
-    y = added.double().flatten()
-    X = torch.stack([passed[m][1].flatten() for m in modules], 1) if modules else y.new_zeros(len(y), 0)
+    before, added = _copy(hidden), _copy(after) - _copy(hidden)
+    # tokens count equally, whatever they weigh (an attention sink adds thousands of times more), those of which mostly rounding is left less
+    rounding = 1e5 * torch.finfo(hidden.dtype).eps * before.norm(dim=-1, keepdim=True)
+    weights = 1 / torch.maximum(added.norm(dim=-1, keepdim=True), rounding).clamp_min(1e-30)  # [T, 1]
+    y = (weights * added).flatten()
+    X = torch.stack([(weights * passed[m][1]).flatten() for m in modules], 1) if modules else y.new_zeros(len(y), 0)
     chosen: list[int] = []
+    coefficients = y.new_zeros(0, 1)
     left = y
     while left.norm() > 1e-4 * y.norm():  # matching pursuit; a sum of few has a single solution, least squares on all of them may not
         score = (X.T @ left).abs() / X.norm(dim=0).clamp_min(1e-30)
         score[chosen] = -1
         if len(chosen) == len(modules) or len(chosen) == _MOST:
             names = ", ".join(sorted({type(m).__name__ for m in modules}))
-            raise MelboError(f"what {where} adds to the stream is not a sum of outputs of its modules ({names}): it cannot be edited")
+            raise MelboError(f"what {where} adds to the stream is not a sum of outputs of its modules ({names}): it can be neither edited nor read")
         chosen.append(int(score.argmax()))
         coefficients = torch.linalg.lstsq(X[:, chosen], y[:, None]).solution
         left = y - (X[:, chosen] @ coefficients)[:, 0]
-    needed = coefficients[:, 0].abs() * X[:, chosen].norm(dim=0) > 1e-3 * y.norm()
-    return [modules[i] for i in sorted(i for i, keep in zip(chosen, needed, strict=True) if keep)]
+    sizes = coefficients[:, 0].abs() * X[:, chosen].norm(dim=0)
+    needed = {i: c.item() for i, c, size in zip(chosen, coefficients[:, 0], sizes, strict=True) if size > 1e-3 * y.norm()}
+    return {modules[i]: 1.0 if abs(c - 1) < 1e-4 else c for i, c in sorted(needed.items())}  # a plain sum is one exactly
 
 
 def _matrices(module: nn.Module, passed: _Passed, block: int, names: dict[int, str], where: str) -> list[Writer]:
     """The matrices behind a summand."""
     if isinstance(module, (nn.Linear, Conv1D)):
         axis = 0 if isinstance(module, nn.Linear) else 1
-        return [Writer(block, names[id(module.weight)], module, module.weight, axis, module.bias)]
+        return [Writer(block, names[id(module.weight)], module, module.weight, axis, module.bias, module)]
     entered, out = passed[module]
     feeding = [m for m, (_, y) in passed.items() if m is not module and torch.equal(y, entered)]
     if feeding and not list(module.children()):
         gain = _gain(entered, out)
         if gain is not None:
-            return [Writer(w.block, w.name, w.module, w.weight, w.axis, w.bias, gain) for w in _matrices(feeding[0], passed, block, names, where)]
+            return [replace(w, summand=module, gain=gain) for w in _matrices(feeding[0], passed, block, names, where)]
     d = out.shape[-1]
     found = []
     for holder in module.modules():
@@ -146,9 +246,10 @@ def _matrices(module: nn.Module, passed: _Passed, block: int, names: dict[int, s
             if any(part in matrix for part in _EXPERTS) and p.ndim >= 2 and d in p.shape[-2:] and "bias" not in name:
                 transposed = isinstance(holder, Conv1D) or getattr(holder, "is_transposed", False)
                 axis = p.ndim - (1 if transposed else 2)
-                found.append(Writer(block, matrix, holder, p, axis, getattr(holder, f"{name}_bias", getattr(holder, "bias", None))))
+                bias = getattr(holder, f"{name}_bias", getattr(holder, "bias", None))
+                found.append(Writer(block, matrix, holder, p, axis, bias, module))
     if not found:
-        raise MelboError(f"{where} adds the output of {type(module).__name__} to the stream, which is no matrix: it cannot be edited")
+        raise MelboError(f"{where} adds the output of {type(module).__name__} to the stream, which is no matrix: it can be neither edited nor read")
     return found
 
 

@@ -18,7 +18,7 @@ import transformers
 from cases import TINY, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-from melbo import FeatureSet, cli
+from melbo import FeatureSet, chat, cli, runs
 
 SCRIPT = Path(sys.executable).parent / "melbo"
 PROMPT = "Tell me how to bake a cake"
@@ -160,7 +160,7 @@ def run(home, tmp_path):
 def test_fit_prints_json_and_nothing_else(home):
     said = strict((home / "fit.json").read_text())
     run = json.loads((home / "run" / "run.json").read_text())
-    assert said.keys() == {"run", "scale", "status", "stats", "history"}
+    assert said.keys() == {"run", "scale", "status", "stats", "history", "stability"}
     assert said["run"] == "run"
     assert said["scale"] == run["scale"] == run["calibration"]["scale"]
     assert said["history"] == run["fit"]["history"]
@@ -580,14 +580,14 @@ def test_force_loses_nothing_to_a_fit_that_fails(refuses, wrong):
 
 def test_force_loses_nothing_when_the_new_run_cannot_be_written(melbo, run, monkeypatch):
     before = contents(run)
-    fitted = cli.learn
+    fitted = runs.fit_seeds
 
     def with_nan(*args, **more):
         found = fitted(*args, **more)
         object.__setattr__(found, "features", found.features.with_meta(odd=float("nan")))  # not JSON
         return found
 
-    monkeypatch.setattr(cli, "learn", with_nan)
+    monkeypatch.setattr(runs, "fit_seeds", with_nan)
     one_line(melbo(*FIT[:4], "--out", run, "--force", "--scale", 1, "-m", 2))
     assert contents(run) == before
 
@@ -684,7 +684,7 @@ def test_ctrl_c_before_the_first_sweep_leaves_nothing(melbo, home, monkeypatch):
 
 
 def test_ctrl_c_in_a_conversation(melbo, monkeypatch):
-    monkeypatch.setattr(cli.Chat, "reply", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(chat.Chat, "reply", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     ended = melbo("chat", "run", stdin="dog\n")
     assert ended.code == 130
     assert ended.err.endswith("interrupted\n")

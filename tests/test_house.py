@@ -10,11 +10,12 @@ import melbo
 PACKAGE = Path(melbo.__file__).parent
 #: From the ground up: a module imports only modules that stand before it.
 FLOORS = [
-    "errors", "progress", "linalg", "geometry", "transcoder", "iterate", "prompts", "slice", "tail", "compiled", "model", "load", "oracles",
-    "causal_map", "operator", "calibrate", "methods", "features", "fit", "writers", "ablate", "steer", "sara", "contrast", "shared_prompt",
-    "roomy_cache", "generate", "score", "rank", "chat", "report", "reference", "bench", "cli",
+    "errors", "progress", "linalg", "transcoder", "iterate", "prompts", "slice", "tail", "compiled", "model", "load", "oracles", "geometry",
+    "writers", "causal_map", "operator", "calibrate", "methods", "edit", "bank", "features", "fit", "ablate", "steer", "sara", "contrast",
+    "shared_prompt", "roomy_cache", "generate", "score", "rank", "controls", "compare", "watch", "chat", "report", "runs", "reference", "bench",
+    "cli",
 ]  # fmt: skip
-NO_TRANSFORMERS = ["linalg", "geometry", "transcoder", "iterate", "oracles", "operator", "calibrate", "methods"]
+NO_TRANSFORMERS = ["linalg", "transcoder", "iterate", "oracles", "geometry", "operator", "calibrate", "methods"]
 
 
 def imports(path):

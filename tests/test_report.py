@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -7,7 +8,8 @@ import pytest
 from cases import tiny_model
 from toys import smooth
 
-from melbo import CausalMap, Exponential, MelboError, Prompts, calibrate, fit
+from melbo import CausalMap, Exponential, Linear, MelboError, Prompts, calibrate, fit
+from melbo.fit import fit_seeds
 from melbo.methods import METHODS, Iterative
 from melbo.rank import load_ranking, rank
 from melbo.report import report
@@ -249,6 +251,67 @@ def test_settings_are_all_there(ranked):
     run = json.loads((ranked / "run.json").read_text())
     for value in (run["map"]["model"]["sha256"], run["created"], *run["versions"].values(), "LlamaForCausalLM", "yes − no"):
         assert value in text
+
+
+STABILITY = {"seeds": 3, "cosine": [0.11, 0.22, 0.33], "mean": 0.22, "baseline": 0.14, "signed": True, "explained": [1.0, 2.0, 3.0]}
+
+
+def found_again(folder):
+    """Of each row, its vector and the number before the last two, as it is shown and sorted by."""
+    for body in (folder / "report.html").read_text(encoding="utf-8").split("<tbody")[1:]:
+        kind, index = re.search(r'aria-label="Whole replies of (\w+) (\d+)"', body).groups()
+        yield kind, int(index), *re.findall(r'<td data-value="([^"]*)">([^<]*)</td>', body)[-3]
+
+
+def test_a_ranked_run_says_which_features_other_seeds_found_again(ranked):
+    report(ranked)
+    before = read(ranked)
+    assert "ound again" not in before.text
+    change(ranked / "run.json", lambda r: r.update(stability=STABILITY))
+    report(ranked)
+    page = read(ranked)
+    expected = {("feature", i, str(c), f"{c:.2f}") for i, c in enumerate(STABILITY["cosine"])} | {("control", i, "", "") for i in range(2)}
+    assert set(found_again(ranked)) == expected
+    heads = [a["title"] for tag, a in page.elements if tag == "button" and "title" in a]
+    assert heads[-3] == "best cosine among the features of another seed, mean over the other seeds; random directions 0.14"
+    assert page.count("th") == before.count("th") + 2  # a heading and its group
+    assert all(int(a["colspan"]) == len(heads) for tag, a in page.elements if tag == "td" and int(a.get("colspan", 3)) > 3)
+    assert "over 3 seeds mean best cosine 0.22, random 0.14" in page.text
+    assert "signs arbitrary" not in page.text
+    change(ranked / "run.json", lambda r: r["stability"].update(signed=False))
+    report(ranked)
+    assert "signs arbitrary" in read(ranked).text
+
+
+def test_stability_needs_no_ranking(fitted):
+    change(fitted / "run.json", lambda r: r.update(stability=STABILITY))
+    report(fitted)
+    assert "over 3 seeds mean best cosine 0.22, random 0.14" in read(fitted).text
+
+
+@pytest.mark.parametrize("state", ["fitted", "ranked"])
+def test_stability_of_a_larger_set_is_not_shown_for_some_of_it(request, state):
+    folder = request.getfixturevalue(state)
+    change(folder / "run.json", lambda r: r.update(stability={**STABILITY, "cosine": [0.1] * 4}))
+    report(folder)
+    assert "ound again" not in read(folder).text
+
+
+def test_what_several_seeds_give_is_shown(tmp_path):
+    fit_seeds(smooth(), Linear(3, 1.0), 2, progress=False).features.save(tmp_path)
+    report(tmp_path)
+    assert "over 2 seeds mean best cosine 1.00, random 0." in read(tmp_path).text
+
+
+def test_the_spread_of_the_directions_is_told(tmp_path):
+    bank = fit(smooth(), Linear(3, 1.0), progress=False).features
+    bank.save(tmp_path / "three")
+    report(tmp_path / "three")
+    assert f"condition number 1; mean |cos| 0.00, random {(2 / (math.pi * 12)) ** 0.5:.2f}; 3 effective of 3" in read(tmp_path / "three").text
+    bank[[0, 1, 1]].save(tmp_path / "twice")
+    report(tmp_path / "twice")
+    assert "condition number ∞; mean |cos| 0.33" in read(tmp_path / "twice").text
+    assert "1.8 effective of 3" in read(tmp_path / "twice").text
 
 
 def test_writing_it_again_gives_the_same_page(ranked):

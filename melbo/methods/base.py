@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,10 +20,12 @@ class Method(ABC):
     Attributes:
         num_factors: m.
         scale: R, the norm of a perturbation; `melbo.calibrate` finds one.
+        signed: Whether v and −v are different features of it; not where it goes by a derivative at zero alone, which leaves the sign arbitrary.
     """
 
     num_factors: int
     scale: float
+    signed: ClassVar[bool] = True
 
     def check(self, map: Map) -> None:
         """Refuse settings that cannot work on this map.

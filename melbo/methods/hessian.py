@@ -24,6 +24,7 @@ class ObjectiveHessian(Direct):
     """
 
     tol: float = 1e-4
+    signed = False
 
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source."""

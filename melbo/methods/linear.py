@@ -29,6 +29,7 @@ class Linear(Direct):
     """
 
     tol: float = 1e-4
+    signed = False
 
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ min(d_source, d_target)."""
@@ -68,6 +69,7 @@ class ProjectedLinear(Direct):
     """
 
     num_projections: int = 32
+    signed = False
 
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source."""

@@ -38,6 +38,7 @@ class Quadratic(Iterative):
     max_steps: int = 10
     tol: float = 1e-3
     orthogonalise: Literal["qr", "polar"] = "qr"
+    signed = False
 
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source."""

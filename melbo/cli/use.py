@@ -1,0 +1,170 @@
+"""Commands that use what was found."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import prompts as built_in
+from ..ablate import ablate as taken_out
+from ..chat import Chat
+from ..edit import Several
+from ..errors import MelboError
+from ..features import FeatureSet
+from ..generate import decode, generate
+from ..model import LanguageModel
+from ..prompts import Prompts
+from ..rank import ORDERS
+from ..report import report as write_report
+from ..runs import load_bank, prompts_like, rank_run
+from ..watch import watch as look
+from .options import as_json_option, choice_options, file, folder, load_for, prompt_options, read_file, read_prompts, run_argument, seed_option
+from .show import say, show_firings, show_ranking
+
+
+@click.command()
+@run_argument
+@click.option("--by", default="novel", type=click.Choice(list(ORDERS)), help="What to order by.")
+@click.option("--contrast", nargs=2, metavar="A B", help="Two strings: logit(A) − logit(B) at the first token of the reply.")
+@click.option("--validation", type=file, help="Prompts to choose the order on, one a line; built-in ones by default.")
+@click.option("--held-out", type=file, help="Prompts to report on, one a line; built-in ones by default.")
+@click.option("--controls", "num_controls", default=32, help="How many random vectors to take through the same.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, help="Length of a reply at most.")
+@click.option("--batch-size", default=128, help="Rows decoded together; halved by itself when memory runs out.")
+@click.option("--top", default=12, help="How many features to print.")
+@seed_option
+@as_json_option
+def rank(run: Path, model: str | None, validation: Path | None, held_out: Path | None, top: int, as_json: bool, **options: Any) -> None:
+    """Order the features of RUN by what they do on new prompts, beside random vectors."""
+    choose = read_file(validation) if validation else built_in.VALIDATION
+    tell = read_file(held_out) if held_out else built_in.HELD_OUT
+    lm = load_for(run, model, options)
+    ranking = rank_run(lm, run, choose, tell, **options)
+    if as_json:
+        click.echo(json.dumps(ranking.describe()))
+        return
+    show_ranking(ranking, top)
+    click.echo(f"\nRead everything:     {(run / 'report.html').resolve()}")
+
+
+@click.command()
+@run_argument
+@prompt_options
+@choice_options
+@click.option("--strength", default=1.0, help="Multiple of the scale; negative pushes the other way.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, help="Length of a reply at most.")
+@as_json_option
+def sample(
+    run: Path, model: str | None, features: Sequence[int], merge: str | None, strength: float, max_new_tokens: int, as_json: bool, **options: Any
+) -> None:
+    """Print what features of RUN make the model say, the unsteered reply first."""
+    texts = read_prompts(options)
+    lm = load_for(run, model, options)
+    bank, names = _chosen(load_bank(run, lm), features, merge)
+    table = generate(lm, prompts_like(bank, lm, texts), bank, max_new_tokens=max_new_tokens, strength=strength)
+    for c in table:
+        name = None if c.feature is None else names[c.feature]
+        if as_json:
+            row = {"prompt": c.prompt_text, "feature": name, "strength": 0.0 if name is None else strength, "text": c.text}
+            click.echo(json.dumps(row, ensure_ascii=False))
+        else:
+            label = click.style(f"\n{c.prompt_text}\nunsteered", bold=True) if name is None else click.style(f"feature {name}", fg="cyan")
+            click.echo(f"{label}: {c.text.strip() or '(empty reply)'}")
+
+
+@click.command()
+@run_argument
+@choice_options
+@click.option("--strength", default=1.0, help="Multiple of the scale.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, help="Length of a reply at most.")
+def chat(run: Path, model: str | None, features: Sequence[int], merge: str | None, strength: float, max_new_tokens: int, **options: Any) -> None:
+    """Talk to the model of RUN while a feature steers it (none to begin with, by default); /help lists what can be changed on the way."""
+    if len(features) > 1 and merge is None:
+        raise MelboError("got more than one feature: give one, or say how they become one by --merge")
+    lm = load_for(run, model, options)
+    bank = load_bank(run, lm)
+    first = None if not features else bank.check_index(features[0])
+    if merge is not None:
+        (bank, _), first = _chosen(bank, features, merge), 0
+    Chat(lm, bank, first, strength, max_new_tokens).loop()
+
+
+@click.command()
+@run_argument
+@prompt_options
+@choice_options
+@click.option("--side", type=click.Choice(["source", "target"]), default="source", help="Take out v or u.")
+@click.option("--embedding", is_flag=True, help="Take them out of the embeddings as well.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, help="Length of a reply at most.")
+@click.option("--out", type=folder, help="Folder to save the ablated model in.")
+@click.option("--force", is_flag=True, help="Replace a model that is there already.")
+@as_json_option
+def ablate(
+    run: Path, model: str | None, features: Sequence[int], merge: str | None, side: str, embedding: bool, max_new_tokens: int, out: Path | None,
+    force: bool, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Take features of RUN out of every matrix that writes to the stream: see what the model says then, or save it."""
+    texts = read_prompts(options, at_least=0 if out is not None else 1)
+    if out is not None and (out / "config.json").exists() and not force:
+        raise MelboError(f"{out} already holds a model: give another folder, or --force to replace it")
+    lm = load_for(run, model, options)
+    bank = _chosen(FeatureSet.load(run, lm), features, merge)[0]
+    prompts = prompts_like(bank, lm, texts) if texts else None
+    plain = _replies(lm, prompts, max_new_tokens)
+    with taken_out(lm, bank.V if side == "source" else bank.U, embedding):
+        ablated = _replies(lm, prompts, max_new_tokens)
+        if out is not None:
+            lm.model.save_pretrained(out)
+            lm.tokenizer.save_pretrained(out)
+    for text, before, after in zip(texts, plain, ablated, strict=True):
+        if as_json:
+            click.echo(json.dumps({"prompt": text, "unsteered": before, "ablated": after}, ensure_ascii=False))
+        else:
+            click.echo(f"{click.style(text, bold=True)}\nunsteered: {before.strip()}\nablated: {after.strip()}\n")
+    if out is not None:
+        say(f"saved to {out}; next: melbo fit {out} --prompt ...")
+
+
+@click.command()
+@run_argument
+@prompt_options
+@click.option("--reference", type=file, help="Ordinary prompts to judge by, one a line; built-in ones by default.")
+@click.option("--top", default=20, help="How many firings to print.")
+@as_json_option
+def watch(run: Path, model: str | None, reference: Path | None, top: int, as_json: bool, **options: Any) -> None:
+    """Say on which prompts which feature of RUN fires unprompted: the model is not steered."""
+    texts = read_prompts(options)
+    ordinary = read_file(reference) if reference else built_in.REFERENCE
+    lm = load_for(run, model, options)
+    bank = FeatureSet.load(run, lm)
+    found = look(lm, bank, prompts_like(bank, lm, texts), prompts_like(bank, lm, ordinary)).describe()
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    show_firings(found, texts, top)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write RUN/report.html: settings, curves, features with what they make the model say."""
+    click.echo(write_report(run))
+
+
+def _chosen(bank: Any, features: Sequence[int], merge: str | None) -> tuple[Any, list[int | str]]:
+    """Some of the features, or what they have in common, and what to call them."""
+    rows = [bank.check_index(i) for i in features] or list(range(len(bank)))
+    if merge is None:
+        return bank[rows], list(rows)
+    if not isinstance(bank, FeatureSet):
+        raise MelboError("this run holds no directions: leave --merge out")
+    return bank[rows].merged(merge), [f"{merge} of {', '.join(map(str, features)) or 'all'}"]
+
+
+def _replies(lm: LanguageModel, prompts: Prompts | None, max_new_tokens: int) -> list[str]:
+    """What the model says as it is."""
+    if prompts is None:
+        return []
+    return lm.tokenizer.batch_decode(decode(lm, prompts.tokens, Several(()), max_new_tokens), skip_special_tokens=True)

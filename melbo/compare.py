@@ -1,0 +1,330 @@
+"""Ways to find directions, side by side: the same map and prompts, the same norms, both signs, and what nobody has to learn beside them."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import stdev
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .causal_map import CausalMap
+from .controls import control
+from .errors import MelboError
+from .features import FeatureSet, to_json, write_whole
+from .fit import fit
+from .generate import Completions, generate
+from .linalg import unit
+from .methods import Exponential, Linear, Melbo, Method, Quadratic
+from .oracles import Map
+from .progress import track
+from .prompts import Prompts
+from .rank import first_tokens
+from .score import FirstToken, Judged, mean
+from .transcoder import fit_strengths
+
+#: What one direction costs in each oracle, in passes through the slice (a forward pass, one with tangents, and a backward pass count the same).
+PASSES = {"value": 1, "value_and_vjp": 2, "vjp": 1, "jvp": 1, "hvp": 2, "bilinear": 2}
+_PATH = 300 * 0.006  # of a MELBO vector, steps × learning rate, as published
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to directions.
+
+    Attributes:
+        what: In words.
+        method: From m, R and the number of MELBO's steps; None for a control.
+        stacked: Whether it looks at prompts and tokens stacked, not averaged.
+        of_norm: Whether its directions depend on R.
+        seeded: Whether anything in it is random.
+    """
+
+    what: str
+    method: Callable[[int, float, int], Method] | None = None
+    stacked: bool = False
+    of_norm: bool = False
+    seeded: bool = True
+
+
+#: Names and what they mean; the controls last.
+WAYS = {
+    "exponential": Way("exponential transcoder, trained at each norm", lambda m, R, _: Exponential(m, R), of_norm=True),
+    "melbo": Way(
+        "MELBO, gradient ascent at each norm", lambda m, R, steps: Melbo(m, R, steps=steps, learning_rate=_PATH / steps), stacked=True, of_norm=True
+    ),
+    "linear": Way("singular vectors of the averaged Jacobian", lambda m, R, _: Linear(m, R), seeded=False),
+    "stacked": Way("singular vectors of the Jacobian stacked over prompts and tokens", lambda m, R, _: Linear(m, R), stacked=True, seeded=False),
+    "quadratic": Way("quadratic transcoder", lambda m, R, _: Quadratic(m, R)),
+    "random": Way("control: uniform on the sphere"),
+    "covariance": Way("control: drawn with the covariance of ordinary activations"),
+    "unrelated": Way("control: differences of the activations of two unrelated prompts"),
+}
+USUAL = tuple(name for name in WAYS if name != "quadratic")
+_MEASURES = ("effect", "spread_effect", "explained", "novelty", "nll", "kl", "contrast", "active", "inert", "broken", "distinct", "passes", "seconds")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds.
+
+    Attributes:
+        rows: One for each way, norm, sign and seed: means over its vectors of ``effect`` ‖Δ‖, ``spread_effect`` (root mean square of the change over
+            prompts and tokens, which do not cancel there), ``novelty``, ``nll``, ``kl``, ``contrast``; shares ``active``, ``inert``, ``broken``; of
+            all of them together ``explained`` (bᵀK⁻¹b), ``distinct`` (different things that the active ones say); and what finding them cost.
+        completions: Everything that was said; ``feature`` counts through the rows, m to each.
+        settings: How it was made (JSON-able).
+    """
+
+    rows: list[dict[str, Any]]
+    completions: Completions
+    settings: dict[str, Any]
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        """Mean and standard deviation over seeds of every measure, ``[mean, deviation]``; deviation None where there is a single seed."""
+
+        def case(row: dict[str, Any]) -> tuple:
+            return row["way"], row["times"], row["sign"]
+
+        return [
+            {"way": way, "times": times, "sign": sign, **{k: _over([row[k] for row in rows]) for k in _MEASURES}}
+            for (way, times, sign), rows in ((key, list(group)) for key, group in groupby(sorted(self.rows, key=_place), key=case))
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the completions, JSON-able."""
+        return {"settings": self.settings, "summary": self.summary, "rows": self.rows}
+
+    @staticmethod
+    def refuse_existing(folder: Path, force: bool) -> None:
+        """Refuse to replace what `save` has written before, without being told to.
+
+        Raises:
+            MelboError: There is a comparison in ``folder`` and ``force`` is not set.
+        """
+        if not force and (folder / "compare.json").exists():
+            raise MelboError(f"{folder} already holds a comparison: give another folder, or --force to replace it")
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``compare.json``, ``completions.jsonl``, ``compare.md`` (the table) and ``compare.png`` (the picture) into a folder.
+
+        Raises:
+            MelboError: They cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise MelboError(f"cannot make the folder {folder} ({err.strerror}): give another one") from err
+        write_whole(
+            {
+                folder / "compare.json": to_json(self.describe()),
+                folder / "completions.jsonl": self.completions.to_jsonl(),
+                folder / "compare.md": table(self.summary).encode(),
+                folder / "compare.png": _picture(self.summary, self.settings["scale"]),
+            }
+        )
+
+
+def compare(
+    cmap: CausalMap,
+    held_out: Prompts,
+    scale: float,
+    *,
+    ways: Sequence[str] = USUAL,
+    num_factors: int = 32,
+    times: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
+    seeds: int = 3,
+    steps: int = 20,
+    contrast: tuple[str, str] | None = None,
+    max_new_tokens: int = 16,
+    progress: bool = True,
+) -> Comparison:
+    """Find directions in each way, push along each by the same norms and both signs, and tell what happens.
+
+    Args:
+        cmap: Δ, averaged; its stacked form is made from it. ``effect``, ``spread_effect`` and ``explained`` are measured on its prompts.
+        held_out: Prompts that are replied to; none of them among the map's.
+        scale: R (`melbo.calibrate`).
+        ways: Some of `WAYS`.
+        num_factors: m, directions of each.
+        times: The norms, in multiples of R. Ways that learn at a norm are fitted at each.
+        seeds: How many times what is random is done anew.
+        steps: Of MELBO; its learning rate is set so that a vector's path is as long as in 300 steps of the published size.
+        contrast: Two strings whose first tokens' logits are compared.
+        max_new_tokens: Length of a reply at most.
+        progress: Draw bars.
+
+    Raises:
+        MelboError: An unknown way, a norm or count that makes no sense, a concatenated map, or prompts that the map has seen.
+    """
+    _check(cmap, held_out, ways, times, seeds, steps)
+    lm = cmap.lm
+    stacked = CausalMap.from_description(lm, {**cmap.describe(), "concatenate": True})
+    pair = first_tokens(lm, contrast) if contrast is not None else None
+    rows: list[dict[str, Any]] = []
+    found: list[Tensor] = []  # [m, d] for each row, unit rows with the sign in them
+    learn = [(name, seed) for name in ways for seed in range(seeds if WAYS[name].seeded else 1)]
+    with track(sum(len(times) if WAYS[name].of_norm else 1 for name, _ in learn), "directions", progress) as bar:
+        for name, seed in learn:
+            kept = None
+            for x in times:
+                if kept is None or WAYS[name].of_norm:
+                    kept = _directions(WAYS[name], name, stacked if WAYS[name].stacked else cmap, num_factors, x * scale, steps, seed)
+                    bar.update()
+                V, cost = kept
+                for sign in (1, -1):
+                    rows.append({"way": name, "times": x, "sign": sign, "seed": seed, **cost})
+                    found.append(sign * V)
+    bank, strengths = _all_in_one(cmap, found, [row["times"] * scale for row in rows])
+    first = FirstToken(1 + len(bank), pair)
+    completions = generate(lm, held_out, bank, strength=strengths, max_new_tokens=max_new_tokens, first_logits=first.take, progress=progress)
+    judged = Judged(lm, held_out, completions, first, progress)
+    D = _responses(stacked, bank.V, strengths, progress)  # [rows · m, prompts · tokens, d]
+    for i, row in enumerate(rows):
+        at = range(i * num_factors, (i + 1) * num_factors)
+        row |= _measures(bank.V[at.start : at.stop], D[at.start : at.stop], judged, at, len(held_out))
+    settings = {
+        "scale": scale,
+        "times": list(times),
+        "num_factors": num_factors,
+        "seeds": seeds,
+        "steps": steps,
+        "max_new_tokens": max_new_tokens,
+        "contrast": list(contrast) if contrast else None,
+        "ways": {name: WAYS[name].what for name in ways},
+        "held_out": held_out.describe(),
+        "map": cmap.describe(),
+    }
+    return Comparison(rows, completions, settings)
+
+
+def table(summary: Sequence[dict[str, Any]]) -> str:
+    """The summary as a table in Markdown."""
+    shown = [k for k in _MEASURES if any(row[k] is not None for row in summary)]
+    lines = ["| way | norm / R | sign | " + " | ".join(shown) + " |", "|---" * (3 + len(shown)) + "|"]
+    for row in summary:
+        sign = "+" if row["sign"] > 0 else "−"
+        lines.append(f"| {row['way']} | {row['times']:g} | {sign} | " + " | ".join(text(row[k]) for k in shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def text(measure: Sequence[float | None] | None) -> str:
+    """A measure with its deviation, to three digits."""
+    if measure is None or measure[0] is None:
+        return "–"
+    return f"{measure[0]:.3g}" + ("" if measure[1] is None else f" ± {measure[1]:.2g}")
+
+
+class _Counted:
+    """A map that counts passes."""
+
+    def __init__(self, map: Map) -> None:
+        self.map, self.passes = map, 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.map, name)
+        if name not in PASSES:
+            return found
+
+        def oracle(rows: Tensor, *more: Any) -> Any:
+            self.passes += PASSES[name] * len(rows)
+            return found(rows, *more)
+
+        return oracle
+
+
+def _directions(way: Way, name: str, map: CausalMap, m: int, R: float, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
+    """Unit rows ``[m, d]``, and what they cost."""
+    start, counted = time.perf_counter(), _Counted(map)
+    if way.method is not None:
+        V = fit(cast(Map, counted), way.method(m, R, steps), seed=seed, progress=False).features.V
+    else:
+        V = control(map.lm, map.prompts, map.source, name, m, torch.Generator().manual_seed(seed))
+    return V.float().cpu(), {"passes": counted.passes, "seconds": time.perf_counter() - start}
+
+
+def _all_in_one(cmap: CausalMap, found: Sequence[Tensor], norms: Sequence[float]) -> tuple[FeatureSet, Tensor]:
+    """Every direction as one set of features of scale 1, and the norm that each is pushed by."""
+    V = torch.cat(list(found))
+    strengths = torch.tensor(norms).repeat_interleave(len(V) // len(norms))
+    return FeatureSet(V, V, torch.zeros(len(V)), 1.0, cmap.source, cmap.target, {"map": cmap.describe()}), strengths
+
+
+def _responses(stacked: CausalMap, V: Tensor, strengths: Tensor, progress: bool) -> Tensor:
+    """The change at every prompt and token, ``[k, prompts · tokens, d]``, on the CPU."""
+    parts = []
+    with track(len(V), "effects", progress) as bar:
+        for rows in (strengths[:, None] * V).split(256):
+            parts.append(stacked.value(rows).cpu())
+            bar.update(len(rows))
+    return torch.cat(parts).unflatten(-1, (-1, stacked.d_source))
+
+
+def _measures(V: Tensor, D: Tensor, judged: Judged, at: range, prompts: int) -> dict[str, Any]:
+    """Of the vectors ``at`` of the table."""
+    averaged = D.mean(1)  # [m, d]
+    scores = [judged.scores("feature", i, range(prompts)) for i in at]
+    explained = fit_strengths(V, unit(averaged), averaged.norm(dim=-1), "exponential").explained
+    measured = {
+        "effect": averaged.norm(dim=-1).mean().item(),
+        "spread_effect": D.square().sum(-1).mean(1).sqrt().mean().item(),
+        "explained": explained,
+        **{name: mean([getattr(s, name) for s in scores]) for name in ("novelty", "nll", "kl")},
+        "contrast": mean([s.contrast for s in scores if s.contrast is not None]) if scores[0].contrast is not None else None,
+        **{name: mean([float(s.flag == name) for s in scores]) for name in ("active", "inert", "broken")},
+        "distinct": judged.distinct([i for i, s in zip(at, scores, strict=True) if s.flag == "active"], range(prompts)),
+    }
+    return {k: v if v is not None and abs(v) < float("inf") else None for k, v in measured.items()}
+
+
+def _place(row: dict[str, Any]) -> tuple:
+    return list(WAYS).index(row["way"]), row["times"], -row["sign"], row["seed"]
+
+
+def _over(values: Sequence[float | None]) -> list[float | None] | None:
+    known = [v for v in values if v is not None]
+    return [mean(known), stdev(known) if len(known) > 1 else None] if known else None
+
+
+def _check(cmap: CausalMap, held_out: Prompts, ways: Sequence[str], times: Sequence[float], seeds: int, steps: int) -> None:
+    unknown = [name for name in ways if name not in WAYS]
+    if unknown or not ways:
+        raise MelboError(f"no way {', '.join(unknown) or 'given'}: expected some of {', '.join(WAYS)}")
+    if seeds < 1 or steps < 1 or not times or not all(x > 0 for x in times):
+        raise MelboError(f"got seeds={seeds}, steps={steps}, times={tuple(times)}: expected at least 1 and 1, and one positive norm or more")
+    if cmap.concatenate:
+        raise MelboError("got a concatenated map: compare takes the averaged one, and makes the other from it")
+    for text, tokens in zip(held_out.texts, held_out.tokens, strict=True):
+        if tokens in cmap.prompts.tokens:
+            raise MelboError(f"the held-out prompt {text!r} is one of the map's: scores on it would flatter; give another")
+
+
+def _picture(summary: Sequence[dict[str, Any]], scale: float) -> bytes:
+    """Every way's measures against the norm, both signs."""
+    import io
+
+    from matplotlib import colormaps, figure
+
+    panels = {"effect": "‖Δ‖ on the fit's prompts", "novelty": "novelty of the reply", "kl": "KL of its first token, nats"}
+    panels |= {"broken": "share broken", "distinct": "distinct replies among active", "explained": "explained, bᵀK⁻¹b"}
+    names = list(dict.fromkeys(row["way"] for row in summary))
+    canvas = figure.Figure(figsize=(11, 6.4), layout="constrained")
+    for axes, (key, label) in zip(canvas.subplots(2, 3).flat, panels.items(), strict=True):
+        for n, name in enumerate(names):
+            grey = WAYS[name].method is None
+            colour = colormaps["Greys"](0.35 + 0.2 * (n % 3)) if grey else colormaps["tab10"](n)
+            for sign, line in ((1, "-"), (-1, ":")):
+                rows = [row for row in summary if row["way"] == name and row["sign"] == sign and row[key] is not None]
+                x, y = [row["times"] for row in rows], [row[key][0] for row in rows]
+                bars = [row[key][1] or 0.0 for row in rows]
+                axes.errorbar(x, y, bars, color=colour, ls=line, marker="o", ms=3, lw=1.4, capsize=2, label=name if sign > 0 else None)
+        axes.set(xlabel=f"norm / R  (R = {scale:.3g})", title=label, yscale="log" if key in ("effect", "explained") else "linear")
+        axes.spines[["top", "right"]].set_visible(False)
+    canvas.axes[0].legend(frameon=False, fontsize=8)
+    canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
+    return out.getvalue()

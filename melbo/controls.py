@@ -1,0 +1,39 @@
+"""Directions that nobody learnt: what any method has to beat."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .linalg import random_rows, unit
+from .model import LanguageModel
+from .prompts import REFERENCE, Prompts
+
+
+def control(lm: LanguageModel, like: Prompts, layer: int, name: str, m: int, generator: torch.Generator) -> Tensor:
+    """Directions that nobody learnt, unit rows ``[m, d]``.
+
+    Args:
+        lm: The model.
+        like: Ordinary prompts (`melbo.prompts.REFERENCE`) are read as these are, with or without a chat template.
+        layer: Where activations are taken.
+        name: ``"random"``: uniform on the sphere. ``"covariance"``: normal, with the covariance of activations on ordinary prompts, their first
+            tokens left out. ``"unrelated"``: h − h' at the last tokens of two ordinary prompts, drawn at random.
+        m: How many.
+        generator: Of everything random.
+    """
+    if name == "random":
+        return random_rows(m, lm.width, generator)
+    ordinary = Prompts.text(lm, REFERENCE) if like.kind == "text" else Prompts.chat(lm, REFERENCE, like.system)
+    streams = [_stream(lm, tokens, layer) for tokens in ordinary.tokens]
+    if name == "covariance":
+        every = torch.cat([h[1:] for h in streams])
+        return unit(torch.randn(m, len(every), generator=generator) @ (every - every.mean(0)))
+    last = torch.stack([h[-1] for h in streams])
+    pairs = torch.stack([torch.randperm(len(last), generator=generator)[:2] for _ in range(m)])
+    return unit(last[pairs[:, 0]] - last[pairs[:, 1]])
+
+
+def _stream(lm: LanguageModel, tokens: Sequence[int], layer: int) -> Tensor:
+    ids = torch.tensor([tokens])
+    return lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), layer, layer + 1).hidden[0].float().cpu()
