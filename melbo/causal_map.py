@@ -1,7 +1,7 @@
 """Δ of a language model: what a perturbation of an early layer does to a late one, averaged over prompts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -104,8 +104,8 @@ class CausalMap(Map):
         first = self.slices[0].hidden
         self.device = first.device
         self.dtype = first.dtype if first.dtype == torch.float64 else torch.float32
-        self.d_source = first.shape[-1]
-        self.d_target = len(prompts) * target_tokens * self.d_source if concatenate else self.d_source
+        self.d_source = self._theta_width(lm.width)
+        self.d_target = len(prompts) * target_tokens * lm.width if concatenate else lm.width
         self.source_norm, self.target_norm = self._norms()
         self.compile = compile
         self._plain_flops: float = 0.0  # spent on backward passes, as far as weights go
@@ -120,7 +120,7 @@ class CausalMap(Map):
     @property
     def response_shape(self) -> tuple[int, int, int]:
         """Prompts, tokens and channels that the response keeps apart; product ``d_target``."""
-        return (len(self.prompts), self.target_tokens, self.d_source) if self.concatenate else (1, 1, self.d_source)
+        return (len(self.prompts), self.target_tokens, self.lm.width) if self.concatenate else (1, 1, self.lm.width)
 
     def describe(self) -> dict:
         """Settings and prompts; `from_description` makes the map again."""
@@ -151,8 +151,9 @@ class CausalMap(Map):
     def locate_nonfinite(self, theta: Tensor) -> str:
         """The first layer that a perturbation ``[1, d_source]`` drives to infinity, in words."""
         for part in self.slices:
-            with torch.no_grad():
-                for layer, hidden in part.trace(self._steered(part, theta.to(self.device, self.dtype))):
+            theta = theta.to(self.device, self.dtype)
+            with torch.no_grad(), self._editing(theta):
+                for layer, hidden in part.trace(self._steered(part, theta)):
                     if not torch.isfinite(hidden[part.mask.to(hidden.device)]).all():
                         what = "what attention adds to " if self.read == "attention" and layer == self.target else ""
                         return f"{what}hidden_states[{layer}] of the steered model"
@@ -241,7 +242,7 @@ class CausalMap(Map):
     def _make_pieces(self) -> list[Piece]:
         pieces = []
         zero = torch.zeros(1, self.d_source, dtype=self.dtype, device=self.device)
-        width = self.target_tokens * self.d_source  # of a prompt's part of the stacked response
+        width = self.target_tokens * self.lm.width  # of a prompt's part of the stacked response
         for group, part in zip(self.groups, self.slices, strict=True):
             tail = find_tail(part, self.target_tokens)
             kept = tail.keep() if tail is not None and self.positions == "target" else None
@@ -261,7 +262,19 @@ class CausalMap(Map):
         return change.flatten(1) if self.concatenate else change.mean(2).sum(1) / len(self.prompts)
 
     def _state(self, part: Slice, tail: Tail | None, kept: list[KeysValues] | None, theta: Tensor) -> Tensor:
-        """What is read of the steered pass, ``[k, d] → [k·n, target_tokens, d]``."""
+        """What is read of the steered pass, ``[k, d_source] → [k·n, target_tokens, d]``."""
+        with self._editing(theta):
+            return self._read(part, tail, kept, theta)
+
+    def _theta_width(self, width: int) -> int:
+        """Of a perturbation, where that of the stream is ``width``."""
+        return width
+
+    def _editing(self, theta: Tensor) -> AbstractContextManager[None]:
+        """What is done to the model while it runs, apart from its input; nothing here."""
+        return nullcontext()
+
+    def _read(self, part: Slice, tail: Tail | None, kept: list[KeysValues] | None, theta: Tensor) -> Tensor:
         hidden = self._steered(part, theta)
         if kept is not None and tail is not None:
             last = tail.replay(hidden[:, -self.target_tokens :], kept)

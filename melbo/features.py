@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import safetensors.torch
 import torch
@@ -50,6 +50,7 @@ class FeatureSet(Bank):
     source: int
     target: int
     meta: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[str] = "features"
 
     def __post_init__(self) -> None:
         """Check what every user of a feature set relies on."""
@@ -72,9 +73,18 @@ class FeatureSet(Bank):
         """Number of features m."""
         return len(self.V)
 
-    def take(self, rows: Tensor) -> "FeatureSet":
-        """See `Bank.take`."""
-        return replace(self, V=self.V[rows], U=self.U[rows], alpha=self.alpha[rows])
+    def take(self, rows: Tensor) -> Self:
+        """See `Bank.take`; what `melbo.fit_seeds` has found of each feature goes with it."""
+        taken = self.replaced(self.V[rows], self.U[rows], self.alpha[rows])
+        if "stability" not in self.meta:
+            return taken
+        found = self.meta["stability"]
+        return taken.with_meta(stability={**found, "cosine": [found["cosine"][i] for i in rows.tolist()]})
+
+    def replaced(self, V: Tensor, U: Tensor, alpha: Tensor) -> Self:
+        """Other features of the same kind, place and scale; what is known of each of these is left out."""
+        meta = {k: v for k, v in self.meta.items() if k != "stability"}
+        return replace(self, V=V, U=U, alpha=alpha, meta=meta)
 
     def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> Add:
         """See `Bank.edit`: adds strength·R·v at the tokens that the fit steered."""
@@ -100,19 +110,19 @@ class FeatureSet(Bank):
             raise MelboError(f"how is {how!r}: expected 'mean' or 'svd'")
         merge = ways[how]
         merged = {"how": how, "features": len(self)}
-        return replace(self, V=merge(self.V)[None], U=merge(self.U)[None], alpha=self.alpha.mean()[None]).with_meta(merged=merged)
+        return self.replaced(merge(self.V)[None], merge(self.U)[None], self.alpha.mean()[None]).with_meta(merged=merged)
 
-    def join(self, other: "FeatureSet") -> "FeatureSet":
+    def join(self, other: "FeatureSet") -> Self:
         """See `Bank.join`; scale, place and meta are those of the first."""
         V, U, alpha = (torch.cat([getattr(self, name), getattr(other, name).to(getattr(self, name))]) for name in ("V", "U", "alpha"))
-        return replace(self, V=V, U=U, alpha=alpha)
+        return self.replaced(V, U, alpha)
 
     def random(self, num: int, generator: torch.Generator) -> "FeatureSet":
         """See `Bank.random`: directions uniform on the sphere. Nothing is known of what they do: U is random too, α zero."""
         V, U = (random_rows(num, rows.shape[1], generator).to(rows) for rows in (self.V, self.U))
-        return replace(self, V=V, U=U, alpha=torch.zeros(num).to(self.alpha))
+        return self.replaced(V, U, torch.zeros(num).to(self.alpha))
 
-    def with_meta(self, **more: Any) -> "FeatureSet":
+    def with_meta(self, **more: Any) -> Self:
         """The same features with more said about where they come from."""
         return replace(self, meta={**self.meta, **more})
 
@@ -128,11 +138,11 @@ class FeatureSet(Bank):
         Raises:
             MelboError: The folder holds a run already and ``force`` is not set.
         """
-        run = {"scale": self.scale, "source": self.source, "target": self.target, **self.meta}
+        run = {"kind": self.kind, "scale": self.scale, "source": self.source, "target": self.target, **self.meta}
         return write_run(Path(folder), run, {name: getattr(self, name) for name in ("V", "U", "alpha")}, force)
 
     @classmethod
-    def load(cls, folder: str | Path, lm: LanguageModel | None = None) -> "FeatureSet":
+    def load(cls, folder: str | Path, lm: LanguageModel | None = None) -> Self:
         """Read a run folder; nothing in it is ever unpickled.
 
         Args:
@@ -143,7 +153,7 @@ class FeatureSet(Bank):
             MelboError: Missing, truncated, of another schema, or of another model.
         """
         folder = Path(folder)
-        run = read_run(folder, "features")
+        run = read_run(folder, cls.kind)
         try:
             with safe_open(folder / _TENSORS, "pt") as file:
                 V, U, alpha = (file.get_tensor(name) for name in ("V", "U", "alpha"))
@@ -194,7 +204,7 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
     found = run.setdefault("kind", "features")
     if kind is not None and found != kind:
         raise MelboError(f"{folder} holds a run of the kind {found!r}, expected {kind!r}: sample and chat take any, the other commands features")
-    if found == "features":
+    if found in ("features", "adapters"):
         missing = {"scale", "source", "target"} - run.keys()
         if missing:
             raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
@@ -207,14 +217,14 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
     return run
 
 
-def refuse_existing(folder: str | Path, force: bool) -> None:
+def refuse_existing(folder: str | Path, force: bool, names: Sequence[str] = (_RUN, _TENSORS, *_DERIVED)) -> None:
     """Never overwrite a run, or what is left of one, without being told to; nor find out after the work that a folder cannot be made.
 
     Raises:
         MelboError: There is a run in ``folder`` and ``force`` is not set, or the folder cannot be made.
     """
-    if not force and any((Path(folder) / name).exists() for name in (_RUN, _TENSORS, *_DERIVED)):
-        raise MelboError(f"{folder} already holds a run: give another folder, or --force to replace it")
+    if not force and any((Path(folder) / name).exists() for name in names):
+        raise MelboError(f"{folder} already holds {'a run' if _RUN in names else names[0]}: give another folder, or --force to replace it")
     there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise MelboError(f"cannot make the folder {folder} ({there} is not a folder that can be written to): give another one")

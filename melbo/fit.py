@@ -87,7 +87,8 @@ def fit(map: Map, method: Method, seed: int = 0, callback: Callable[[int, Record
         "versions": _versions(),
     }
     source, target = getattr(map, "source", 0), getattr(map, "target", 1)
-    bank = FeatureSet(factors.V.cpu(), factors.U.cpu(), factors.alpha.cpu(), float(method.scale), source, target, meta)
+    kind: type[FeatureSet] = getattr(map, "bank", FeatureSet)
+    bank = kind(factors.V.cpu(), factors.U.cpu(), factors.alpha.cpu(), float(method.scale), source, target, meta)
     return Fit(bank, status, history, stats, warning)
 
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import MelboError
+from .linalg import unit
 
 Function = Callable[[Tensor], Tensor]
 Derivative = Callable[..., Tensor]  # (fn, where, *rows) -> rows
@@ -40,6 +41,7 @@ class Map(ABC):
         device: Where they live.
         tokens_per_pass: How many tokens run through the blocks at a time; sets the chunk of directions.
         source_norm: Typical norm of what is perturbed, or None where nothing is known of it.
+        parts: Widths of the parts of a perturbation that are kept at equal norms; none where it is one vector.
     """
 
     d_source: int
@@ -48,6 +50,7 @@ class Map(ABC):
     device: torch.device
     tokens_per_pass: int
     source_norm: float | None = None
+    parts: tuple[int, ...] = ()
     _shares_zero: bool = True
 
     @property
@@ -59,6 +62,18 @@ class Map(ABC):
     @abstractmethod
     def pieces(self) -> Sequence[Piece]:
         """The parts that make up the map."""
+
+    def unit(self, rows: Tensor, fallback: Tensor | None = None) -> Tensor:
+        """Rows ``[k, d_source]`` at norm 1, their `parts` at equal norms; what is zero is taken from ``fallback`` (see `melbo.linalg.unit`)."""
+        if not self.parts:
+            return unit(rows, fallback)
+        old: Sequence[Tensor | None] = [None] * len(self.parts) if fallback is None else fallback.split(self.parts, -1)
+        new = [unit(part, before) for part, before in zip(rows.split(self.parts, -1), old, strict=True)]
+        return unit(torch.cat([unit(part) for part in new], -1))
+
+    def backward(self, U: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+        """Gradients to start from, for output directions ``[k, d_target]``: J(0)ᵀu."""
+        return self.vjp(U)
 
     def describe(self) -> dict:
         """What a run folder keeps of the map (JSON-able)."""
@@ -242,17 +257,25 @@ class FunctionMap(Map):
         dtype: In which ``fn`` computes.
         chunk: How many rows to hand to ``fn`` at a time.
         device: Where ``fn`` computes.
+        parts: See `Map`.
 
     Raises:
         MelboError: ``fn(0)`` has the wrong shape or is not zero.
     """
 
     def __init__(
-        self, fn: Callable[[Tensor], Tensor], d_source: int, d_target: int, dtype: torch.dtype = torch.float32, chunk: int = 1024, device: str = "cpu"
+        self,
+        fn: Callable[[Tensor], Tensor],
+        d_source: int,
+        d_target: int,
+        dtype: torch.dtype = torch.float32,
+        chunk: int = 1024,
+        device: str = "cpu",
+        parts: Sequence[int] = (),
     ) -> None:
         self.d_source, self.d_target, self.dtype, self.tokens_per_pass = d_source, d_target, dtype, chunk
         self.device = torch.device(device)
-        self.fn = fn
+        self.fn, self.parts = fn, tuple(parts)
         with torch.no_grad():
             at_zero = fn(torch.zeros(1, d_source, dtype=dtype, device=self.device))
         if at_zero.shape != (1, d_target):

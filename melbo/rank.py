@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .causal_map import CausalMap
+from .adapter_map import map_from_description
 from .errors import MelboError
 from .features import FeatureSet, to_json, write_whole
 from .generate import Completion, Completions, generate
@@ -238,7 +238,7 @@ def _check(bank: FeatureSet, validation: Prompts, held_out: Prompts, by: str, co
 
 def _effects(lm: LanguageModel, bank: FeatureSet) -> list[float]:
     """‖Δ_R(v)‖ on the prompts of the fit."""
-    cmap = CausalMap.from_description(lm, bank.meta["map"])
+    cmap = map_from_description(lm, bank.meta["map"])
     effects = cmap.value(bank.scale * bank.V).norm(dim=-1)
     return effects.nan_to_num(nan=torch.finfo(effects.dtype).max).tolist()
 

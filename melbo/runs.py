@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .adapters import AdapterSet
 from .bank import Bank
 from .calibrate import Calibration, calibrate
 from .causal_map import CausalMap
@@ -27,9 +28,11 @@ def load_bank(folder: str | Path, lm: LanguageModel) -> Bank:
     kind = read_run(folder)["kind"]
     if kind == "features":
         return FeatureSet.load(folder, lm)
+    if kind == "adapters":
+        return AdapterSet.load(folder, lm)
     if kind == "contrast":
         return PromptPair.load(folder, lm)
-    raise MelboError(f"{folder} holds a run of the kind {kind!r}, expected 'features' or 'contrast': use the version of melbo that wrote it")
+    raise MelboError(f"{folder} holds a run of the kind {kind!r}, which this version of melbo does not know: use the one that wrote it")
 
 
 def prompts_like(bank: Bank, lm: LanguageModel, texts: Sequence[str]) -> Prompts:

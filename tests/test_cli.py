@@ -324,6 +324,79 @@ def test_force_replaces_a_run_and_what_was_made_of_it(melbo, run):
 # Help
 
 
+def test_seeds_say_how_well_features_are_found_again(melbo, tmp_path):
+    ended = melbo(*FIT[:4], "--out", tmp_path / "run", "-m", 2, "--scale", 3, "--max-steps", 2, "--seeds", 2)
+    assert ended.code == 0
+    assert "found again with 2 seeds" in ended.out
+    assert FeatureSet.load(tmp_path / "run").meta["stability"]["seeds"] == 2
+
+
+@pytest.mark.parametrize(("method", "layers"), [("actadd", ()), ("sara", ("--layer", 1, "--layer", 2))])
+def test_a_pair_of_prompts_is_sampled_and_talked_to(melbo, tmp_path, method, layers):
+    run = tmp_path / "run"
+    made = melbo("contrast", "tiny", "--method", method, "--plus", "yes and yes", "--minus", "no", "--coefficient", 2, *layers, "--out", run)
+    assert made.code == 0
+    assert f"{method}: layer 1" in made.out
+    said = [strict(line)["text"] for line in melbo("sample", run, "--prompt", "dog", *SHORT, "--json").out.splitlines()]
+    off = [strict(line)["text"] for line in melbo("sample", run, "--prompt", "dog", *SHORT, "--strength", 0, "--json").out.splitlines()]
+    assert len(said) == 2
+    assert off == [said[0], said[0]]
+    talk = melbo("chat", run, "--feature", 0, *SHORT, stdin="dog\n/quit\n")
+    assert (talk.code, talk.out.split("you: ")[1].strip()) == (0, said[1].strip())
+
+
+def test_caa_from_a_file_of_pairs_is_a_run_like_any_other(melbo, home, tmp_path):
+    (home / "pairs.tsv").write_text("yes she was red\tno he was blue\nit is a dog\twe and cat\n")
+    made = melbo("contrast", "tiny", "--method", "caa", "--pairs", "pairs.tsv", "--layer", 1, "--out", tmp_path / "run")
+    assert made.code == 0
+    assert "caa: norm" in made.out
+    assert len(FeatureSet.load(tmp_path / "run")) == 1
+    assert melbo("rank", tmp_path / "run", *SHORT, "--controls", 1).code == 0
+
+
+def test_features_merge_into_one(melbo, home):
+    both = melbo("sample", "run", "--prompt", "dog", "--feature", 0, "--feature", 1, "--merge", "mean", *SHORT, "--json")
+    assert [strict(line)["feature"] for line in both.out.splitlines()] == [None, "mean of 0, 1"]
+    bank = FeatureSet.load(home / "run")
+    assert torch.allclose(bank[[0, 1]].merged("mean").V[0], torch.nn.functional.normalize(bank.V[0] + bank.V[1], dim=0), atol=1e-6)
+    assert abs(bank.merged("svd").V[0] @ torch.linalg.svd(bank.V)[2][0]) == pytest.approx(1, abs=1e-5)
+    assert melbo("chat", "run", "--merge", "svd", *SHORT, stdin="dog\n").code == 0
+
+
+def test_an_ablated_model_is_shown_and_saved(melbo, home, tmp_path):
+    out = tmp_path / "ablated"
+    argv = ("ablate", "run", "--feature", 0, "--feature", 2, "--side", "target", "--prompt", "dog", *SHORT)
+    ended = melbo(*argv, "--out", out, "--json")
+    assert ended.code == 0
+    assert strict(ended.out).keys() == {"prompt", "unsteered", "ablated"}
+    U = FeatureSet.load(home / "run").U[[0, 2]]
+    weights = load_file(out / "model.safetensors")
+    written = [W for name, W in weights.items() if name.endswith(("o_proj.weight", "down_proj.weight"))]
+    assert len(written) == 8
+    assert max((U @ W).abs().max().item() for W in written) < 1e-5
+    one_line(melbo(*argv, "--out", out))
+    assert melbo("sample", "run", "--prompt", "dog", *SHORT).code == 0  # the model itself is untouched
+
+
+def test_watch_prints_what_fires(melbo, home, tmp_path):
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"w{i} and w{i + 1} red or w{i + 2} ?" for i in range(40, 52)))
+    argv = ("watch", "run", "--prompts", "good.txt", "--reference", tmp_path / "ordinary.txt")
+    found = strict(melbo(*argv, "--json").out)
+    assert found["num_reference"] == 12
+    assert len(found["counts"]) == 2
+    assert "firings on 2 prompts" in melbo(*argv).out
+
+
+def test_compare_writes_table_and_picture(melbo, tmp_path):
+    out = tmp_path / "new"
+    argv = ("compare", "tiny", "--prompt", PROMPT, "--out", out, "--scale", 2, "-m", 2, "--seeds", 1, "--times", 1, "--steps", 2, *SHORT)
+    ended = melbo(*argv, "--way", "linear", "--way", "random")
+    assert ended.code == 0
+    assert all(name in ended.out for name in ("linear +", "linear −", "random +", "compare.png"))
+    assert sorted(p.name for p in out.iterdir()) == ["compare.json", "compare.md", "compare.png", "completions.jsonl"]
+    assert "already holds" in one_line(melbo(*argv))
+
+
 def test_help_of_the_console_script():
     ended = real("--help")
     assert (ended.code, ended.err) == (0, "")
@@ -494,11 +567,71 @@ def test_command_lines_that_cannot_work(refuses, argv, says):
         (("chat", "run", "--strength", "nan", "--feature", 0), "strength"),
         (("chat", "run", "--max-new-tokens", 0), "max.new.tokens"),
         (("chat", "run", "--model", "other"), "fitted on tiny .*this is other .*"),
+        (("chat", "run", "--feature", 0, "--feature", 1), "got more than one feature"),
+        (("ablate", "run", "--feature", 0), "got no prompts"),
+        (("ablate", "run", "--feature", 9, "--prompt", "dog"), "got feature 9"),
+        (("ablate", "run", "--model", "other", "--prompt", "dog"), "fitted on tiny .*this is other .*"),
+        (("watch", "run"), "got no prompts"),
+        (("watch", "run", "--prompt", "dog", "--reference", "good.txt"), "reference"),
+        (("watch", "run", "--prompt", "dog", "--model", "other"), "fitted on tiny .*this is other .*"),
     ],
     ids=as_typed,
 )
 def test_settings_of_a_run_that_cannot_work(refuses, argv, says):
     assert re.search(says, refuses(*argv, stdin="dog\n"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--method", "caa"), "caa takes --pairs FILE"),
+        (("--method", "caa", "--pairs", "uneven.tsv"), "line 2 of uneven.tsv holds 1 texts: expected two with a tab between"),
+        (("--method", "caa", "--pairs", "good.txt"), "line 1 of good.txt holds 1 texts"),
+        (("--method", "caa", "--pairs", "nowhere.tsv"), "cannot read nowhere.tsv"),
+        (("--method", "caa", "--pairs", "even.tsv", "--layer", 1, "--layer", 2), "caa adds one vector at one layer"),
+        (("--method", "actadd", "--plus", "yes"), "--plus TEXT --minus TEXT"),
+        (
+            ("--method", "sara", "--plus", "yes", "--minus", "no", "--layer", 1, "--layer", -4),
+            "got the layers 1, -4: expected",
+        ),
+        (("--method", "sara", "--plus", "yes", "--minus", "no", "--layer", 9), "layer is 9"),
+        (("--method", "actadd", "--plus", "yes", "--minus", "no", "--layer", 4), "no block reads layer 4"),
+        (("--method", "actadd", "--plus", "yes", "--minus", "no", "--truncation", 2), "--truncation to sara"),
+        (("--method", "actadd", "--plus", "yes", "--minus", "no", "--coefficient", "nan"), "strength is nan"),
+    ],
+    ids=as_typed,
+)
+def test_contrasts_that_cannot_be_made(refuses, home, options, says):
+    (home / "uneven.tsv").write_text("yes\tno\nred\n")
+    (home / "even.tsv").write_text("yes\tno\n")
+    assert re.search(says, refuses("contrast", "tiny", *options, "--out", "new"))
+
+
+def test_a_contrast_of_another_model(melbo, tmp_path):
+    run = tmp_path / "run"
+    assert melbo("contrast", "tiny", "--method", "sara", "--plus", "yes", "--minus", "no", "--out", run).code == 0
+    for command in (("sample", run, "--prompt", "dog"), ("chat", run)):
+        assert re.search("fitted on tiny .*this is other .*", one_line(melbo(*command, "--model", "other")))
+    for command in ("rank", "report"):
+        assert "kind 'contrast', expected 'features'" in one_line(melbo(command, run))
+    saved = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**saved, "contrast": {"method": "sara"}}))
+    assert "make it again" in one_line(melbo("chat", run))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--way", "best"), "best"),
+        (("--times", -1), "one positive norm or more"),
+        (("--held-out", "same.txt"), "one of the map's"),
+        (("--concatenate",), "concatenated map"),
+        (("--source", 9), "source is 9"),
+    ],
+    ids=as_typed,
+)
+def test_comparisons_that_cannot_be_made(refuses, options, says):
+    assert re.search(says, refuses("compare", "tiny", "--prompt", PROMPT, "--scale", 1, "--out", "new", *options))
 
 
 def damage(run, what):

@@ -11,9 +11,9 @@ PACKAGE = Path(melbo.__file__).parent
 #: From the ground up: a module imports only modules that stand before it.
 FLOORS = [
     "errors", "progress", "linalg", "transcoder", "iterate", "prompts", "slice", "tail", "compiled", "model", "load", "oracles", "geometry",
-    "writers", "causal_map", "operator", "calibrate", "methods", "edit", "bank", "features", "fit", "ablate", "steer", "sara", "contrast",
-    "shared_prompt", "roomy_cache", "generate", "score", "rank", "controls", "compare", "watch", "chat", "report", "runs", "reference", "bench",
-    "cli",
+    "writers", "causal_map", "operator", "calibrate", "methods", "edit", "bank", "features", "rank_one", "adapters", "adapter_map", "fit",
+    "ablate", "steer", "sara", "contrast", "shared_prompt", "roomy_cache", "generate", "score", "rank", "theme", "select", "elicit", "controls",
+    "compare", "watch", "chat", "report", "runs", "reference", "bench", "cli",
 ]  # fmt: skip
 NO_TRANSFORMERS = ["linalg", "transcoder", "iterate", "oracles", "geometry", "operator", "calibrate", "methods"]
 

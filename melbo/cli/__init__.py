@@ -8,7 +8,7 @@ import torch
 from ..errors import MelboError
 from .find import bench, calibrate, compare, contrast, demo, fit
 from .show import say
-from .use import ablate, chat, rank, report, sample, watch
+from .use import ablate, chat, export, rank, report, sample, select, watch
 
 
 class _Commands(click.Group):
@@ -49,5 +49,5 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-for command in (demo, fit, calibrate, rank, sample, chat, ablate, watch, contrast, compare, report, bench):
+for command in (demo, fit, calibrate, rank, select, sample, chat, ablate, watch, contrast, compare, report, export, bench):
     cli.add_command(command)

@@ -15,19 +15,22 @@ from ..bench import PARTS, environment
 from ..bench import bench as measure
 from ..calibrate import Calibration
 from ..calibrate import calibrate as find_scale
+from ..causal_map import CausalMap
 from ..compare import USUAL, WAYS, Comparison
 from ..compare import compare as compare_ways
 from ..contrast import PromptPair, caa, read_pairs
 from ..errors import MelboError
 from ..features import refuse_existing, to_json, write_whole
 from ..fit import Fit
-from ..methods import METHODS
+from ..methods import CPE, METHODS
+from ..rank_one import Matrix
 from ..report import report
 from ..runs import fit_run, rank_run
 from .options import (
     LOADING,
     METHOD,
     Options,
+    adapter_map,
     as_json_option,
     as_prompts,
     causal_map,
@@ -77,18 +80,29 @@ def demo(out: Path, force: bool) -> None:
 @click.option("--together", type=int, help="Vectors trained in one batch (melbo; 16 by default, 1 is one after the other).")
 @click.option("--orthogonalise", type=click.Choice(["qr", "polar", "soft"]), help="How directions are pushed apart.")
 @click.option("--start", type=click.Choice(["projected", "backward"]), help="Where the exponential method starts.")
+@click.option("--band", type=int, nargs=2, help="cpe: blocks FIRST … LAST − 1 are edited; by default five around a third of the depth.")
+@click.option("--matrix", type=click.Choice(["attention", "mlp"]), help="cpe: which output matrix is edited; attention's by default.")
 @click.option("--out", type=folder, required=True, help="Folder for the run.")
 @click.option("--force", is_flag=True, help="Replace a run that is there already.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, help="How many fits; more than one says how well each feature is found again.")
 @seed_option
 @as_json_option
-def fit(model: str, method: str, out: Path, force: bool, seed: int, seeds: int, as_json: bool, **options: Any) -> None:
+def fit(
+    model: str, method: str, band: tuple[int, int] | None, matrix: Matrix | None, out: Path, force: bool, seed: int, seeds: int, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Learn features of MODEL (smollm2, a hub id, a folder or a .gguf file) from a few prompts."""
     settings = _settings_for(method, take(options, *METHOD))
     refuse_existing(out, force)
     texts = read_prompts(options)
     lm = load(model, take(options, *LOADING))
-    fitted, scale = fit_run(causal_map(lm, texts, options), METHODS[method], settings, out, seed=seed, seeds=seeds, force=force)
+    if issubclass(METHODS[method], CPE):
+        cmap: CausalMap = adapter_map(lm, texts, options, band, matrix)
+    elif band is not None or matrix is not None:
+        raise MelboError(f"--band and --matrix belong to the method cpe, not {method}: leave them out")
+    else:
+        cmap = causal_map(lm, texts, options)
+    fitted, scale = fit_run(cmap, METHODS[method], settings, out, seed=seed, seeds=seeds, force=force)
     if as_json:
         summary = {
             "run": str(out),
@@ -194,7 +208,7 @@ def contrast(
 @click.option("--scale", type=float, help="R; by default calibrated.")
 @click.option("--times", type=float, multiple=True, default=(0.5, 1.0, 1.5, 2.0), help="Norms to push by, in multiples of R; may be given again.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="How many times what is random is done anew.")
-@click.option("--steps", type=click.IntRange(min=1), default=20, help="Of MELBO; its path is as long as in 300 published steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=12, help="Of MELBO, large ones: twelve lead as far as 300 published ones.")
 @click.option("--held-out", type=file, help="Prompts to reply to, one a line; a built-in one by default.")
 @click.option("--contrast", nargs=2, metavar="A B", help="Two strings: logit(A) − logit(B) at the first token of the reply.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=16, help="Length of a reply at most.")

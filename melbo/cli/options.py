@@ -8,12 +8,14 @@ import click
 import torch
 from transformers.utils import logging
 
+from ..adapter_map import AdapterMap
 from ..causal_map import CausalMap
 from ..errors import MelboError
 from ..features import read_run
 from ..load import load as load_from
 from ..model import LanguageModel
 from ..prompts import Prompts
+from ..rank_one import Matrix
 
 LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks")
 METHOD = ("num_factors", "scale", "max_steps", "tol", "steps", "together", "orthogonalise", "start")
@@ -129,6 +131,21 @@ def causal_map(lm: LanguageModel, texts: Sequence[str], options: Options) -> Cau
         if settings.get(side) is None:
             settings[side] = usual
     return CausalMap(lm, prompts, **settings)
+
+
+def adapter_map(lm: LanguageModel, texts: Sequence[str], options: Options, band: tuple[int, int] | None, matrix: Matrix | None) -> AdapterMap:
+    """The map of adapters that the options describe.
+
+    Raises:
+        MelboError: Options that say how a vector is added.
+    """
+    settings = dict(options)
+    prompts = as_prompts(lm, texts, settings.pop("system", None), settings.pop("text", False))
+    usual = {"source": None, "skip_first": False, "positions": "all", "read": "stream", "compile": None}
+    for name, value in usual.items():
+        if settings.pop(name) != value:
+            raise MelboError(f"--{name.replace('_', '-')} says how a vector is added, adapters are not: leave it out; --band says which blocks")
+    return AdapterMap(lm, prompts, band, matrix=matrix or "attention", **settings)
 
 
 def default_layers(lm: LanguageModel) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from ..bench import Row
 from ..compare import Comparison, text
 from ..rank import Ranking
+from ..select import Selection
 
 
 def say(text: str) -> None:
@@ -87,4 +88,15 @@ def show_firings(found: dict[str, Any], texts: Sequence[str], top: int) -> None:
     click.echo(
         f"{sum(counts)} firings on {len(texts)} prompts, {sum(n > 0 for n in counts)} of them with any; "
         f"by chance {found['expected_by_chance'] * len(texts):.1f} (as on the {found['num_reference']} reference prompts)"
+    )
+
+
+def show_selection(found: Selection, num_test: int) -> None:
+    """The winner, on the test prompts."""
+    for failure in found.failed[:3]:
+        say(f"warning: no score for feature {failure['feature']} on {failure['set']} prompt {failure['prompt']}: {failure['why']}")
+    low, high = found.interval
+    click.echo(
+        f"feature {found.best}: {found.test:.3g} on {num_test} test prompts (95 %: {low:.3g} to {high:.3g}); unsteered {found.unsteered:.3g}\n"
+        f"(chosen by {found.validation:.3g} on validation prompts, which flatters; next in order: {', '.join(map(str, found.order[1:4]))})"
     )

@@ -9,19 +9,25 @@ import click
 
 from .. import prompts as built_in
 from ..ablate import ablate as taken_out
+from ..adapters import AdapterSet
 from ..chat import Chat
+from ..contrast import read_pairs
 from ..edit import Several
+from ..elicit import answers as answers_to
+from ..elicit import asking, contrasting, function, matches
 from ..errors import MelboError
-from ..features import FeatureSet
+from ..features import FeatureSet, read_run
 from ..generate import decode, generate
 from ..model import LanguageModel
 from ..prompts import Prompts
 from ..rank import ORDERS
 from ..report import report as write_report
 from ..runs import load_bank, prompts_like, rank_run
+from ..select import forget, plan
+from ..select import select as search
 from ..watch import watch as look
 from .options import as_json_option, choice_options, file, folder, load_for, prompt_options, read_file, read_prompts, run_argument, seed_option
-from .show import say, show_firings, show_ranking
+from .show import say, show_firings, show_ranking, show_selection
 
 
 @click.command()
@@ -144,6 +150,72 @@ def watch(run: Path, model: str | None, reference: Path | None, top: int, as_jso
         click.echo(json.dumps(found))
         return
     show_firings(found, texts, top)
+
+
+@click.command()
+@run_argument
+@click.option("--regex", help="Score: 1 where a reply matches, case ignored.")
+@click.option("--answers", is_flag=True, help="Score: 1 where a reply begins with its answer; files hold prompt, tab, answer a line.")
+@click.option("--contrast", nargs=2, metavar="A B", help="Score: logit(A) − logit(B) at the first token of the reply.")
+@click.option("--function", "spec", metavar="FILE.py:NAME", help="Score: a function of yours, of prompt and reply.")
+@click.option("--validation", type=file, required=True, help="Prompts to choose on, one a line.")
+@click.option("--test", type=file, required=True, help="Prompts to report on, one a line; none of them among the others.")
+@click.option("--budget", type=int, help="Completions in all; by default a quarter of all features on all validation prompts, and the test.")
+@click.option("--strength", default=1.0, help="Multiple of the scale; negative pushes the other way.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=32, help="Length of a reply at most.")
+@click.option("--force", is_flag=True, help="Forget the scores of an earlier selection.")
+@as_json_option
+def select(
+    run: Path, model: str | None, regex: str | None, answers: bool, contrast: tuple[str, str] | None, spec: str | None, validation: Path, test: Path,
+    budget: int | None, strength: float, max_new_tokens: int, force: bool, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Find the feature of RUN with the best score by successive halving; a broken-off search goes on where it was."""
+    if sum((regex is not None, answers, contrast is not None, spec is not None)) != 1:
+        raise MelboError("say how to score: one of --regex, --answers, --contrast and --function")
+    if answers:
+        (choose, one), (tell, other) = read_pairs(validation), read_pairs(test)
+        scorer = answers_to(dict(zip(choose + tell, one + other, strict=True)))
+    else:
+        choose, tell = read_file(validation), read_file(test)
+        scorer = matches(regex) if regex is not None else function(spec) if spec is not None else None
+    lm = load_for(run, model, options)
+    bank = load_bank(run, lm)
+    sets = {"validation": prompts_like(bank, lm, choose), "test": prompts_like(bank, lm, tell)}
+    budget = len(bank) * max(1, len(choose) // 4) + 2 * len(tell) if budget is None else budget
+    rounds = plan(len(bank), len(choose), len(tell), budget)
+    steps = ", ".join(f"{c} features to {p} prompts" for c, p in rounds.rounds)
+    say(f"{rounds.completions} completions: {steps}, 2 × {rounds.test} for the test")
+    key = {
+        "prompts": {name: p.digest for name, p in sets.items()}, "regex": regex, "answers": answers, "contrast": contrast and list(contrast),
+        "function": spec, "strength": strength, "max_new_tokens": max_new_tokens, "features": read_run(run).get("created"),
+    }  # fmt: skip
+    if force:
+        forget(run)
+    if scorer is not None:
+        ask = asking(lm, bank, sets, scorer, max_new_tokens, strength)
+    else:
+        ask = contrasting(lm, bank, sets, contrast or ("", ""), strength)
+    found = search(len(bank), ask, len(choose), len(tell), budget, run, key)
+    if as_json:
+        click.echo(json.dumps(found.describe()))
+        return
+    show_selection(found, len(tell))
+
+
+@click.command()
+@run_argument
+@click.option("--feature", "features", type=int, multiple=True, help="Which adapter; may be given again. All by default.")
+@click.option("--strength", default=1.0, help="Multiple of the scale.")
+@click.option("--out", type=folder, required=True, help="Folder; each adapter gets one of its own in it.")
+@click.option("--force", is_flag=True, help="Replace adapters that are there already.")
+def export(run: Path, model: str | None, features: Sequence[int], strength: float, out: Path, force: bool, **options: Any) -> None:
+    """Write adapters of RUN as LoRAs that peft loads."""
+    lm = load_for(run, model, options)
+    bank = load_bank(run, lm)
+    if not isinstance(bank, AdapterSet):
+        raise MelboError(f"the run in {run} holds no adapters: only those can be LoRAs; fit with --method cpe")
+    for i in [bank.check_index(i) for i in features] or range(len(bank)):
+        click.echo(bank[i].export_peft(lm, out / f"feature-{i}", strength, force))
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from .ascent import Alike, Melbo
 from .base import Direct, Iterative, Method
+from .cpe import CPE
 from .exponential import Exponential
 from .given import Given
 from .hessian import ObjectiveHessian
@@ -14,12 +15,13 @@ METHODS: dict[str, type[Method]] = {
     "projected": ProjectedLinear,
     "quadratic": Quadratic,
     "exponential": Exponential,
+    "cpe": CPE,
     "melbo": Melbo,
     "hessian": ObjectiveHessian,
     "random": Random,
 }
 
 __all__ = [
-    "METHODS", "Alike", "Direct", "Exponential", "Given", "Iterative", "Linear", "Melbo", "Method",
+    "CPE", "METHODS", "Alike", "Direct", "Exponential", "Given", "Iterative", "Linear", "Melbo", "Method",
     "ObjectiveHessian", "ProjectedLinear", "Quadratic", "Random",
 ]  # fmt: skip

@@ -65,12 +65,13 @@ class Exponential(Iterative):
             V = projected_start(map, m, generator)
         else:
             U = random_rows(m, map.d_target, generator).to(map.device, map.dtype)
-            V = unit(map.vjp(U))
+            V = map.unit(map.backward(U, self.scale, generator))
         return _State(V, torch.zeros(m, map.d_target).to(V), torch.ones(m).to(V))
 
     def step(self, map: Map, state: _State) -> tuple[_State, Record]:
         """One sweep over all factors, one forward and one backward pass each."""
         V = orthogonalise(state.V, self.orthogonalise, state.gain)
+        V = map.unit(V) if map.parts else V
 
         def output_direction(D: Tensor, rows: slice) -> Tensor:
             return unit(self._mix(unit(D), state.U[rows]))
@@ -78,7 +79,7 @@ class Exponential(Iterative):
         D, gradient = map.value_and_vjp(self.scale * V, output_direction)
         U = output_direction(D, slice(None))
         gradient = self.scale * gradient
-        moved = unit(self._mix(unit(gradient, fallback=V), V), fallback=V)
+        moved = map.unit(self._mix(map.unit(gradient, fallback=V), V), fallback=V)
 
         found = fit_strengths(V, U, (U * D).sum(-1), "exponential")  # b equals ‖D‖ when β = 1
         record = {

@@ -1,0 +1,130 @@
+"""Scores of replies: what `melbo.select` asks a steered model, and how answers become numbers."""
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .bank import Bank
+from .edit import Edit
+from .errors import MelboError
+from .generate import decode
+from .model import LanguageModel
+from .prompts import Prompts
+from .rank import first_tokens
+from .select import Ask
+
+Score = Callable[[str, str], float]  # of a prompt and a reply
+
+
+def matches(pattern: str) -> Score:
+    """1 where a reply matches a regular expression somewhere, case ignored.
+
+    Raises:
+        MelboError: Not a regular expression.
+    """
+    try:
+        found = re.compile(pattern, re.IGNORECASE)
+    except re.error as err:
+        raise MelboError(f"{pattern!r} is not a regular expression ({err}): write it anew") from err
+    return lambda prompt, reply: float(bool(found.search(reply)))
+
+
+def answers(expected: Mapping[str, str]) -> Score:
+    """1 where a reply begins with the answer expected to its prompt, as a whole word, case ignored."""
+
+    def score(prompt: str, reply: str) -> float:
+        return float(bool(re.match(rf"\W*{re.escape(expected[prompt].strip())}(?!\w)", reply, re.IGNORECASE)))
+
+    return score
+
+
+def function(spec: str) -> Score:
+    """A function of the user's, ``file.py:name``, from prompt and reply to a number.
+
+    Raises:
+        MelboError: No such file or function, or a file that cannot be run.
+    """
+    path, _, name = spec.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise MelboError(f"got the function {spec!r}: expected FILE.py:NAME with a file that is there")
+    made = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if made is None or made.loader is None:
+        raise MelboError(f"{path} is not a Python file: expected FILE.py:NAME")
+    module = importlib.util.module_from_spec(made)
+    try:
+        made.loader.exec_module(module)
+    except Exception as err:  # the user's code, which may fail in any way
+        raise MelboError(f"{path} cannot be run ({type(err).__name__}: {err})") from err
+    if not callable(getattr(module, name, None)):
+        raise MelboError(f"{path} has no function {name!r}: expected FILE.py:NAME")
+    return getattr(module, name)
+
+
+def asking(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts], score: Score, max_new_tokens: int = 32, strength: float = 1.0) -> Ask:
+    """Replies of the steered model, scored; what the score function raises is told with the pair it was raised on.
+
+    Args:
+        lm: The model.
+        bank: The candidates.
+        sets: ``"validation"`` and ``"test"`` prompts.
+        score: Of prompt and reply.
+        max_new_tokens: Length of a reply at most.
+        strength: Multiple of the scale.
+
+    Raises:
+        MelboError: Features of another model, or a prompt in both sets.
+    """
+    _check(lm, bank, sets)
+
+    def one(prompt: str, reply: str) -> float | str:
+        try:
+            return float(score(prompt, reply))
+        except Exception as err:  # the user's code, which may fail in any way
+            return f"{type(err).__name__}: {err}"
+
+    def ask(which: str, pairs: Sequence[tuple[int | None, int]]) -> list[float | str]:
+        prompts = sets[which]
+        replies = decode(lm, [prompts.tokens[p] for _, p in pairs], _rows(bank, pairs, strength), max_new_tokens, progress=False)
+        texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
+        return [one(prompts.texts[p], text) for (_, p), text in zip(pairs, texts, strict=True)]
+
+    return ask
+
+
+def contrasting(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts], pair: tuple[str, str], strength: float = 1.0) -> Ask:
+    """logit(A) − logit(B) of the first token of the steered reply; see `asking`.
+
+    Raises:
+        MelboError: As `asking`; also two strings that begin with the same token.
+    """
+    _check(lm, bank, sets)
+    a, b = first_tokens(lm, pair)
+
+    def ask(which: str, pairs: Sequence[tuple[int | None, int]]) -> list[float | str]:
+        found: list[float | str] = [0.0] * len(pairs)
+
+        def take(row: int, logits: Tensor) -> None:
+            found[row] = (logits[a] - logits[b]).item()
+
+        prompts = [sets[which].tokens[p] for _, p in pairs]
+        decode(lm, prompts, _rows(bank, pairs, strength), 1, first_logits=take, progress=False)
+        return found
+
+    return ask
+
+
+def _rows(bank: Bank, pairs: Sequence[tuple[int | None, int]], strength: float) -> Edit:
+    """The edit that steers row i with the feature of pair i."""
+    which = torch.tensor([0 if who is None else who for who, _ in pairs])
+    return bank.edit(which, torch.tensor([0.0 if who is None else strength for who, _ in pairs]))
+
+
+def _check(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts]) -> None:
+    bank.check_model(lm)
+    for text, tokens in zip(sets["test"].texts, sets["test"].tokens, strict=True):
+        if tokens in sets["validation"].tokens:
+            raise MelboError(f"the test prompt {text!r} is one of the validation prompts: its score would flatter; give another")

@@ -1,0 +1,226 @@
+"""Select: the feature with the best score, by successive halving on validation prompts, reported on test prompts (METHOD §3, §5)."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import norm
+
+from .errors import MelboError
+from .features import to_json, write_whole
+from .progress import track
+from .score import mean
+
+Ask = Callable[[str, Sequence[tuple[int | None, int]]], Sequence[float | str]]
+_LOG, _RESULT = "selection.jsonl", "selection.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rounds of successive halving: ``rounds[r]`` is (candidates, validation prompts that each of them has answered by the end of it).
+
+    Attributes:
+        rounds: As said.
+        test: Prompts that the winner, and the unsteered model, answer in the end.
+    """
+
+    rounds: tuple[tuple[int, int], ...]
+    test: int
+
+    @property
+    def completions(self) -> int:
+        """All of them, those of the test included."""
+        asked, before = 0, 0
+        for candidates, prompts in self.rounds:
+            asked += candidates * (prompts - before)
+            before = prompts
+        return asked + 2 * self.test
+
+
+def plan(num: int, validation: int, test: int, budget: int) -> Plan:
+    """Spend ``budget`` completions on ``num`` candidates, about as many in each round, and half of the candidates after each.
+
+    A round asks each of its candidates prompts it has not answered yet; all candidates answer the same prompts, in the same order.
+
+    Args:
+        num: Candidates.
+        validation: Prompts to choose on.
+        test: Prompts to report on.
+        budget: Completions in all.
+
+    Raises:
+        MelboError: A budget too small for every candidate to answer one prompt and the winner the test.
+    """
+    left = budget - 2 * test
+    if left < num:
+        raise MelboError(
+            f"a budget of {budget} completions is too small: {num} candidates with one prompt each and a test of 2 × {test} take {num + 2 * test}"
+        )
+    rounds: list[tuple[int, int]] = []
+    candidates, answered = num, 0
+    while answered < validation:
+        to_come = max(1, math.ceil(math.log2(candidates)))
+        more = min(left // to_come // candidates, validation - answered)
+        if more < 1:
+            more = min(1, left // candidates)
+        if more < 1:
+            break
+        left -= more * candidates
+        answered += more
+        rounds.append((candidates, answered))
+        if candidates == 1:
+            break
+        candidates = -(-candidates // 2)
+    return Plan(tuple(rounds), test)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The winner, and how it did where it was not chosen.
+
+    Attributes:
+        best: Which feature.
+        validation: Its mean score on the validation prompts it answered: it won by this number, so it flatters.
+        test: Its mean score on the test prompts.
+        interval: 95 % for ``test``: Wilson's if all scores lie in 0 … 1 (exact for yes or no, cautious in between), the normal one otherwise.
+        unsteered: Mean score of the unsteered model on the test prompts.
+        order: Features, best first, by the round they reached and their score there.
+        failed: What could not be scored: feature, set, prompt and why.
+        completions: How many were asked for.
+    """
+
+    best: int
+    validation: float
+    test: float
+    interval: tuple[float, float]
+    unsteered: float
+    order: tuple[int, ...]
+    failed: tuple[dict[str, Any], ...]
+    completions: int
+
+    def describe(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        return dict(vars(self))
+
+
+def select(
+    num: int, ask: Ask, validation: int, test: int, budget: int, folder: str | Path | None = None, key: Any = None, progress: bool = True
+) -> Selection:
+    """Find the best of ``num`` candidates.
+
+    Args:
+        num: Candidates, 0 … num − 1.
+        ask: Scores pairs (candidate, prompt) of a set, ``"validation"`` or ``"test"``; candidate None is the unsteered model. A string in
+            the place of a number, or one that is not finite, says why a pair has no score; the rest goes on.
+        validation: Number of validation prompts.
+        test: Number of test prompts.
+        budget: Completions in all (see `plan`).
+        folder: Where to keep every score as soon as it is there; what is there already is not asked again.
+        key: What the scores in the folder belong to (JSON-able); a folder with those of another is refused.
+        progress: Draw a bar.
+
+    Raises:
+        MelboError: A budget too small for one round, no test prompts, nothing that could be scored, or a folder with other scores.
+    """
+    if test < 1:
+        raise MelboError("got no test prompts: a score on the prompts it was chosen by flatters; give others")
+    rounds = plan(num, validation, test, budget)
+    log = _Log(None if folder is None else Path(folder) / _LOG, key)
+    candidates = list(range(num))
+    order: list[int] = []
+    answered = 0
+    with track(rounds.completions, "completions", progress) as bar:
+        for number, (_, prompts) in enumerate(rounds.rounds):
+            pairs = [(c, p) for c in candidates for p in range(answered, prompts)]
+            log.ask(ask, "validation", pairs, bar.update)
+            answered = prompts
+            candidates.sort(key=lambda c: -log.mean("validation", c))
+            keep = rounds.rounds[number + 1][0] if number + 1 < len(rounds.rounds) else 1
+            order = candidates[keep:] + order
+            candidates = candidates[:keep]
+        best = candidates[0]
+        validated = log.mean("validation", best)
+        if validated == -math.inf:
+            raise MelboError(f"no candidate could be scored ({log.failed[0]['why']}): look at the score function")
+        log.ask(ask, "test", [(who, p) for who in (best, None) for p in range(test)], bar.update)
+    scores = log.scores("test", best)
+    if not scores or not log.scores("test", None):
+        raise MelboError(f"no test prompt could be scored ({log.failed[-1]['why']}): look at the score function")
+    found = Selection(best, validated, mean(scores), interval(scores), log.mean("test", None), (best, *order), tuple(log.failed), rounds.completions)
+    if folder is not None:
+        write_whole({Path(folder) / _RESULT: to_json(found.describe())})
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Remove the scores of an earlier selection."""
+    for name in (_LOG, _RESULT):
+        (folder / name).unlink(missing_ok=True)
+
+
+def interval(scores: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """An interval for a mean: Wilson's (1927) for scores within 0 … 1, where a variance is at most that of yes or no; the normal one for others."""
+    n, p, z = len(scores), mean(scores), float(norm.ppf(0.5 + confidence / 2))
+    if all(0 <= s <= 1 for s in scores):
+        middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+    half = z * math.sqrt(sum((s - p) ** 2 for s in scores) / max(1, n - 1) / n)
+    return p - half, p + half
+
+
+class _Log:
+    """Scores so far, in memory and on the disk, a line each."""
+
+    def __init__(self, path: Path | None, key: Any) -> None:
+        self.path = path
+        self.known: dict[tuple[str, int | None, int], float] = {}
+        self.failed: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            head, *lines = path.read_text(encoding="utf-8").split("\n")
+            if json.loads(head) != {"of": key}:
+                raise MelboError(f"{path} holds scores of another selection: --force starts anew")
+            for row in _whole(lines):
+                self.known[row["set"], row["feature"], row["prompt"]] = row["score"]
+        elif path is not None:
+            path.write_text(json.dumps({"of": key}) + "\n", encoding="utf-8")
+
+    def ask(self, ask: Ask, which: str, pairs: Sequence[tuple[int | None, int]], done: Callable[[int], Any]) -> None:
+        """Fill in what is not known of ``pairs``."""
+        new = [pair for pair in pairs if (which, *pair) not in self.known]
+        done(len(pairs) - len(new))
+        if not new:
+            return
+        for (who, prompt), score in zip(new, ask(which, new), strict=True):
+            if isinstance(score, str) or not math.isfinite(score):
+                why = score if isinstance(score, str) else f"the score is {score}"
+                self.failed.append({"feature": who, "set": which, "prompt": prompt, "why": why})
+                continue
+            self.known[which, who, prompt] = float(score)
+            self._write({"set": which, "feature": who, "prompt": prompt, "score": float(score)})
+        done(len(new))
+
+    def scores(self, which: str, who: int | None) -> list[float]:
+        """Of one candidate on one set."""
+        return [s for (w, c, _), s in self.known.items() if w == which and c == who]
+
+    def mean(self, which: str, who: int | None) -> float:
+        """−∞ where there is no score."""
+        found = self.scores(which, who)
+        return mean(found) if found else -math.inf
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _whole(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a log, whose last line may have been cut."""
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return

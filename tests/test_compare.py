@@ -1,0 +1,164 @@
+import json
+
+import pytest
+import torch
+from cases import tiny_model
+
+from melbo import CausalMap, Exponential, FeatureSet, Linear, MelboError, Prompts, Random, fit, generate
+from melbo.compare import PASSES, USUAL, WAYS, _Counted, compare, table
+from melbo.controls import control
+from melbo.prompts import REFERENCE
+from melbo.score import FirstToken, Judged, novelty
+from melbo.transcoder import fit_strengths
+
+TIMES = (0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def world():
+    lm = tiny_model("llama", torch.float32)
+    cmap = CausalMap(lm, Prompts.text(lm, ["Tell me how to bake a cake", "she and he ?"]), 1, 3, target_tokens=2)
+    return lm, cmap, Prompts.text(lm, ["it is a red dog", "what should you do"])
+
+
+@pytest.fixture(scope="module")
+def found(world):
+    _, cmap, held_out = world
+    return compare(cmap, held_out, 3.0, num_factors=3, times=TIMES, seeds=2, steps=3, contrast=("yes", "no"), max_new_tokens=4, progress=False)
+
+
+def test_there_is_a_row_for_each_way_norm_sign_and_seed(found):
+    cases = [(r["way"], r["times"], r["sign"], r["seed"]) for r in found.rows]
+    seeds = {name: (0, 1) if WAYS[name].seeded else (0,) for name in USUAL}
+    assert sorted(cases) == sorted((w, x, s, seed) for w in USUAL for x in TIMES for s in (1, -1) for seed in seeds[w])
+    assert len({(r["way"], r["times"], r["sign"]) for r in found.summary}) == len(found.summary) == len(USUAL) * 4
+
+
+def test_measures_are_those_of_the_directions(world, found):
+    """The row of one way, computed the slow way from its own fit."""
+    lm, cmap, held_out = world
+    bank = fit(cmap, Exponential(3, 3.0), seed=1, progress=False).features
+    row = next(r for r in found.rows if (r["way"], r["times"], r["sign"], r["seed"]) == ("exponential", 1.0, 1, 1))
+    D = cmap.value(3.0 * bank.V)
+    assert row["effect"] == pytest.approx(D.norm(dim=-1).mean().item(), rel=1e-4)
+    explained = fit_strengths(bank.V, torch.nn.functional.normalize(D), D.norm(dim=-1), "exponential").explained
+    assert row["explained"] == pytest.approx(explained, rel=1e-3)
+    stacked = CausalMap(lm, cmap.prompts, 1, 3, target_tokens=2, concatenate=True).value(3.0 * bank.V)
+    assert row["spread_effect"] == pytest.approx((stacked.norm(dim=-1) / 2).mean().item(), rel=1e-4)  # two prompts, two tokens
+    said = {(c.prompt, c.text) for c in found.completions if c.kind == "feature"}
+    own = generate(lm, held_out, bank, max_new_tokens=4, progress=False)
+    assert {(c.prompt, c.text) for c in own if c.kind == "feature"} <= said
+
+
+def test_the_other_sign_is_the_other_push(world, found):
+    _, cmap, _ = world
+    V = fit(cmap, Linear(3, 3.0), progress=False).features.V
+    row = next(r for r in found.rows if (r["way"], r["times"], r["sign"]) == ("linear", 0.5, -1))
+    assert row["effect"] == pytest.approx(cmap.value(-1.5 * V).norm(dim=-1).mean().item(), rel=1e-4)
+
+
+def test_what_does_not_depend_on_the_norm_is_found_once(found):
+    cost = {name: {r["seconds"] for r in found.rows if r["way"] == name and r["seed"] == 0} for name in ("linear", "melbo")}
+    assert len(cost["linear"]) == 1
+    assert len(cost["melbo"]) == len(TIMES)
+
+
+def test_passes_are_counted(world):
+    _, cmap, _ = world
+    counted = _Counted(cmap)
+    fit(counted, Exponential(4, 3.0, max_steps=2, tol=0.0, start="backward"), progress=False)
+    assert counted.passes == 4 * (PASSES["vjp"] + 2 * PASSES["value_and_vjp"] + PASSES["value"])
+
+
+def test_controls_cost_nothing_and_shares_add_up(found):
+    for row in found.rows:
+        assert row["active"] + row["inert"] + row["broken"] == pytest.approx(1)
+        assert (row["passes"] == 0) == (WAYS[row["way"]].method is None)
+        assert 0 <= row["distinct"] <= 3.0001
+
+
+def test_summary_is_mean_and_deviation_over_seeds(found):
+    line = next(r for r in found.summary if (r["way"], r["times"], r["sign"]) == ("random", 1.0, 1))
+    values = [r["effect"] for r in found.rows if (r["way"], r["times"], r["sign"]) == ("random", 1.0, 1)]
+    assert line["effect"] == pytest.approx([sum(values) / 2, abs(values[0] - values[1]) / 2**0.5])
+    assert next(r for r in found.summary if r["way"] == "linear")["effect"][1] is None
+
+
+def test_it_is_saved_as_json_table_picture_and_completions(found, tmp_path):
+    found.save(tmp_path / "new")
+    saved = json.loads((tmp_path / "new" / "compare.json").read_text())
+    assert saved["rows"] == found.rows
+    assert (tmp_path / "new" / "compare.md").read_text() == table(found.summary)
+    assert len((tmp_path / "new" / "completions.jsonl").read_text().splitlines()) == len(found.completions)
+    assert (tmp_path / "new" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_covariance_matched_directions_have_the_covariance_of_activations(world):
+    lm, cmap, _ = world
+    ordinary = Prompts.text(lm, REFERENCE)
+    streams = [lm.capture(torch.tensor([t]), torch.ones(1, len(t), dtype=torch.bool), 1, 2).hidden[0][1:] for t in ordinary.tokens]
+    every = torch.cat(streams)
+    leading = torch.linalg.svd(every - every.mean(0), full_matrices=False)[2][:2]
+    V = control(lm, cmap.prompts, 1, "covariance", 400, torch.Generator().manual_seed(0))
+    plain = control(lm, cmap.prompts, 1, "random", 400, torch.Generator().manual_seed(0))
+    assert torch.allclose(V.norm(dim=-1), torch.ones(400), atol=1e-5)
+    share = torch.linalg.svdvals(every - every.mean(0)).square()
+    share = (share[:2].sum() / share.sum()).item()
+    assert (V @ leading.T).square().sum(-1).mean().item() == pytest.approx(share, abs=0.07)  # rows are normalised, so not exactly
+    assert (plain @ leading.T).square().sum(-1).mean().item() == pytest.approx(2 / 32, abs=0.02)
+
+
+def test_unrelated_directions_are_differences_of_last_activations(world):
+    lm, cmap, _ = world
+    last = torch.stack(
+        [lm.capture(torch.tensor([t]), torch.ones(1, len(t), dtype=torch.bool), 1, 2).hidden[0][-1] for t in Prompts.text(lm, REFERENCE).tokens]
+    )
+    differences = torch.nn.functional.normalize((last[:, None] - last[None]).flatten(0, 1), dim=-1)
+    V = control(lm, cmap.prompts, 1, "unrelated", 5, torch.Generator().manual_seed(0))
+    assert ((V @ differences.T).max(1).values > 0.9999).all()
+
+
+def judged(lm, prompts, bank):
+    first = FirstToken(1 + len(bank), None)
+    said = generate(lm, prompts, bank, max_new_tokens=4, first_logits=first.take, progress=False)
+    return Judged(lm, prompts, said, first, progress=False), said
+
+
+def test_distinct_counts_what_is_said_and_not_who_says_it(world):
+    lm, cmap, held_out = world
+    bank = fit(cmap, Random(3, 9.0), progress=False).features
+    copies = FeatureSet(bank.V[[0, 0, 0]], bank.U, bank.alpha, 9.0, 1, 3, bank.meta)
+    same, _ = judged(lm, held_out, copies)
+    assert same.distinct([0, 1, 2], [0, 1]) == pytest.approx(1)
+    assert same.distinct([], [0]) == 0
+    several, said = judged(lm, held_out, bank)
+    texts = [[c.text for c in said.of("feature", i)] for i in range(3)]
+    assert several.distinct([0, 1, 2], [0, 1]) <= len({tuple(t) for t in texts}) + 1e-6
+    assert several.scores("feature", 1, [0, 1]).novelty == pytest.approx(
+        sum(n for n, c in zip(novelty(said), said, strict=True) if c.feature == 1) / 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ways": ("linear", "best")}, "no way best"),
+        ({"ways": ()}, "no way given"),
+        ({"times": ()}, "one positive norm or more"),
+        ({"times": (0.0,)}, "one positive norm or more"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"contrast": ("yes", "yes")}, "begin with the same token"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(world, options, says):
+    _, cmap, held_out = world
+    with pytest.raises(MelboError, match=says):
+        compare(cmap, held_out, 1.0, **options, progress=False)
+
+
+def test_prompts_of_the_map_and_concatenated_maps_are_refused(world):
+    lm, cmap, _ = world
+    with pytest.raises(MelboError, match="one of the map's"):
+        compare(cmap, cmap.prompts[1], 1.0, progress=False)
+    with pytest.raises(MelboError, match="concatenated"):
+        compare(CausalMap(lm, cmap.prompts, 1, 3, target_tokens=2, concatenate=True), cmap.prompts, 1.0, progress=False)
