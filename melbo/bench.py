@@ -79,7 +79,7 @@ def needed_flops(cmap: CausalMap, backward: bool) -> float:
     """
     config = cmap.lm.config
     heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or cmap.d_source // heads)
+    width = heads * (getattr(config, "head_dim", None) or cmap.lm.width // heads)
     read, last = cmap.target_tokens, cmap.target - 1
     total = 0.0
     for tokens in map(len, cmap.prompts.tokens):

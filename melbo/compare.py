@@ -27,7 +27,7 @@ from .score import FirstToken, Judged, mean
 from .transcoder import fit_strengths
 
 #: What one direction costs in each oracle, in passes through the slice (a forward pass, one with tangents, and a backward pass count the same).
-PASSES = {"value": 1, "value_and_vjp": 2, "vjp": 1, "jvp": 1, "hvp": 2, "bilinear": 2}
+PASSES = {"value": 1, "value_and_vjp": 2, "vjp": 1, "backward": 1, "jvp": 1, "hvp": 2, "bilinear": 2}
 _PATH = 8.4  # MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do (615, 622 in the mean, bundled model)
 
 

@@ -1,6 +1,5 @@
 """Theme score: of how many features the replies can be told from everybody else's, with no judge but counted words (BENCHMARK M5, per feature)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +86,7 @@ def _recognise(counts, label: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return taken_for
 
 
-def _information(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> float:
+def _information(a: np.ndarray, b: np.ndarray) -> float:
     """Mutual information of two labellings, in nats."""
     joint = np.zeros((max(a) + 1, max(b) + 1))
     np.add.at(joint, (a, b), 1 / len(a))

@@ -14,7 +14,7 @@ from ..chat import Chat
 from ..contrast import read_pairs
 from ..edit import Several
 from ..elicit import answers as answers_to
-from ..elicit import asking, contrasting, function, matches
+from ..elicit import Score, asking, contrasting, function, matches
 from ..errors import MelboError
 from ..features import FeatureSet, read_run
 from ..generate import decode, generate
@@ -174,7 +174,7 @@ def select(
         raise MelboError("say how to score: one of --regex, --answers, --contrast and --function")
     if answers:
         (choose, one), (tell, other) = read_pairs(validation), read_pairs(test)
-        scorer = answers_to(dict(zip(choose + tell, one + other, strict=True)))
+        scorer: Score | None = answers_to(dict(zip(choose + tell, one + other, strict=True)))
     else:
         choose, tell = read_file(validation), read_file(test)
         scorer = matches(regex) if regex is not None else function(spec) if spec is not None else None
