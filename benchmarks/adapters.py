@@ -80,7 +80,8 @@ def main() -> None:
         "peak_bytes": {m: peak(m) for m in (64, 256)},
     }
     print(f"sweep {median['ours']:.2f} s; one at a time × {result['one_at_a_time_over_ours']:.2f}; {result['of_products']:.0%} of the products' rate")
-    print(f"twenty sweeps {result['seconds_of_twenty_sweeps']:.0f} s; peak memory {[f'{m}: {b / 2**20:.0f} MiB' for m, b in result['peak_bytes'].items()]}")
+    memory = ", ".join(f"m = {m}: {b / 2**20:.0f} MiB" for m, b in result["peak_bytes"].items())
+    print(f"twenty sweeps {result['seconds_of_twenty_sweeps']:.0f} s; peak memory {memory}")
     (Path(__file__).parent / "results" / "adapters.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

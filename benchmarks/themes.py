@@ -1,9 +1,10 @@
 """Theme score of vectors and adapters learnt from one prompt, with random ones beside them (bundled model).
 
-python benchmarks/themes.py    prints a table and writes benchmarks/results/themes.json (rows of each method and seed)
+python benchmarks/themes.py    prints a table and writes benchmarks/results/themes.json (a row for each method and seed)
 
-A feature has a theme if naive Bayes tells its replies to eight held-out prompts from those of the other 63 and of the unsteered model (`melbo.themes`).
-Directions and adapters are each pushed at their own calibrated scale. What has been measured is in the file after every fit; a broken-off run goes on.
+A feature has a theme if naive Bayes tells its replies to eight held-out prompts from those of the other 63 and of the unsteered model (see
+`melbo.themes`). Directions and adapters are each pushed at their own calibrated scale. What has been measured is in the file after every fit;
+a broken-off run goes on.
 """
 
 import json
@@ -65,16 +66,20 @@ class World:
         }  # fmt: skip
 
 
+def over(rows: list[dict], key: str, digits: int = 2) -> str:
+    """Mean and deviation over seeds."""
+    values = [row[key] for row in rows]
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
 def table(rows: list[dict]) -> str:
     """Means over seeds, with deviations; Wilson intervals over all features."""
     lines = ["| | R | with a theme | 95 % | with a theme and active | active | told apart |", "|---" * 7 + "|"]
     for method in METHODS:
-        of = [row for row in rows if row["method"] == method]
-        if of:
+        if of := [row for row in rows if row["method"] == method]:
             low, high = interval([float(t) for row in of for t in row["themed"]])
-            columns = [f"{mean(r[k] for r in of):.2f} ± {stdev([r[k] for r in of]) if len(of) > 1 else 0:.2f}" for k in ("score", "active_score", "active")]
-            told = f"{mean(r['distinct'] for r in of):.1f} ± {stdev([r['distinct'] for r in of]) if len(of) > 1 else 0:.1f}"
-            lines.append(f"| {method} | {of[0]['scale']:.3g} | {columns[0]} | {low:.2f}–{high:.2f} | {columns[1]} | {columns[2]} | {told} |")
+            shares = " | ".join((over(of, "score"), f"{low:.2f}–{high:.2f}", over(of, "active_score"), over(of, "active"), over(of, "distinct", 1)))
+            lines.append(f"| {method} | {of[0]['scale']:.3g} | {shares} |")
     return "\n".join(lines)
 
 
@@ -86,7 +91,9 @@ def main() -> None:
         for method in METHODS:
             if not any(row["method"] == method and row["seed"] == seed for row in rows):
                 rows.append(world.measure(method, seed))
-                OUT.write_text(json.dumps({"environment": environment(), "prompt": PROMPT, "held_out": REFERENCE[:8], "m": M, "rows": rows}, indent=1) + "\n")
+                OUT.write_text(
+                    json.dumps({"environment": environment(), "prompt": PROMPT, "held_out": REFERENCE[:8], "m": M, "rows": rows}, indent=1) + "\n"
+                )
                 print({k: v for k, v in rows[-1].items() if k not in ("hits", "themed", "flags")}, flush=True)
     print(table(rows))
 

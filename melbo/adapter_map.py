@@ -38,14 +38,14 @@ class AdapterMap(CausalMap):
     Args:
         lm: The model.
         prompts: What it reads.
-        band: Blocks ``band[0]`` … ``band[1] − 1`` are edited; by default the five in the middle of which a third of the depth lies.
+        band: Blocks ``band[0]`` … ``band[1] − 1`` are edited; by default the five around a third of the depth.
         target: Layer that is read; by default at two thirds of the depth.
         matrix: ``"attention"``: its output matrix. ``"mlp"``: that of the MLP.
-        target_tokens: See `CausalMap`, as for the following.
-        normalise_target: …
-        concatenate: …
-        prompt_batch: …
-        tokens_per_pass: …
+        target_tokens: See `CausalMap`, also for what follows.
+        normalise_target: Read h/‖h‖.
+        concatenate: Stack prompts and tokens.
+        prompt_batch: Prompts side by side.
+        tokens_per_pass: Tokens run at a time.
 
     Raises:
         MelboError: A band outside the model or past the target, blocks without such a matrix (names what is there), and as `CausalMap`.
@@ -159,8 +159,8 @@ class AdapterMap(CausalMap):
 
 def usual_band(lm: LanguageModel, target: int) -> tuple[int, int]:
     """Five blocks around a third of the depth, fewer where there are not so many before the target."""
-    middle = round(lm.depth / 3)
-    return max(0, middle - 2), max(1, min(middle + 3, target))
+    last = min(round(lm.depth / 3) + 3, target)
+    return max(0, last - 5), last
 
 
 def map_from_description(lm: LanguageModel, saved: dict) -> CausalMap:

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from .edit import Where
 from .errors import MelboError
-from .features import FeatureSet, refuse_existing, write_whole
-from .linalg import random_rows, unit
+from .features import FeatureSet, read_run, refuse_existing, write_whole
+from .linalg import random_rows, singular_signs, unit
 from .model import LanguageModel
 from .rank_one import RankOne, Site, merged, pairs, parts
 
@@ -52,9 +52,14 @@ class AdapterSet(FeatureSet):
         v = self.V if which is None else self.V[which]
         return RankOne(self.sites, v, self.scale * torch.as_tensor(strength).to(v).expand(len(v)))
 
-    def check_model(self, lm: LanguageModel) -> None:
-        """See `Bank.check_model`."""
-        super(FeatureSet, self).check_model(lm)
+    @property
+    def canonical(self) -> Tensor:
+        """See `FeatureSet.canonical`: (a, b) and (−a, −b) are one edit; here the entry of a that is largest in size is positive."""
+        found = self.V.split(parts(self.sites), dim=-1)
+        return torch.cat([part for a, b in zip(found[::2], found[1::2], strict=True) for part in singular_signs(a, b)], -1)
+
+    def check_width(self, lm: LanguageModel) -> None:
+        """The width of a factor is that of its sites, whatever the model's."""
 
     def random(self, num: int, generator: torch.Generator) -> "AdapterSet":
         """See `Bank.random`: a and b of every site uniform on the sphere."""
@@ -115,3 +120,9 @@ class AdapterSet(FeatureSet):
             }
         )
         return folder
+
+
+def load_features(folder: str | Path, lm: LanguageModel | None = None) -> FeatureSet:
+    """Read a run folder of directions or of adapters; see `FeatureSet.load`."""
+    kind = AdapterSet if read_run(folder)["kind"] == AdapterSet.kind else FeatureSet
+    return kind.load(folder, lm)

@@ -111,9 +111,9 @@ def check_strength(strength: float | Tensor) -> None:
     Raises:
         MelboError: It is not.
     """
-    finite = math.isfinite(strength) if not isinstance(strength, Tensor) else bool(torch.isfinite(strength).all())
-    if not finite:
-        raise MelboError(f"strength is {strength}: expected a finite number; 1 is the scale of the fit")
+    wrong = [s for s in torch.as_tensor(strength).flatten().tolist() if not math.isfinite(s)]
+    if wrong:
+        raise MelboError(f"strength is {wrong[0]}: expected a finite number; 1 is the scale of the fit")
 
 
 def check_fitted_on(meta: Mapping[str, Any], lm: LanguageModel) -> None:

@@ -66,6 +66,7 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
     norm = map.source_norm or 1.0
     low, high = 1e-3, 10 * norm
     directions = random_rows(num_directions, map.d_source, torch.Generator().manual_seed(seed)).to(map.device, map.dtype)
+    directions = map.unit(directions) if map.parts else directions
     with track(2 + _USUAL_EVALUATIONS, "calibrating R", progress) as bar:
         linear = map.jvp(directions)
         bar.update()
@@ -114,7 +115,8 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
         warning = f"below R = {falls[-1]:.3g} the curve rises again, as rounding makes it do: float32 is exact; R itself lies above that"
     elif falls:
         warning = f"the curve is not monotone (it falls at R = {falls[0]:.3g}): look at it before trusting R; more directions or prompts steady it"
-    return Calibration(scale, scale / map.source_norm if map.source_norm else None, nonlinearity, points, solved, warning)
+    relative = scale / map.source_norm if map.source_norm and not map.parts else None  # R of an adapter is the norm of a matrix
+    return Calibration(scale, relative, nonlinearity, points, solved, warning)
 
 
 def _secant(gap: Callable[[float], float], x: float, slope: float, tol: float = 0.01, most: int = 12) -> float | None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
@@ -26,7 +27,8 @@ from .rank import first_tokens
 from .score import FirstToken, Judged, mean
 from .transcoder import fit_strengths
 
-#: What one direction costs in each oracle, in passes through the slice (a forward pass, one with tangents, and a backward pass count the same).
+#: What one direction costs in each oracle, in passes through the slice (a forward pass, one with tangents, and a backward pass count the same; where
+#: prompts do not fit a pass together, a forward pass more).
 PASSES = {"value": 1, "value_and_vjp": 2, "vjp": 1, "backward": 1, "jvp": 1, "hvp": 2, "bilinear": 2}
 _PATH = 8.4  # MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do (615, 622 in the mean, bundled model)
 
@@ -72,9 +74,10 @@ class Comparison:
     """What `compare` finds.
 
     Attributes:
-        rows: One for each way, norm, sign and seed: means over its vectors of ``effect`` ‖Δ‖, ``spread_effect`` (root mean square of the change over
-            prompts and tokens, which do not cancel there), ``novelty``, ``nll``, ``kl``, ``contrast``; shares ``active``, ``inert``, ``broken``; of
-            all of them together ``explained`` (bᵀK⁻¹b), ``distinct`` (different things that the active ones say); and what finding them cost.
+        rows: One for each way, norm, sign (controls have one, −v being as likely as v) and seed: means over its vectors of ``effect`` ‖Δ‖,
+            ``spread_effect`` (root mean square of the change over prompts and tokens, which do not cancel there), ``novelty``, ``nll``, ``kl``,
+            ``contrast``; shares ``active``, ``inert``, ``broken``; of all of them together ``explained`` (bᵀK⁻¹b), ``distinct`` (different things
+            that the active ones say); and what finding them cost.
         completions: Everything that was said; ``feature`` counts through the rows, m to each.
         settings: How it was made (JSON-able).
     """
@@ -106,7 +109,7 @@ class Comparison:
         Raises:
             MelboError: There is a comparison in ``folder`` and ``force`` is not set.
         """
-        refuse_existing(folder, force, ("compare.json",))
+        refuse_existing(folder, force, ("compare.json", "compare.md", "compare.png", "completions.jsonl", "run.json"))
 
     def save(self, folder: str | Path) -> None:
         """Write ``compare.json``, ``completions.jsonl``, ``compare.md`` (the table) and ``compare.png`` (the picture) into a folder.
@@ -140,7 +143,7 @@ def compare(
     seeds: int = 3,
     steps: int = 12,
     contrast: tuple[str, str] | None = None,
-    max_new_tokens: int = 16,
+    max_new_tokens: int = 12,
     progress: bool = True,
 ) -> Comparison:
     """Find directions in each way, push along each by the same norms and both signs, and tell what happens.
@@ -161,9 +164,10 @@ def compare(
     Raises:
         MelboError: An unknown way, a norm or count that makes no sense, a concatenated map, or prompts that the map has seen.
     """
-    _check(cmap, held_out, ways, times, seeds, steps)
-    lm = cmap.lm
+    check(cmap, held_out, scale, ways, num_factors, times, seeds, steps)
+    ways, times, lm = tuple(dict.fromkeys(ways)), tuple(dict.fromkeys(times)), cmap.lm
     stacked = CausalMap.from_description(lm, {**cmap.describe(), "concatenate": True})
+    stacked.tokens_per_pass, stacked.compile = cmap.tokens_per_pass, cmap.compile
     pair = first_tokens(lm, contrast) if contrast is not None else None
     rows: list[dict[str, Any]] = []
     found: list[Tensor] = []  # [m, d] for each row, unit rows with the sign in them
@@ -176,7 +180,7 @@ def compare(
                     kept = _directions(WAYS[name], name, stacked if WAYS[name].stacked else cmap, num_factors, x * scale, steps, seed)
                     bar.update()
                 V, cost = kept
-                for sign in (1, -1):
+                for sign in (1, -1) if WAYS[name].method is not None else (1,):  # −v of a control is as likely as v
                     rows.append({"way": name, "times": x, "sign": sign, "seed": seed, **cost})
                     found.append(sign * V)
     bank, strengths = _all_in_one(cmap, found, [row["times"] * scale for row in rows])
@@ -290,11 +294,22 @@ def _over(values: Sequence[float | None]) -> list[float | None] | None:
     return [mean(known), stdev(known) if len(known) > 1 else None] if known else None
 
 
-def _check(cmap: CausalMap, held_out: Prompts, ways: Sequence[str], times: Sequence[float], seeds: int, steps: int) -> None:
+def check(
+    cmap: CausalMap, held_out: Prompts, scale: float, ways: Sequence[str], num_factors: int, times: Sequence[float], seeds: int, steps: int
+) -> None:
+    """What `compare` refuses; before a scale is calibrated, any will do.
+
+    Raises:
+        MelboError: See `compare`.
+    """
+    if type(cmap) is not CausalMap:
+        raise MelboError(f"got a {type(cmap).__name__}: compare takes a map of directions, a CausalMap")
+    if num_factors < 1 or not (isfinite(scale) and scale > 0):
+        raise MelboError(f"got num_factors={num_factors} and scale={scale}: expected at least 1, and a positive number")
     unknown = [name for name in ways if name not in WAYS]
     if unknown or not ways:
         raise MelboError(f"no way {', '.join(unknown) or 'given'}: expected some of {', '.join(WAYS)}")
-    if seeds < 1 or steps < 1 or not times or not all(x > 0 for x in times):
+    if seeds < 1 or steps < 1 or not times or not all(isfinite(x) and x > 0 for x in times):
         raise MelboError(f"got seeds={seeds}, steps={steps}, times={tuple(times)}: expected at least 1 and 1, and one positive norm or more")
     if cmap.concatenate:
         raise MelboError("got a concatenated map: compare takes the averaged one, and makes the other from it")

@@ -190,9 +190,9 @@ def edit(lm: LanguageModel, *edits: Edit) -> Iterator[None]:
     tokens = Tokens()
     trunk = getattr(lm.model, "base_model", lm.model)
     handles = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
-    for e in edits:
-        handles += e.attach(lm, tokens)
     try:
+        for e in edits:
+            handles += e.attach(lm, tokens)
         yield
     finally:
         for handle in handles:

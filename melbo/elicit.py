@@ -37,7 +37,8 @@ def answers(expected: Mapping[str, str]) -> Score:
     """1 where a reply begins with the answer expected to its prompt, as a whole word, case ignored."""
 
     def score(prompt: str, reply: str) -> float:
-        return float(bool(re.match(rf"\W*{re.escape(expected[prompt].strip())}(?!\w)", reply, re.IGNORECASE)))
+        # not a part of a longer word or number: "-5", "5.5" and "1,000" do not answer "5" or "1"
+        return float(bool(re.match(rf"[^\w+−-]*{re.escape(expected[prompt].strip())}(?!\w|[.,]\d)", reply, re.IGNORECASE)))
 
     return score
 

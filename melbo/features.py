@@ -23,7 +23,7 @@ SCHEMA = 1
 _TENSORS = "features.safetensors"
 _RUN = "run.json"
 _PROMPTS = {"texts", "tokens", "kind", "system"}
-_DERIVED = ("ranking.json", "completions.jsonl", "report.html")
+_DERIVED = ("ranking.json", "completions.jsonl", "report.html", "selection.jsonl", "selection.json")
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,22 @@ class FeatureSet(Bank):
         """The same features with more said about where they come from."""
         return replace(self, meta={**self.meta, **more})
 
+    @property
+    def canonical(self) -> Tensor:
+        """V ``[m, d]``, the same for features that are the same."""
+        return self.V
+
     def check_model(self, lm: LanguageModel) -> None:
         """See `Bank.check_model`; also the width."""
         super().check_model(lm)
+        self.check_width(lm)
+
+    def check_width(self, lm: LanguageModel) -> None:
+        """Refuse a model of another width.
+
+        Raises:
+            MelboError: It is.
+        """
         if self.V.shape[1] != lm.width:
             raise MelboError(f"these features have width {self.V.shape[1]}, {lm.name} has {lm.width}: load the model they belong to")
 
@@ -186,7 +199,7 @@ def write_run(folder: Path, run: Mapping[str, Any], tensors: Mapping[str, Tensor
 
 
 def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """``run.json`` of a run folder, of any kind or of this one (``"features"``, ``"contrast"``).
+    """``run.json`` of a run folder, of any kind or of this one (``"features"``, ``"adapters"``, ``"contrast"``).
 
     Raises:
         MelboError: Missing, truncated, of another schema or of another kind.
@@ -203,18 +216,28 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
         raise MelboError(f"{path} has schema {schema!r}, this version of melbo reads {SCHEMA}: use the version that wrote it, or fit it again")
     found = run.setdefault("kind", "features")
     if kind is not None and found != kind:
-        raise MelboError(f"{folder} holds a run of the kind {found!r}, expected {kind!r}: sample and chat take any, the other commands features")
+        raise MelboError(f"{folder} holds a run of the kind {found!r}, expected {kind!r}: sample, chat and select take any")
     if found in ("features", "adapters"):
         missing = {"scale", "source", "target"} - run.keys()
         if missing:
             raise MelboError(f"{path} lacks {', '.join(sorted(missing))}: it is incomplete, fit it again")
         if not isinstance(run["scale"], (int, float)) or not all(isinstance(run[k], int) for k in ("source", "target")):
             raise MelboError(f"{path} does not hold what `melbo fit` writes (scale a number, source and target integers): fit it again")
+    if found == "adapters" and not _are_sites(run.get("map")):
+        raise MelboError(f"{path} does not say which matrices its adapters edit: it is incomplete, fit it again")
     fitted_on = run.get("map", {})
     prompts = fitted_on.get("prompts") if isinstance(fitted_on, dict) else fitted_on
+    model = fitted_on.get("model") if isinstance(fitted_on, dict) else None
+    if model is not None and not (isinstance(model, dict) and model.keys() >= {"name", "sha256"}):
+        raise MelboError(f"{path} does not say which model it was made with: fit it again")
     if not isinstance(fitted_on, dict) or not (prompts is None or (isinstance(prompts, dict) and prompts.keys() >= _PROMPTS)):
         raise MelboError(f"{path} does not hold what `melbo fit` writes (a map with its prompts): fit it again")
     return run
+
+
+def _are_sites(fitted_on: Any) -> bool:
+    sites = fitted_on.get("sites") if isinstance(fitted_on, dict) else None
+    return isinstance(sites, list) and all(isinstance(site, dict) and site.keys() == {"block", "name", "d_in", "d_out"} for site in sites)
 
 
 def refuse_existing(folder: str | Path, force: bool, names: Sequence[str] = (_RUN, _TENSORS, *_DERIVED)) -> None:

@@ -133,7 +133,7 @@ def fit_seeds(map: Map, method: Method, seeds: int, seed: int = 0, progress: boo
     first, finished = fits[0], [done for done in fits if done.status is not Status.INTERRUPTED]
     if len(finished) < 2:
         return first
-    found = stability([done.features.V for done in finished], method.signed)
+    found = stability([done.features.canonical for done in finished], method.signed)
     about = {
         "seeds": len(finished),
         "cosine": found.cosine.tolist(),

@@ -200,11 +200,10 @@ def _decode_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], place: Ed
         cache, first = read_once(lm, ids[:1], place, len(prompts))
         ids, mask = torch.cat([ids, first.argmax(-1, keepdim=True)], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     while True:
-        new = ids[:, width:].tolist()
-        for i, reply in zip(rows.tolist(), new, strict=True):
-            replies[i] = _until_end(reply, lm.eos)
+        for i, new in zip(rows.tolist(), ids[:, width:].tolist(), strict=True):
+            replies[i] = _until_end(new, lm.eos)
         left = max_new_tokens - (ids.shape[1] - width)
-        going = torch.tensor([reply[-1:] == [] or reply[-1] not in lm.eos for reply in new], device=lm.device)
+        going = torch.tensor([not replies[i] or replies[i][-1] not in lm.eos for i in rows.tolist()], device=lm.device)
         if left == 0 or not going.any():
             return replies, first
         if not going.all() and selectable(cache):

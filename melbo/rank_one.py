@@ -48,13 +48,12 @@ def find_sites(lm: LanguageModel, band: tuple[int, int], matrix: Matrix) -> tupl
     if matrix not in ("attention", "mlp"):
         raise MelboError(f"matrix is {matrix!r}: expected 'attention' or 'mlp'")
     found = []
-    every = writers(lm) if matrix == "mlp" else []
     for block in range(first, last):
         if matrix == "attention":
             writer = mixer(lm, block)
         else:
-            of_block = [w for w in every if w.block == block]
-            others = [w for w in of_block if w.name != mixer(lm, block).name]
+            of_block, mixing = writers(lm, block), mixer(lm, block).name
+            others = [w for w in of_block if w.name != mixing]
             if len(others) != 1:
                 names = ", ".join(w.name for w in of_block)
                 raise MelboError(f"block {block} of {lm.name} has no single MLP output matrix: what writes there is {names}; use matrix='attention'")
@@ -86,24 +85,23 @@ def pairs(sites: Sequence[Site], v: Tensor, strength: Tensor) -> list[Pair]:
 
 @contextmanager
 def running(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> Iterator[None]:
-    """Inside the ``with`` block the output of each site's matrix is Wx + b(aᵀx); with k pairs, those of a batch of k·n rows in runs of n."""
+    """Inside the ``with`` block the output of each site's matrix is Wx + b(aᵀx); k pairs take a batch of k·n rows in runs of n."""
     with ExitStack() as stack:
-        for handle in hooks(lm, sites, edits):
+        for handle in _hooks(lm, sites, edits):
             stack.callback(handle.remove)
         yield
 
 
-def hooks(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> list[RemovableHandle]:
-    """What `running` hangs into the model."""
-    return [lm.model.get_submodule(site.name).register_forward_hook(_hook(*pair)) for site, pair in zip(sites, edits, strict=True)]
+def _hooks(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> Iterator[RemovableHandle]:
+    for site, (a, b) in zip(sites, edits, strict=True):
+        module = lm.model.get_submodule(site.name)
+        yield module.register_forward_hook(_hook(a.to(module.weight.device), b.to(module.weight.device)))
 
 
 def _hook(a: Tensor, b: Tensor):
     def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
         x = args[0]
-        if x.shape[0] % len(a):
-            raise MelboError(f"got {len(a)} adapters for a batch of {x.shape[0]} rows: expected one for each")
-        left, right = (t.to(x.device, torch.promote_types(x.dtype, torch.float32)) for t in (a, b))
+        left, right = (t.to(torch.promote_types(x.dtype, torch.float32)) for t in (a, b))
         rows = x.reshape(len(a), -1, x.shape[-1]).to(left.dtype)  # [k, n·T, d_in]
         added = (rows @ left[:, :, None]) * right[:, None, :]  # [k, n·T, d_out]
         return (out.to(left.dtype) + added.view_as(out)).to(out.dtype)
@@ -132,7 +130,16 @@ class RankOne(Edit):
 
     def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
         """See `Edit.attach`: at all tokens."""
-        return hooks(lm, self.sites, pairs(self.sites, self.v, self.strength))
+        return [self._counting(lm), *_hooks(lm, self.sites, pairs(self.sites, self.v, self.strength))]
+
+    def _counting(self, lm: LanguageModel) -> RemovableHandle:
+        """A batch of other rows than factors would be taken in runs."""
+
+        def hook(module: nn.Module, args: tuple) -> None:
+            if len(self.v) not in (1, args[0].shape[0]):
+                raise MelboError(f"got {len(self.v)} adapters for a batch of {args[0].shape[0]} rows: expected one for each")
+
+        return lm.model.get_submodule(self.sites[0].name).register_forward_pre_hook(hook)
 
     def rows(self, which: Tensor) -> "RankOne":
         """See `Edit.rows`."""

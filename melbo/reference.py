@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from .causal_map import CausalMap
+from .errors import MelboError
 from .linalg import random_rows, unit
 from .prompts import pad_rows
 from .slice import Slice
@@ -26,9 +27,14 @@ class Reference:
     Args:
         cmap: The map to compute, of one prompt, its model in float32.
         batch: How many directions are vectorised over; with 1, none are.
+
+    Raises:
+        MelboError: A map that does not read the stream.
     """
 
     def __init__(self, cmap: CausalMap, batch: int = 1) -> None:
+        if cmap.read != "stream":
+            raise MelboError(f"the plain formulation reads the stream, this map reads {cmap.read}: measure it without a reference")
         self.lm, self.cmap, self.batch = cmap.lm, cmap, batch
         ids, mask = pad_rows(cmap.prompts.tokens, self.lm.pad, side="right")
         with self._eager():

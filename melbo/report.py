@@ -13,6 +13,7 @@ from jinja2 import ChainableUndefined, Environment
 from markupsafe import Markup
 
 from . import score
+from .adapters import load_features
 from .features import FeatureSet, write_whole
 from .geometry import spread
 from .rank import load_ranking
@@ -40,7 +41,7 @@ def report(folder: str | Path) -> Path:
         MelboError: No run there, a truncated or foreign one.
     """
     folder = Path(folder)
-    bank = FeatureSet.load(folder)
+    bank = load_features(folder)
     ranked = all((folder / name).is_file() for name in ("ranking.json", "completions.jsonl"))
     stability = _stability(bank)
     table = _table(*load_ranking(folder), stability) if ranked else {}

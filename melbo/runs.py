@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapters import AdapterSet
+from .adapters import load_features
 from .bank import Bank
 from .calibrate import Calibration, calibrate
 from .causal_map import CausalMap
 from .contrast import PromptPair
 from .errors import MelboError
-from .features import FeatureSet, read_run
+from .features import read_run
 from .fit import Fit, fit_seeds
 from .methods import Method
 from .model import LanguageModel
@@ -26,10 +26,8 @@ def load_bank(folder: str | Path, lm: LanguageModel) -> Bank:
         MelboError: Missing, truncated, of a kind that is not known, or of another model.
     """
     kind = read_run(folder)["kind"]
-    if kind == "features":
-        return FeatureSet.load(folder, lm)
-    if kind == "adapters":
-        return AdapterSet.load(folder, lm)
+    if kind in ("features", "adapters"):
+        return load_features(folder, lm)
     if kind == "contrast":
         return PromptPair.load(folder, lm)
     raise MelboError(f"{folder} holds a run of the kind {kind!r}, which this version of melbo does not know: use the one that wrote it")
@@ -37,7 +35,9 @@ def load_bank(folder: str | Path, lm: LanguageModel) -> Bank:
 
 def prompts_like(bank: Bank, lm: LanguageModel, texts: Sequence[str]) -> Prompts:
     """Prompts of the kind, and with the system message, that a bank was made with."""
-    made = bank.meta["map"]["prompts"]
+    made = bank.meta.get("map", {}).get("prompts")
+    if made is None:
+        raise MelboError("this run was not made with prompts, so nothing says how others are to be read: use melbo.generate")
     return Prompts.text(lm, texts) if made["kind"] == "text" else Prompts.chat(lm, texts, made["system"])
 
 
@@ -63,7 +63,7 @@ def fit_run(
 
 def rank_run(lm: LanguageModel, folder: Path, validation: Sequence[str], held_out: Sequence[str], **options: Any) -> Ranking:
     """Rank the features of a run folder, save, report; ``options`` are those of `melbo.rank`."""
-    bank = FeatureSet.load(folder, lm)
+    bank = load_features(folder, lm)
     ranking = rank(lm, bank, prompts_like(bank, lm, validation), prompts_like(bank, lm, held_out), **options)
     ranking.save(folder)
     report(folder)

@@ -63,16 +63,20 @@ def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], 
     Raises:
         MelboError: Memory runs out on a single row.
     """
+    alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}  # many vectors say the same
+    for i, c in enumerate(completions):
+        alike.setdefault((c.prompt, c.tokens), []).append(i)
     found = [0.0] * len(completions)
-    with track(len(completions), "fluency", progress) as bar, torch.no_grad():
+    with track(len(alike), "fluency", progress) as bar, torch.no_grad():
         for p in range(len(prompts)):
-            to_prompt = sorted((i for i, c in enumerate(completions) if c.prompt == p), key=lambda i: len(completions[i].tokens))
+            to_prompt = sorted((rows[0] for (prompt, _), rows in alike.items() if prompt == p), key=lambda i: len(completions[i].tokens))
             head = torch.tensor([prompts.tokens[p]], device=lm.device)
             prefix = _shareable_prefix(lm, head)
 
             def run(batch: list[int], head: Tensor = head, prefix: Any = prefix) -> None:
                 for i, cost in zip(batch, _token_nll(lm, head, prefix, [completions[i].tokens for i in batch]), strict=True):
-                    found[i] = cost
+                    for same in alike[completions[i].prompt, completions[i].tokens]:
+                        found[same] = cost
 
             for done in batches_that_fit([to_prompt], batch_size, run):
                 bar.update(done)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .score import mean
 
 Ask = Callable[[str, Sequence[tuple[int | None, int]]], Sequence[float | str]]
 _LOG, _RESULT = "selection.jsonl", "selection.json"
+_AT_ONCE = 128  # pairs that are asked before their scores are kept
 
 
 @dataclass(frozen=True)
@@ -114,42 +116,46 @@ def select(
     Args:
         num: Candidates, 0 … num − 1.
         ask: Scores pairs (candidate, prompt) of a set, ``"validation"`` or ``"test"``; candidate None is the unsteered model. A string in
-            the place of a number, or one that is not finite, says why a pair has no score; the rest goes on.
+            the place of a number, or one that is not finite, says why a pair has no score; it counts as the lowest there is, and the rest goes on.
         validation: Number of validation prompts.
         test: Number of test prompts.
         budget: Completions in all (see `plan`).
-        folder: Where to keep every score as soon as it is there; what is there already is not asked again.
+        folder: Where scores are kept as they come; what is there already is not asked again.
         key: What the scores in the folder belong to (JSON-able); a folder with those of another is refused.
         progress: Draw a bar.
 
     Raises:
-        MelboError: A budget too small for one round, no test prompts, nothing that could be scored, or a folder with other scores.
+        MelboError: A budget too small for one round, fewer than one validation or two test prompts, nothing that could be scored, or a folder with
+            other scores.
     """
-    if test < 1:
-        raise MelboError("got no test prompts: a score on the prompts it was chosen by flatters; give others")
+    if num < 1 or validation < 1 or test < 2:
+        raise MelboError(
+            f"got {num} candidates, {validation} validation prompts and {test} test prompts: expected at least 1, 1 and 2; "
+            "a score on the prompts it was chosen by flatters"
+        )
     rounds = plan(num, validation, test, budget)
     log = _Log(None if folder is None else Path(folder) / _LOG, key)
     candidates = list(range(num))
+    random.Random(0).shuffle(candidates)  # so that ties are not won by place
     order: list[int] = []
     answered = 0
     with track(rounds.completions, "completions", progress) as bar:
         for number, (_, prompts) in enumerate(rounds.rounds):
-            pairs = [(c, p) for c in candidates for p in range(answered, prompts)]
-            log.ask(ask, "validation", pairs, bar.update)
+            log.ask(ask, "validation", [(c, p) for c in candidates for p in range(answered, prompts)], bar.update)
             answered = prompts
-            candidates.sort(key=lambda c: -log.mean("validation", c))
+            scores = log.table("validation", candidates, answered)
+            candidates.sort(key=lambda c, scores=scores: -mean(scores[c]))
             keep = rounds.rounds[number + 1][0] if number + 1 < len(rounds.rounds) else 1
             order = candidates[keep:] + order
             candidates = candidates[:keep]
         best = candidates[0]
-        validated = log.mean("validation", best)
-        if validated == -math.inf:
-            raise MelboError(f"no candidate could be scored ({log.failed[0]['why']}): look at the score function")
+        validated = mean(scores[best])
         log.ask(ask, "test", [(who, p) for who in (best, None) for p in range(test)], bar.update)
-    scores = log.scores("test", best)
-    if not scores or not log.scores("test", None):
-        raise MelboError(f"no test prompt could be scored ({log.failed[-1]['why']}): look at the score function")
-    found = Selection(best, validated, mean(scores), interval(scores), log.mean("test", None), (best, *order), tuple(log.failed), rounds.completions)
+    told = log.both(best, test)
+    found = Selection(
+        best, validated, mean([b for b, _ in told]), interval([b for b, _ in told]), mean([u for _, u in told]), (best, *order), tuple(log.failed),
+        rounds.completions,
+    )  # fmt: skip
     if folder is not None:
         write_whole({Path(folder) / _RESULT: to_json(found.describe())})
     return found
@@ -178,38 +184,45 @@ class _Log:
         self.path = path
         self.known: dict[tuple[str, int | None, int], float] = {}
         self.failed: list[dict[str, Any]] = []
-        if path is not None and path.exists():
-            head, *lines = path.read_text(encoding="utf-8").split("\n")
-            if json.loads(head) != {"of": key}:
+        if path is None:
+            return
+        head, rows = {"of": key}, []
+        if path.exists():
+            before, *rows = _whole(path) or [head]
+            if before != head:
                 raise MelboError(f"{path} holds scores of another selection: --force starts anew")
-            for row in _whole(lines):
-                self.known[row["set"], row["feature"], row["prompt"]] = row["score"]
-        elif path is not None:
-            path.write_text(json.dumps({"of": key}) + "\n", encoding="utf-8")
+        self.known = {(row["set"], row["feature"], row["prompt"]): row["score"] for row in rows}
+        write_whole({path: "".join(json.dumps(row) + "\n" for row in (head, *rows)).encode()})  # a line that was cut is gone
 
     def ask(self, ask: Ask, which: str, pairs: Sequence[tuple[int | None, int]], done: Callable[[int], Any]) -> None:
         """Fill in what is not known of ``pairs``."""
         new = [pair for pair in pairs if (which, *pair) not in self.known]
         done(len(pairs) - len(new))
-        if not new:
-            return
-        for (who, prompt), score in zip(new, ask(which, new), strict=True):
-            if isinstance(score, str) or not math.isfinite(score):
-                why = score if isinstance(score, str) else f"the score is {score}"
-                self.failed.append({"feature": who, "set": which, "prompt": prompt, "why": why})
-                continue
-            self.known[which, who, prompt] = float(score)
-            self._write({"set": which, "feature": who, "prompt": prompt, "score": float(score)})
-        done(len(new))
+        for some in (new[i : i + _AT_ONCE] for i in range(0, len(new), _AT_ONCE)):
+            for (who, prompt), score in zip(some, ask(which, some), strict=True):
+                if isinstance(score, str) or not math.isfinite(score):
+                    why = score if isinstance(score, str) else f"the score is {score}"
+                    self.failed.append({"feature": who, "set": which, "prompt": prompt, "why": why})
+                else:
+                    self.known[which, who, prompt] = float(score)
+                    self._write({"set": which, "feature": who, "prompt": prompt, "score": float(score)})
+            done(len(some))
 
-    def scores(self, which: str, who: int | None) -> list[float]:
-        """Of one candidate on one set."""
-        return [s for (w, c, _), s in self.known.items() if w == which and c == who]
+    def table(self, which: str, candidates: Sequence[int], prompts: int) -> dict[int, list[float]]:
+        """Scores of each candidate on the first prompts; where there is none, the lowest of all, so that no failure flatters."""
+        found = {c: [self.known.get((which, c, p)) for p in range(prompts)] for c in candidates}
+        known = [s for scores in found.values() for s in scores if s is not None]
+        if not known:
+            raise MelboError(f"no candidate could be scored ({self.failed[-1]['why']}): look at the score function")
+        return {c: [min(known) if s is None else s for s in scores] for c, scores in found.items()}
 
-    def mean(self, which: str, who: int | None) -> float:
-        """−∞ where there is no score."""
-        found = self.scores(which, who)
-        return mean(found) if found else -math.inf
+    def both(self, best: int, prompts: int) -> list[tuple[float, float]]:
+        """Scores of the winner and of the unsteered model on the test prompts that both could be scored on."""
+        pairs = [(self.known.get(("test", best, p)), self.known.get(("test", None, p))) for p in range(prompts)]
+        found = [(b, u) for b, u in pairs if b is not None and u is not None]
+        if not found:
+            raise MelboError(f"no test prompt could be scored ({self.failed[-1]['why']}): look at the score function")
+        return found
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self.path is not None:
@@ -217,10 +230,12 @@ class _Log:
                 file.write(json.dumps(row) + "\n")
 
 
-def _whole(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a log, whose last line may have been cut."""
-    for line in lines:
+def _whole(path: Path) -> list[dict[str, Any]]:
+    """Rows of a log up to the first that was cut."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            yield json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
-            return
+            break
+    return rows

@@ -10,7 +10,7 @@ from .edit import Edit, edit
 from .model import LanguageModel
 from .slice import Shared, map_arguments, repeat
 
-_tried: WeakKeyDictionary[LanguageModel, dict[tuple[type[Edit], int], bool]] = WeakKeyDictionary()  # by kind of edit and layer
+_tried: WeakKeyDictionary[LanguageModel, dict[tuple, bool]] = WeakKeyDictionary()  # by kind of edit and layer
 
 
 def read_once(lm: LanguageModel, ids: Tensor, place: Edit, rows: int) -> tuple[Any, Tensor]:
@@ -57,7 +57,7 @@ def can_read_once(lm: LanguageModel, place: Edit) -> bool:
     if place.remembers:
         return False
     tried = _tried.setdefault(lm, {})
-    key = type(place), lm.layer(place.layer)
+    key = type(place), lm.layer(place.layer), *(type(e) for e in getattr(place, "edits", ()))
     if key not in tried:
         tried[key] = _try_reading_once(lm, place.rows(torch.arange(3)))
     return tried[key]

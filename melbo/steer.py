@@ -11,7 +11,7 @@ from .model import LanguageModel
 
 
 def steer(lm: LanguageModel, *features: Bank, strength: float = 1.0, where: Where = "all", per_row: bool = False) -> AbstractContextManager[None]:
-    """Steer with one feature or several at once: adds ``strength``·R·v at the layer, and the tokens, it was fitted at.
+    """Steer with one feature or several at once: a direction is added, strength·R·v, at the layer and the tokens it was fitted at.
 
     Args:
         lm: The model the features were fitted on.

@@ -1,5 +1,6 @@
 """Theme score: of how many features the replies can be told from everybody else's, with no judge but counted words (BENCHMARK M5, per feature)."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,9 @@ class Themes:
         replies: How many replies each has.
         chance: Of each feature, how often replies that are not its own are taken for its own; what a hit would happen by ``[m]``.
         themed: Whether the feature has so many hits that chance would give as many with probability below 1 % ``[m]``.
-        distinct: exp of the mutual information between a reply's feature and the one it is taken for, corrected for its bias: how many
-            features can be told apart, the unsteered model being one.
+        distinct: exp of the mutual information between a reply's feature and the one it is taken for, less that of shuffled labels (BENCHMARK
+            M5): how many features can be told apart, the unsteered model being one. With few replies the correction is large: compare sets of
+            one size.
     """
 
     hits: tuple[int, ...]
@@ -62,16 +64,17 @@ def themes(completions: Completions, kind: str = "feature", seed: int = 0) -> Th
     features = sorted({c.feature for c in rows if c.feature is not None})
     if len(prompts) < 2 * _FOLDS or not features:
         raise MelboError(f"got replies of {len(features)} features to {len(prompts)} prompts: expected one or more, and {2 * _FOLDS} prompts or more")
-    label = np.array([len(features) if c.feature is None else features.index(c.feature) for c in rows])
+    # the unsteered model is label 0, so that whoever says exactly the same is taken for it
+    label = np.array([0 if c.feature is None else 1 + features.index(c.feature) for c in rows])
     prompt = np.array([prompts.index(c.prompt) for c in rows])
-    counts = CountVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([f"{c.text} empty" if not c.text.strip() else c.text for c in rows])
+    counts = CountVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([c.text if re.search(r"\w", c.text) else "(no word)" for c in rows])
     generator = np.random.default_rng(seed)
     fold = generator.permutation(len(prompts)) % _FOLDS
     taken_for = _recognise(counts, label, fold[prompt])
     m, P = len(features), len(prompts)
-    hits = [int((taken_for[label == i] == i).sum()) for i in range(m)]
+    hits = [int((taken_for[label == i] == i).sum()) for i in range(1, m + 1)]
     # of others' replies, with one more mistake than seen, so that it is never impossible
-    chance = [(1 + int((taken_for[label != i] == i).sum())) / (1 + int((label != i).sum())) for i in range(m)]
+    chance = [(1 + int((taken_for[label != i] == i).sum())) / (1 + int((label != i).sum())) for i in range(1, m + 1)]
     themed = [bool(binom.sf(h - 1, P, q) < _LEVEL) for h, q in zip(hits, chance, strict=True)]
     shuffled = [_information(generator.permutation(label), taken_for) for _ in range(20)]
     distinct = float(np.exp(max(0.0, _information(label, taken_for) - np.mean(shuffled))))

@@ -106,7 +106,7 @@ def watch(lm: LanguageModel, bank: FeatureSet, prompts: Prompts, reference: Prom
 
     Args:
         lm: The model.
-        bank: Its features. Where U is not of the stream's width (a map with ``concatenate``), only the source side is watched.
+        bank: Its features. Where U is not of the stream (a map with ``concatenate``, or that reads attention), only the source side is watched.
         prompts: What to watch.
         reference: Ordinary prompts, read in the same way (chat template, system message); `melbo.prompts.REFERENCE` has texts. The more there
             are, the smaller p can be.
@@ -117,12 +117,15 @@ def watch(lm: LanguageModel, bank: FeatureSet, prompts: Prompts, reference: Prom
         MelboError: Features of another model, layers without a slice between them, fewer than 8 different reference prompts, a prompt that is in
             the reference, a chat template on one of the two only, or hidden states that are not finite.
     """
+    if bank.kind != "features":
+        raise MelboError(f"got {bank.kind}: expected directions, which can be looked for in the stream")
     bank.check_model(lm)
     source, target = lm.layer(bank.source, "source"), lm.layer(bank.target, "target")
     if source >= target:
         raise MelboError(f"source is {bank.source} and target is {bank.target}: expected source < target")
     _check_reference(prompts, reference)
-    sides = {"source": bank.V, "target": bank.U} if bank.U.shape[1] == lm.width else {"source": bank.V}
+    of_stream = bank.U.shape[1] == lm.width and bank.meta.get("map", {}).get("read", "stream") == "stream"
+    sides = {"source": bank.V, "target": bank.U} if of_stream else {"source": bank.V}
     everyone = replace(prompts, texts=prompts.texts + reference.texts, tokens=prompts.tokens + reference.tokens)
     shared = reference.tokens[0][: _alike(reference.tokens)]
     dtype = torch.promote_types(lm.dtype, torch.float32)

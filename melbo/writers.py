@@ -53,13 +53,13 @@ class Writer:
     gain: Tensor | None = None
 
 
-def writers(lm: LanguageModel) -> list[Writer]:
-    """Those of every block, in the order in which they run. In half precision it takes the memory of one block in single precision.
+def writers(lm: LanguageModel, block: int | None = None) -> list[Writer]:
+    """Those of every block, or of one, in the order in which they run. In half precision it takes the memory of one block in single precision.
 
     Raises:
         MelboError: What a block adds is not a sum of its matrices' products (names what was found).
     """
-    part = _on_a_few_tokens(lm, 0, lm.depth)
+    part = _on_a_few_tokens(lm, *((0, lm.depth) if block is None else (block, block + 1)))
     hidden = _precise(part.hidden)
     shared: Shared = {}
     found: list[Writer] = []

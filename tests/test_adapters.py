@@ -6,7 +6,7 @@ from cases import TINY, prompts, tiny_model
 from toys import directions
 
 from melbo import CPE, AdapterMap, AdapterSet, Exponential, FunctionMap, MelboError, Prompts, calibrate, fit, generate, rank, steer
-from melbo.rank_one import find_sites, merged, pairs, parts, running
+from melbo.rank_one import find_sites, merged, pairs, parts
 
 NAMES = ("llama", "qwen3", "gemma3", "gpt2", "gptj", "olmo2")
 BAND, TARGET = (0, 2), 3
@@ -271,5 +271,23 @@ def test_what_adapters_do_not_have_is_said():
         pass
     with pytest.raises(MelboError, match="expected one"), merged(cmap.lm, bank.edit(torch.arange(2))):
         pass
-    with pytest.raises(MelboError, match="2 adapters for a batch of 3"), running(cmap.lm, cmap.sites, pairs(cmap.sites, bank.V, torch.ones(2))):
-        cmap.lm.model(torch.ones(3, 2, dtype=torch.long))
+    for rows in (3, 4):
+        with pytest.raises(MelboError, match=f"2 adapters for a batch of {rows}"), steer(cmap.lm, bank, per_row=True):
+            cmap.lm.model(torch.ones(rows, 2, dtype=torch.long))
+
+
+def test_an_adapter_and_its_double_negative_are_found_again_as_one():
+    cmap = a_map()
+    bank = a_bank(cmap, 2)
+    widths = parts(bank.sites)
+    flipped = torch.cat([-part if i < 2 else part for i, part in enumerate(bank.V.split(widths, 1))], 1)
+    assert torch.allclose(cmap.value(flipped), cmap.value(bank.V))
+    assert torch.allclose(bank.replaced(flipped, bank.U, bank.alpha).canonical, bank.canonical)
+    assert not torch.allclose(flipped, bank.V)
+
+
+def test_a_band_that_fits_is_chosen_whatever_the_target():
+    lm = tiny_model("llama")
+    for target in (1, 2, 3, 4):
+        band = AdapterMap(lm, prompts([6]), target=target).band
+        assert 0 <= band[0] < band[1] <= target

@@ -387,6 +387,67 @@ def test_watch_prints_what_fires(melbo, home, tmp_path):
     assert "firings on 2 prompts" in melbo(*argv).out
 
 
+def test_adapters_are_fitted_ranked_sampled_selected_and_exported(melbo, home, tmp_path):
+    run = tmp_path / "run"
+    argv = ("fit", "tiny", "--prompt", PROMPT, "--out", run, "-m", 3, "--method", "cpe", "--max-steps", 2, "--target", 3)
+    ended = melbo(*argv, "--band", 0, 2, "--scale", 2)
+    assert ended.code == 0, ended.err
+    assert melbo("rank", run, *SHORT, "--controls", 2).code == 0
+    said = [strict(line)["text"] for line in melbo("sample", run, "--prompt", "dog", "--feature", 1, *SHORT, "--json").out.splitlines()]
+    talk = melbo("chat", run, "--feature", 1, *SHORT, stdin="dog\n/quit\n")
+    assert talk.out.split("you: ")[1].strip() == said[1].strip()
+    exported = melbo("export", run, "--feature", 2, "--out", tmp_path / "loras")
+    assert exported.out.strip() == str(tmp_path / "loras" / "feature-2")
+    assert sorted(p.name for p in (tmp_path / "loras" / "feature-2").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    for command in (("export", "run", "--out", "new"), ("ablate", run, "--prompt", "dog"), ("sample", run, "--prompt", "dog", "--merge", "mean")):
+        one_line(melbo(*command))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--method", "cpe", "--band", 3, 9), "the band is blocks 3 to 8"),
+        (("--method", "cpe", "--band", 0, 4, "--target", 2), "expected the band before it"),
+        (("--method", "cpe", "--source", 1), "--source is not for adapters"),
+        (("--method", "cpe", "--positions", "target"), "--positions is not for adapters"),
+        (("--band", 0, 2), "--band and --matrix belong to the method cpe"),
+        (("--method", "cpe", "--matrix", "head"), "head"),
+        (("--seeds", 0), "seeds"),
+    ],
+    ids=as_typed,
+)
+def test_adapters_that_cannot_be_fitted(refuses, options, says):
+    assert re.search(says, refuses(*FIT, "--scale", 1, *options))
+
+
+def test_select_reports_the_test_and_goes_on_where_it_was(melbo, run, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"w{i} and dog\n" for i in range(40, 46)))
+    (tmp_path / "b.txt").write_text("".join(f"w{i} and cat\n" for i in range(40, 43)))
+    (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return len(reply)\n")
+    argv = ("select", run, "--validation", tmp_path / "a.txt", "--test", tmp_path / "b.txt", *SHORT, "--budget", 24)
+    ended = melbo(*argv, "--function", f"{tmp_path / 'mine.py'}:long")
+    assert ended.code == 0, ended.err
+    assert "completions: 4 features to" in ended.err
+    assert re.search(r"feature \d: .* on 3 test prompts .95 %: .*; unsteered ", ended.out)
+    again = melbo(*argv, "--function", f"{tmp_path / 'mine.py'}:long", "--json")
+    assert strict(again.out)["completions"] <= 24
+    assert "scores of another selection" in one_line_of(melbo(*argv, "--regex", "dog"))
+    assert melbo(*argv, "--regex", "dog", "--force").code == 0
+    assert melbo(*argv, "--contrast", "yes", "no", "--force").code == 0
+    (tmp_path / "c.tsv").write_text("is it red ?\tyes\nis it blue ?\tno\n")
+    (tmp_path / "d.tsv").write_text("is it a dog ?\tyes\n")
+    files = ("select", run, "--validation", tmp_path / "c.tsv", "--test", tmp_path / "d.tsv", *SHORT, "--force")
+    assert melbo(*files, "--answers").code == 0
+    for wrong, says in ((("--budget", 3), "too small"), ((), "say how to score"), (("--regex", "("), "not a regular expression")):
+        assert re.search(says, one_line_of(melbo(*argv, *wrong, *(("--regex", "dog", "--force") if "--budget" in wrong else ()))))
+
+
+def one_line_of(ended):
+    """The last line of a command that had said what it would do before it failed."""
+    assert ended.code == 2
+    return ended.err.strip().splitlines()[-1]
+
+
 def test_compare_writes_table_and_picture(melbo, tmp_path):
     out = tmp_path / "new"
     argv = ("compare", "tiny", "--prompt", PROMPT, "--out", out, "--scale", 2, "-m", 2, "--seeds", 1, "--times", 1, "--steps", 2, *SHORT)

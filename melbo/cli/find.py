@@ -16,13 +16,14 @@ from ..bench import bench as measure
 from ..calibrate import Calibration
 from ..calibrate import calibrate as find_scale
 from ..causal_map import CausalMap
-from ..compare import USUAL, WAYS, Comparison
+from ..compare import USUAL, WAYS, Comparison, check
 from ..compare import compare as compare_ways
 from ..contrast import PromptPair, caa, read_pairs
 from ..errors import MelboError
 from ..features import refuse_existing, to_json, write_whole
 from ..fit import Fit
 from ..methods import CPE, METHODS
+from ..rank import first_tokens
 from ..rank_one import Matrix
 from ..report import report
 from ..runs import fit_run, rank_run
@@ -74,7 +75,7 @@ def demo(out: Path, force: bool) -> None:
 @click.option("--method", default="exponential", type=click.Choice(list(METHODS)), help="How to learn.")
 @click.option("-m", "--num-factors", default=64, help="How many directions.")
 @click.option("--scale", type=float, help="R, the norm of a perturbation; by default calibrated.")
-@click.option("--max-steps", type=int, help="Sweeps at most (iterative methods; their default is 10).")
+@click.option("--max-steps", type=int, help="Sweeps at most (iterative methods; 10 by default, 30 of cpe).")
 @click.option("--tol", type=float, help="When to stop.")
 @click.option("--steps", type=int, help="Gradient steps of each vector (melbo; its default is 300).")
 @click.option("--together", type=int, help="Vectors trained in one batch (melbo; 16 by default, 1 is one after the other).")
@@ -211,7 +212,7 @@ def contrast(
 @click.option("--steps", type=click.IntRange(min=1), default=12, help="Of MELBO, large ones: twelve lead as far as 300 published ones.")
 @click.option("--held-out", type=file, help="Prompts to reply to, one a line; a built-in one by default.")
 @click.option("--contrast", nargs=2, metavar="A B", help="Two strings: logit(A) − logit(B) at the first token of the reply.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=16, help="Length of a reply at most.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=12, help="Length of a reply at most.")
 @click.option("--out", type=folder, required=True, help="Folder for the table and the picture.")
 @click.option("--force", is_flag=True, help="Replace a comparison that is there already.")
 @as_json_option
@@ -226,8 +227,11 @@ def compare(
     told = {k: options[k] for k in ("system", "text")}
     lm = load(model, take(options, *LOADING))
     cmap = causal_map(lm, texts, options)
-    scale = find_scale(cmap).scale if scale is None else scale
-    found = compare_ways(cmap, as_prompts(lm, replies, **told), scale, ways=ways, **how)
+    asked = as_prompts(lm, replies, **told)
+    check(cmap, asked, 1.0 if scale is None else scale, ways, *(how[k] for k in ("num_factors", "times", "seeds", "steps")))
+    if how["contrast"] is not None:
+        first_tokens(lm, how["contrast"])
+    found = compare_ways(cmap, asked, find_scale(cmap).scale if scale is None else scale, ways=ways, **how)
     found.save(out)
     if as_json:
         click.echo(json.dumps(found.describe()))

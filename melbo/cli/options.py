@@ -144,7 +144,7 @@ def adapter_map(lm: LanguageModel, texts: Sequence[str], options: Options, band:
     usual = {"source": None, "skip_first": False, "positions": "all", "read": "stream", "compile": None}
     for name, value in usual.items():
         if settings.pop(name) != value:
-            raise MelboError(f"--{name.replace('_', '-')} says how a vector is added, adapters are not: leave it out; --band says which blocks")
+            raise MelboError(f"--{name.replace('_', '-')} is not for adapters: leave it out; --band says which blocks they edit")
     return AdapterMap(lm, prompts, band, matrix=matrix or "attention", **settings)
 
 

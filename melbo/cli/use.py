@@ -13,10 +13,10 @@ from ..adapters import AdapterSet
 from ..chat import Chat
 from ..contrast import read_pairs
 from ..edit import Several
-from ..elicit import answers as answers_to
 from ..elicit import Score, asking, contrasting, function, matches
+from ..elicit import answers as answers_to
 from ..errors import MelboError
-from ..features import FeatureSet, read_run
+from ..features import FeatureSet, read_run, refuse_existing
 from ..generate import decode, generate
 from ..model import LanguageModel
 from ..prompts import Prompts
@@ -113,8 +113,8 @@ def ablate(
 ) -> None:  # fmt: skip
     """Take features of RUN out of every matrix that writes to the stream: see what the model says then, or save it."""
     texts = read_prompts(options, at_least=0 if out is not None else 1)
-    if out is not None and (out / "config.json").exists() and not force:
-        raise MelboError(f"{out} already holds a model: give another folder, or --force to replace it")
+    if out is not None:
+        refuse_existing(out, force, ("config.json", "model.safetensors"))
     lm = load_for(run, model, options)
     bank = _chosen(FeatureSet.load(run, lm), features, merge)[0]
     prompts = prompts_like(bank, lm, texts) if texts else None
@@ -189,12 +189,12 @@ def select(
         "prompts": {name: p.digest for name, p in sets.items()}, "regex": regex, "answers": answers, "contrast": contrast and list(contrast),
         "function": spec, "strength": strength, "max_new_tokens": max_new_tokens, "features": read_run(run).get("created"),
     }  # fmt: skip
-    if force:
-        forget(run)
     if scorer is not None:
         ask = asking(lm, bank, sets, scorer, max_new_tokens, strength)
     else:
         ask = contrasting(lm, bank, sets, contrast or ("", ""), strength)
+    if force:
+        forget(run)
     found = search(len(bank), ask, len(choose), len(tell), budget, run, key)
     if as_json:
         click.echo(json.dumps(found.describe()))

@@ -55,6 +55,8 @@ class Exponential(Iterative):
             raise MelboError(f"orthogonalise is {self.orthogonalise!r}: expected 'qr', 'polar' or 'soft'")
         if self.start not in ("projected", "backward"):
             raise MelboError(f"start is {self.start!r}: expected 'projected' or 'backward'")
+        if self.start == "projected" and map.parts:
+            raise MelboError("this map has no Jacobian at zero to start from: use CPE, or start='backward'")
         if not 0 < self.beta <= 1:
             raise MelboError(f"beta is {self.beta}: expected more than 0 and at most 1")
 
