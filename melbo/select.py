@@ -143,13 +143,13 @@ def select(
         for number, (_, prompts) in enumerate(rounds.rounds):
             log.ask(ask, "validation", [(c, p) for c in candidates for p in range(answered, prompts)], bar.update)
             answered = prompts
-            scores = log.table("validation", candidates, answered)
-            candidates.sort(key=lambda c, scores=scores: -mean(scores[c]))
+            means = {c: mean(scores) for c, scores in log.table("validation", candidates, answered).items()}
+            candidates.sort(key=means.__getitem__, reverse=True)
             keep = rounds.rounds[number + 1][0] if number + 1 < len(rounds.rounds) else 1
             order = candidates[keep:] + order
             candidates = candidates[:keep]
         best = candidates[0]
-        validated = mean(scores[best])
+        validated = means[best]
         log.ask(ask, "test", [(who, p) for who in (best, None) for p in range(test)], bar.update)
     told = log.both(best, test)
     found = Selection(
@@ -209,9 +209,9 @@ class _Log:
             done(len(some))
 
     def table(self, which: str, candidates: Sequence[int], prompts: int) -> dict[int, list[float]]:
-        """Scores of each candidate on the first prompts; where there is none, the lowest of all, so that no failure flatters."""
+        """Scores of each candidate on the first prompts; where there is none, the lowest of anybody, so that no failure flatters."""
         found = {c: [self.known.get((which, c, p)) for p in range(prompts)] for c in candidates}
-        known = [s for scores in found.values() for s in scores if s is not None]
+        known = [s for (w, c, p), s in self.known.items() if w == which and c is not None and p < prompts]
         if not known:
             raise MelboError(f"no candidate could be scored ({self.failed[-1]['why']}): look at the score function")
         return {c: [min(known) if s is None else s for s in scores] for c, scores in found.items()}

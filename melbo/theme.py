@@ -1,5 +1,6 @@
 """Theme score: of how many features the replies can be told from everybody else's, with no judge but counted words (BENCHMARK M5, per feature)."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def themes(completions: Completions, kind: str = "feature", seed: int = 0) -> Th
     chance = [(1 + int((taken_for[label != i] == i).sum())) / (1 + int((label != i).sum())) for i in range(1, m + 1)]
     themed = [bool(binom.sf(h - 1, P, q) < _LEVEL) for h, q in zip(hits, chance, strict=True)]
     shuffled = [_information(generator.permutation(label), taken_for) for _ in range(20)]
-    distinct = float(np.exp(max(0.0, _information(label, taken_for) - np.mean(shuffled))))
+    distinct = math.exp(max(0.0, _information(label, taken_for) - float(np.mean(shuffled))))
     return Themes(tuple(hits), P, tuple(chance), tuple(themed), distinct)
 
 

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -103,7 +104,7 @@ def test_what_steers_the_model_is_seen():
 
 
 def test_a_planted_direction_fires_beside_the_unsteered_reference_and_is_described(monkeypatch):
-    monkeypatch.setattr("melbo.watch.FIRES_ABOVE", 4.0)  # 32 dimensions hold no cosine that is further off
+    monkeypatch.setattr(sys.modules["melbo.watch"], "FIRES_ABOVE", 4.0)  # 32 dimensions hold no cosine that is further off
     lm, bank = tiny_model("llama"), directions(1, 3, scale=50.0)
     drawn, reference = some([5, 6, 2, 6]), some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
     plain = watch(lm, bank, drawn, reference, progress=False)
@@ -164,7 +165,7 @@ def test_the_expected_number_is_that_of_each_reference_prompt_judged_by_the_othe
 
 
 def test_few_normal_scores_fire(monkeypatch):
-    monkeypatch.setattr("melbo.watch.FIRES_ABOVE", 4.0)
+    monkeypatch.setattr(sys.modules["melbo.watch"], "FIRES_ABOVE", 4.0)
     draw = torch.randn(64, 2000, 2, generator=torch.Generator().manual_seed(0))
     seen = made(draw[:32], draw[32:])
     print(f"expected {seen.expected:.2f} of 4000, found {seen.fires.sum() / 32:.2f}")
