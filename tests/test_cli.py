@@ -342,7 +342,8 @@ def test_a_pair_of_prompts_is_sampled_and_talked_to(melbo, tmp_path, method, lay
     assert len(said) == 2
     assert off == [said[0], said[0]]
     talk = melbo("chat", run, "--feature", 0, *SHORT, stdin="dog\n/quit\n")
-    assert (talk.code, talk.out.split("you: ")[1].strip()) == (0, said[1].strip())
+    assert talk.code == 0
+    assert said[1].strip() in talk.out
 
 
 def test_caa_from_a_file_of_pairs_is_a_run_like_any_other(melbo, home, tmp_path):
@@ -379,7 +380,7 @@ def test_an_ablated_model_is_shown_and_saved(melbo, home, tmp_path):
 
 
 def test_watch_prints_what_fires(melbo, home, tmp_path):
-    (tmp_path / "ordinary.txt").write_text("\n".join(f"w{i} and w{i + 1} red or w{i + 2} ?" for i in range(40, 52)))
+    (tmp_path / "ordinary.txt").write_text("\n".join(f"{a} and {b} ?" for a in ("he", "she", "it", "you") for b in ("cat", "dog", "sun")))
     argv = ("watch", "run", "--prompts", "good.txt", "--reference", tmp_path / "ordinary.txt")
     found = strict(melbo(*argv, "--json").out)
     assert found["num_reference"] == 12
@@ -395,7 +396,7 @@ def test_adapters_are_fitted_ranked_sampled_selected_and_exported(melbo, home, t
     assert melbo("rank", run, *SHORT, "--controls", 2).code == 0
     said = [strict(line)["text"] for line in melbo("sample", run, "--prompt", "dog", "--feature", 1, *SHORT, "--json").out.splitlines()]
     talk = melbo("chat", run, "--feature", 1, *SHORT, stdin="dog\n/quit\n")
-    assert talk.out.split("you: ")[1].strip() == said[1].strip()
+    assert said[1].strip() in talk.out
     exported = melbo("export", run, "--feature", 2, "--out", tmp_path / "loras")
     assert exported.out.strip() == str(tmp_path / "loras" / "feature-2")
     assert sorted(p.name for p in (tmp_path / "loras" / "feature-2").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -435,7 +436,7 @@ def test_select_reports_the_test_and_goes_on_where_it_was(melbo, run, tmp_path):
     assert melbo(*argv, "--regex", "dog", "--force").code == 0
     assert melbo(*argv, "--contrast", "yes", "no", "--force").code == 0
     (tmp_path / "c.tsv").write_text("is it red ?\tyes\nis it blue ?\tno\n")
-    (tmp_path / "d.tsv").write_text("is it a dog ?\tyes\n")
+    (tmp_path / "d.tsv").write_text("is it a dog ?\tyes\nis it a cat ?\tno\n")
     files = ("select", run, "--validation", tmp_path / "c.tsv", "--test", tmp_path / "d.tsv", *SHORT, "--force")
     assert melbo(*files, "--answers").code == 0
     for wrong, says in ((("--budget", 3), "too small"), ((), "say how to score"), (("--regex", "("), "not a regular expression")):
@@ -748,7 +749,7 @@ def test_a_model_without_a_chat_template_has_no_conversations(melbo, tmp_path):
 
 @pytest.mark.parametrize("command", [FIT[:4], ("demo",)], ids=lambda c: c[0])
 def test_a_run_is_kept_and_the_model_not_even_loaded(refuses, monkeypatch, command):
-    monkeypatch.setattr(cli, "load", lambda *a, **k: pytest.fail("loaded the model first"))
+    monkeypatch.setattr(sys.modules["melbo.cli.find"], "load", lambda *a, **k: pytest.fail("loaded the model first"))
     assert "run already holds a run: give another folder, or --force" in refuses(*command, "--out", "run")
 
 
@@ -761,7 +762,7 @@ def test_what_is_left_of_a_run_is_kept_too(melbo, run):
 
 @pytest.mark.parametrize("out", ["good.txt/new", "tiny/config.json/new/run"])
 def test_a_folder_that_cannot_be_made_is_refused_before_the_time_is_spent(refuses, monkeypatch, out):
-    monkeypatch.setattr(cli, "load", lambda *a, **k: pytest.fail("loaded the model first"))
+    monkeypatch.setattr(sys.modules["melbo.cli.find"], "load", lambda *a, **k: pytest.fail("loaded the model first"))
     assert "cannot make the folder" in refuses(*FIT[:4], "--out", out)
 
 
