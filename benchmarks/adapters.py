@@ -15,7 +15,7 @@ import torch
 from melbo import CPE, AdapterMap, Prompts, fit, load
 from melbo.bench import environment, in_turn, needed_flops, products, weights
 
-PROMPT, BAND, TARGET, SCALE = "Tell me a story", (8, 13), 20, 8.0
+PROMPT, BAND, TARGET, SCALE = "Tell me a story", (8, 13), 20, 2.2
 M, FEW, REPEATS = 64, 4, 5
 
 

@@ -3,8 +3,8 @@
 python benchmarks/themes.py    prints a table and writes benchmarks/results/themes.json (a row for each method and seed)
 
 A feature has a theme if naive Bayes tells its replies to eight held-out prompts from those of the other 63 and of the unsteered model (see
-`melbo.themes`). Directions and adapters are each pushed at their own calibrated scale. What has been measured is in the file after every fit;
-a broken-off run goes on.
+`melbo.themes`). Directions and adapters are each pushed at their own calibrated scale, adapters also at twice that, as the random ones are. What has
+been measured is in the file after every fit; a broken-off run goes on.
 """
 
 import json
@@ -21,7 +21,7 @@ from melbo.select import interval
 
 PROMPT, SOURCE, TARGET, BAND = "Tell me a story", 8, 20, (8, 13)
 M, SEEDS, NEW_TOKENS = 64, 3, 16
-METHODS = ("CPE", "exponential", "MELBO", "random vectors", "random adapters")
+METHODS = ("CPE", "CPE at 2 R", "exponential", "MELBO", "random vectors", "random adapters")
 OUT = Path(__file__).parent / "results" / "themes.json"
 
 
@@ -41,9 +41,10 @@ class World:
         """The features."""
         R, A = self.scale["vectors"], self.scale["adapters"]
         if method == "random adapters":
-            return fit(self.adapters, CPE(M, A, max_steps=1), seed=seed, progress=False).features.random(M, torch.Generator().manual_seed(seed))
+            return fit(self.adapters, CPE(M, 2 * A, max_steps=1), seed=seed, progress=False).features.random(M, torch.Generator().manual_seed(seed))
         chosen = {
             "CPE": (self.adapters, CPE(M, A, max_steps=20)),
+            "CPE at 2 R": (self.adapters, CPE(M, 2 * A, max_steps=20)),
             "exponential": (self.vectors, Exponential(M, R)),
             "MELBO": (self.stacked, Melbo(M, R, steps=12, learning_rate=0.7)),
             "random vectors": (self.vectors, Random(M, R)),

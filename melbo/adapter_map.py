@@ -16,6 +16,8 @@ from .prompts import Prompts
 from .rank_one import Matrix, find_sites, pairs, parts, running
 from .slice import Slice
 
+_SLIGHT = 0.1  # norm of the adapters at which gradients are taken before a scale is known
+
 
 @dataclass(frozen=True)
 class _Ray:
@@ -101,6 +103,11 @@ class AdapterMap(CausalMap):
         """The map that wrote ``saved``, on the same model."""
         settings = {k: saved[k] for k in ("target_tokens", "normalise_target", "concatenate", "matrix")}
         return cls(lm, Prompts.from_description(saved["prompts"]), tuple(saved["band"]), saved["target"], **settings)
+
+    def probes(self, num: int, generator: torch.Generator) -> Tensor:
+        """See `Map.probes`: gradients of random output directions. Random adapters hardly do anything, and a scale for them breaks all others."""
+        U = random_rows(num, self.d_target, generator).to(self.device, self.dtype)
+        return self.unit(self.backward(U, _SLIGHT, generator))
 
     def backward(self, U: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         """See `Map.backward`: the gradient at a random factor of norm ``scale``, because at zero there is none."""

@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 
 from .errors import MelboError
-from .linalg import random_rows
 from .oracles import Map
 from .progress import track
 
@@ -65,8 +64,7 @@ def calibrate(map: Map, nonlinearity: float = 0.5, num_directions: int = 30, see
         raise MelboError(f"nonlinearity is {nonlinearity}: expected a positive number (0.5 is usual)")
     norm = map.source_norm or 1.0
     low, high = 1e-3, 10 * norm
-    directions = random_rows(num_directions, map.d_source, torch.Generator().manual_seed(seed)).to(map.device, map.dtype)
-    directions = map.unit(directions) if map.parts else directions
+    directions = map.probes(num_directions, torch.Generator().manual_seed(seed))
     with track(2 + _USUAL_EVALUATIONS, "calibrating R", progress) as bar:
         linear = map.jvp(directions)
         bar.update()

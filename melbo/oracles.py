@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import MelboError
-from .linalg import unit
+from .linalg import random_rows, unit
 
 Function = Callable[[Tensor], Tensor]
 Derivative = Callable[..., Tensor]  # (fn, where, *rows) -> rows
@@ -70,6 +70,10 @@ class Map(ABC):
         old: Sequence[Tensor | None] = [None] * len(self.parts) if fallback is None else fallback.split(self.parts, -1)
         new = [unit(part, before) for part, before in zip(rows.split(self.parts, -1), old, strict=True)]
         return unit(torch.cat([unit(part) for part in new], -1))
+
+    def probes(self, num: int, generator: torch.Generator) -> Tensor:
+        """Unit directions ``[num, d_source]`` that stand for all where a scale is calibrated: random ones."""
+        return random_rows(num, self.d_source, generator).to(self.device, self.dtype)
 
     def backward(self, U: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         """Gradients to start from, for output directions ``[k, d_target]``: J(0)ᵀu."""

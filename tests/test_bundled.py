@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from melbo import CausalMap, Exponential, Linear, Prompts, Random, calibrate, fit, generate, load, steer
+from melbo import AdapterMap, AdapterSet, CausalMap, Exponential, Linear, Prompts, Random, calibrate, fit, generate, load, steer
 from melbo.transcoder import fit_strengths
 
 
@@ -80,3 +80,27 @@ def test_steered_generation_equals_the_replayed_slice_and_the_rest_of_the_model(
     for step, logits in enumerate(cached.logits):  # the first from prompt tokens, the others from cached ones
         if len(prompt) - 1 + step < len(tokens):
             assert torch.allclose(logits[0], rest[len(prompt) - 1 + step], atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_of_adapters_is_as_many_merged_models(lm):
+    amap = AdapterMap(lm, Prompts.chat(lm, ["Tell me a story"]), (8, 13), 20)
+    V = amap.unit(torch.randn(3, amap.d_source, generator=torch.Generator().manual_seed(0)))
+    scale = 10.0
+    D = amap.value(scale * V)
+    bank = AdapterSet(V, torch.nn.functional.normalize(D, dim=-1), D.norm(dim=-1), scale, amap.source, amap.target, {"map": amap.describe()})
+    ids, following = torch.tensor([amap.prompts.tokens[0]]), torch.tensor([[504]])
+
+    def logits(rows):
+        with torch.no_grad():
+            first = lm.model(ids.expand(rows, -1), use_cache=True)
+            return torch.cat([first.logits, lm.model(following.expand(rows, -1), past_key_values=first.past_key_values).logits], 1)
+
+    with steer(lm, bank, per_row=True):
+        together = logits(3)
+    plain = lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), 8, 20).output[0, -3:]
+    for i in range(3):
+        with bank[i].merge(lm):
+            alone = logits(1)[0]
+            change = (lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), 8, 20).output[0, -3:] - plain).mean(0)
+        assert torch.allclose(together[i], alone, atol=1e-4 * alone.abs().max().item())
+        assert (D[i] - change).norm() < 1e-4 * change.norm()
