@@ -19,7 +19,7 @@ class Status(Enum):
 
     DIRECT = "computed directly, nothing to iterate"
     CONVERGED = "converged: directions or explained amount stopped moving"
-    MAX_STEPS = "took all its steps while still moving: give it more of them if the explained amount is still growing"
+    MAX_STEPS = "took all its steps while still moving: raise max_steps (steps of melbo) if the explained amount is still growing"
     NON_FINITE = "stopped at the last finite sweep: lower the scale, set normalise_target or load the model in float32"
     INTERRUPTED = "interrupted: this is the last finished sweep; fit again for the rest"
 
