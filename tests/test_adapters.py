@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from toys import directions
 
 from melbo import CPE, AdapterMap, AdapterSet, Exponential, FunctionMap, MelboError, Prompts, calibrate, fit, generate, rank, steer
 from melbo.rank_one import find_sites, merged, pairs, parts
+from melbo.report import report
 
 NAMES = ("llama", "qwen3", "gemma3", "gpt2", "gptj", "olmo2")
 BAND, TARGET = (0, 2), 3
@@ -210,6 +212,10 @@ def test_a_fit_is_saved_ranked_generated_and_loaded(tmp_path):
     assert sorted(r.effect for r in ranking.features) == pytest.approx(sorted(effects.tolist()), rel=1e-4)
     with pytest.raises(MelboError, match="fitted on"):
         AdapterSet.load(tmp_path / "run", tiny_model("gpt2", torch.float32))
+    ranking.save(tmp_path / "run")
+    page = re.sub(r"\s+", " ", report(tmp_path / "run").read_text())
+    assert "melbo learned 3 adapters, each an edit of rank one and norm 4 of the output matrix of attention in blocks 0 to 1" in page
+    assert "2 random adapters of the same norm" in page
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by peft
