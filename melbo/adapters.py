@@ -40,7 +40,7 @@ class AdapterSet(FeatureSet):
         """The matrices that are edited."""
         return tuple(Site(**site) for site in self.meta["map"]["sites"])
 
-    def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> RankOne:  # type: ignore[override]
+    def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> RankOne:  # type: ignore[override]  # an edit as well, if not an Add
         """See `Bank.edit`; at all tokens, as in the fit.
 
         Raises:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .calibrate import calibrate
 from .causal_map import CausalMap
 from .controls import control
 from .errors import MelboError
@@ -30,7 +31,7 @@ from .transcoder import fit_strengths
 #: What one direction costs in each oracle, in passes through the slice (a forward pass, one with tangents, and a backward pass count the same; where
 #: prompts do not fit a pass together, a forward pass more).
 PASSES = {"value": 1, "value_and_vjp": 2, "vjp": 1, "backward": 1, "jvp": 1, "hvp": 2, "bilinear": 2}
-_PATH = 8.4  # MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do (615, 622 in the mean, bundled model)
+_PATH = 8.4  # MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do (615, 622 in the mean; by hand, bundled model)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Comparison:
 def compare(
     cmap: CausalMap,
     held_out: Prompts,
-    scale: float,
+    scale: float | None = None,
     *,
     ways: Sequence[str] = USUAL,
     num_factors: int = 32,
@@ -151,7 +152,7 @@ def compare(
     Args:
         cmap: Δ, averaged; its stacked form is made from it. ``effect``, ``spread_effect`` and ``explained`` are measured on its prompts.
         held_out: Prompts that are replied to; none of them among the map's.
-        scale: R (`melbo.calibrate`).
+        scale: R; calibrated if left out.
         ways: Some of `WAYS`.
         num_factors: m, directions of each.
         times: The norms, in multiples of R. Ways that learn at a norm are fitted at each.
@@ -164,11 +165,12 @@ def compare(
     Raises:
         MelboError: An unknown way, a norm or count that makes no sense, a concatenated map, or prompts that the map has seen.
     """
-    check(cmap, held_out, scale, ways, num_factors, times, seeds, steps)
+    _check(cmap, held_out, 1.0 if scale is None else scale, ways, num_factors, times, seeds, steps)
     ways, times, lm = tuple(dict.fromkeys(ways)), tuple(dict.fromkeys(times)), cmap.lm
     stacked = CausalMap.from_description(lm, {**cmap.describe(), "concatenate": True})
     stacked.tokens_per_pass, stacked.compile = cmap.tokens_per_pass, cmap.compile
     pair = first_tokens(lm, contrast) if contrast is not None else None
+    scale = calibrate(cmap, progress=progress).scale if scale is None else scale
     rows: list[dict[str, Any]] = []
     found: list[Tensor] = []  # [m, d] for each row, unit rows with the sign in them
     learn = [(name, seed) for name in ways for seed in range(seeds if WAYS[name].seeded else 1)]
@@ -294,14 +296,9 @@ def _over(values: Sequence[float | None]) -> list[float | None] | None:
     return [mean(known), stdev(known) if len(known) > 1 else None] if known else None
 
 
-def check(
+def _check(
     cmap: CausalMap, held_out: Prompts, scale: float, ways: Sequence[str], num_factors: int, times: Sequence[float], seeds: int, steps: int
 ) -> None:
-    """What `compare` refuses; before a scale is calibrated, any will do.
-
-    Raises:
-        MelboError: See `compare`.
-    """
     if type(cmap) is not CausalMap:
         raise MelboError(f"got a {type(cmap).__name__}: compare takes a map of directions, a CausalMap")
     if num_factors < 1 or not (isfinite(scale) and scale > 0):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ class PromptPair(Bank):
         meta: The model.
     """
 
-    method: Literal["actadd", "sara"]
+    method: str
     plus: Prompts
     minus: Prompts
     layers: tuple[int, ...]
@@ -149,7 +149,7 @@ class PromptPair(Bank):
             return Sara(layer, activations(lm, plus.tokens[0], layer), activations(lm, minus.tokens[0], layer), coefficient, truncation)
 
         meta = {"map": {"model": lm.describe(), "prompts": plus.describe()}}
-        return cls(method, plus, minus, tuple(at), coefficient, truncation, tuple(make(layer) for layer in at), meta)  # type: ignore[arg-type]
+        return cls(method, plus, minus, tuple(at), coefficient, truncation, tuple(make(layer) for layer in at), meta)
 
     def __len__(self) -> int:
         """One."""

@@ -1,13 +1,12 @@
 """Directions that nobody learnt: what any method has to beat."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .linalg import random_rows, unit
 from .model import LanguageModel
 from .prompts import REFERENCE, Prompts
+from .sara import activations
 
 
 def control(lm: LanguageModel, like: Prompts, layer: int, name: str, m: int, generator: torch.Generator) -> Tensor:
@@ -25,15 +24,10 @@ def control(lm: LanguageModel, like: Prompts, layer: int, name: str, m: int, gen
     if name == "random":
         return random_rows(m, lm.width, generator)
     ordinary = Prompts.text(lm, REFERENCE) if like.kind == "text" else Prompts.chat(lm, REFERENCE, like.system)
-    streams = [_stream(lm, tokens, layer) for tokens in ordinary.tokens]
+    streams = [activations(lm, tokens, layer).float().cpu() for tokens in ordinary.tokens]
     if name == "covariance":
         every = torch.cat([h[1:] for h in streams])
         return unit(torch.randn(m, len(every), generator=generator) @ (every - every.mean(0)))
     last = torch.stack([h[-1] for h in streams])
     pairs = torch.stack([torch.randperm(len(last), generator=generator)[:2] for _ in range(m)])
     return unit(last[pairs[:, 0]] - last[pairs[:, 1]])
-
-
-def _stream(lm: LanguageModel, tokens: Sequence[int], layer: int) -> Tensor:
-    ids = torch.tensor([tokens])
-    return lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), layer, layer + 1).hidden[0].float().cpu()

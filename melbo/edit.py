@@ -106,12 +106,12 @@ class Several(Edit):
     edits: tuple[Edit, ...]
 
     @property
-    def layer(self) -> int:  # type: ignore[override]
+    def layer(self) -> int:  # type: ignore[override]  # derived, where other edits are given it
         """The first block that is touched."""
         return min((e.layer for e in self.edits), default=0)
 
     @property
-    def remembers(self) -> bool:  # type: ignore[override]
+    def remembers(self) -> bool:  # type: ignore[override]  # likewise
         """Whether any of them does."""
         return any(e.remembers for e in self.edits)
 

@@ -124,7 +124,7 @@ class RankOne(Edit):
     strength: Tensor
 
     @property
-    def layer(self) -> int:  # type: ignore[override]
+    def layer(self) -> int:  # type: ignore[override]  # derived, where other edits are given it
         """The first block that is touched."""
         return self.sites[0].block
 

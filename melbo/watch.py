@@ -14,8 +14,8 @@ from .progress import track
 from .prompts import Prompts, pad_rows
 
 #: A feature fires above this many standard deviations. To be above all of a few dozen reference prompts is little: m features are 2m scores a prompt.
-#: Largest cosines over tokens have heavy tails: of 512 random features of the bundled model some 6 pass 4 on an ordinary prompt, 1 passes 6;
-#: where a feature was steered with, the median z at the source was 12 to 56. `Watch.expected` counts for the features at hand.
+#: Largest cosines over tokens have heavy tails: of 512 random features of the bundled model some 6 pass 4 on an ordinary prompt, 1 passes 6
+#: (counted by hand); where a feature was steered with, the median z at the source was 12 to 56. `Watch.expected` counts for the features at hand.
 FIRES_ABOVE = 6.0
 #: The fewest reference prompts that a mean and a deviation are taken of.
 LEAST_REFERENCE = 8

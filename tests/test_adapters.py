@@ -1,6 +1,7 @@
 import json
 import re
 
+import peft
 import pytest
 import torch
 from cases import TINY, prompts, tiny_model
@@ -221,7 +222,6 @@ def test_a_fit_is_saved_ranked_generated_and_loaded(tmp_path):
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by peft
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_peft_loads_what_is_exported(name, tmp_path):
-    peft = pytest.importorskip("peft")
     cmap = a_map(name, torch.float32)
     bank, lm = a_bank(cmap, 2), cmap.lm
     bank[1].export_peft(lm, tmp_path / "lora", strength=0.5)

@@ -16,14 +16,13 @@ from ..bench import bench as measure
 from ..calibrate import Calibration
 from ..calibrate import calibrate as find_scale
 from ..causal_map import CausalMap
-from ..compare import USUAL, WAYS, Comparison, check
+from ..compare import USUAL, WAYS, Comparison
 from ..compare import compare as compare_ways
 from ..contrast import PromptPair, caa, read_pairs
 from ..errors import MelboError
 from ..features import refuse_existing, to_json, write_whole
 from ..fit import Fit
 from ..methods import CPE, METHODS
-from ..rank import first_tokens
 from ..rank_one import Matrix
 from ..report import report
 from ..runs import fit_run, rank_run
@@ -227,11 +226,7 @@ def compare(
     told = {k: options[k] for k in ("system", "text")}
     lm = load(model, take(options, *LOADING))
     cmap = causal_map(lm, texts, options)
-    asked = as_prompts(lm, replies, **told)
-    check(cmap, asked, 1.0 if scale is None else scale, ways, *(how[k] for k in ("num_factors", "times", "seeds", "steps")))
-    if how["contrast"] is not None:
-        first_tokens(lm, how["contrast"])
-    found = compare_ways(cmap, asked, find_scale(cmap).scale if scale is None else scale, ways=ways, **how)
+    found = compare_ways(cmap, as_prompts(lm, replies, **told), scale, ways=ways, **how)
     found.save(out)
     if as_json:
         click.echo(json.dumps(found.describe()))

@@ -78,8 +78,8 @@ def show_firings(found: dict[str, Any], texts: Sequence[str], top: int) -> None:
     """The strongest firings, and how many a prompt has."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     table = Table(show_edge=False)
-    for heading, justify in (("feature", "right"), ("side", "left"), ("z", "right"), ("token", "left"), ("prompt", "left")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading in ("feature", "side", "z", "token", "prompt"):
+        table.add_column(heading, justify="right" if heading in ("feature", "z") else "left")
     for f in found["firings"][:top]:
         table.add_row(str(f["feature"]), f["side"], f"{f['z']:.1f}", repr(f["token"]), Text(f["text"]))
     if found["firings"]:
