@@ -48,12 +48,14 @@ class AdapterMap(CausalMap):
         concatenate: Stack prompts and tokens.
         prompt_batch: Prompts side by side.
         tokens_per_pass: Tokens run at a time.
+        compile: Fuse element-wise work.
 
     Raises:
         MelboError: A band outside the model or past the target, blocks without such a matrix (names what is there), and as `CausalMap`.
     """
 
     bank = AdapterSet
+    _late = False  # whether one row of a prompt serves all factors up to the first matrix that they edit
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class AdapterMap(CausalMap):
         concatenate: bool = False,
         prompt_batch: int | None = None,
         tokens_per_pass: int | None = None,
+        compile: bool | None = None,
     ) -> None:
         target = lm.layer(round(lm.depth * 2 / 3) if target is None else target, "target")
         self.band, self.matrix = band or usual_band(lm, target), matrix
@@ -85,8 +88,9 @@ class AdapterMap(CausalMap):
             concatenate=concatenate,
             prompt_batch=prompt_batch,
             tokens_per_pass=tokens_per_pass,
-            compile=False,  # a compiled block runs past the hooks of its modules
+            compile=compile,
         )
+        self._late = self._can_part_late()
 
     def describe(self) -> dict:
         """See `CausalMap.describe`."""
@@ -151,7 +155,24 @@ class AdapterMap(CausalMap):
         return sum(self.parts)
 
     def _steered(self, part: Slice, theta: Tensor) -> Tensor:
-        return part.hidden.repeat(len(theta), 1, 1)
+        return part.hidden if self._late and len(part.hidden) == 1 else part.hidden.repeat(len(theta), 1, 1)
+
+    def _can_part_late(self) -> bool:
+        """Whether a prompt by itself may enter the first block once for all factors: tried on two."""
+        piece = next((piece for piece, part in zip(self.pieces, self.slices, strict=True) if len(part.hidden) == 1), None)
+        if piece is None:
+            return False
+        theta = _SLIGHT * self.unit(random_rows(2, self.d_source, torch.Generator().manual_seed(0)).to(self.device, self.dtype))
+        try:
+            with torch.no_grad():
+                truth = piece.fn(theta)
+                self._late = True
+                found = piece.fn(theta)
+        except Exception:  # whatever the block makes of it: a row for each factor will do
+            return False
+        finally:
+            self._late = False
+        return bool((found - truth).norm() <= 1e-3 * truth.norm())
 
     @contextmanager
     def _editing(self, theta: Tensor) -> Iterator[None]:

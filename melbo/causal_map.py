@@ -279,13 +279,13 @@ class CausalMap(Map):
         if kept is not None and tail is not None:
             last = tail.replay(hidden[:, -self.target_tokens :], kept)
         elif tail is not None:
-            last = tail.read(hidden, self._run(part, hidden))
+            last = tail.read(hidden, self._run(part, len(theta)))
         else:
-            last = self._last(part, part.replay(hidden, self._run(part, hidden)))
+            last = self._last(part, part.replay(hidden, self._run(part, len(theta))))
         last = last.to(self.device, self.dtype)
         return last / last.norm(dim=-1, keepdim=True) * self.target_norm if self.normalise_target else last
 
-    def _run(self, part: Slice, hidden: Tensor) -> Run:
+    def _run(self, part: Slice, rows: int) -> Run:
         """How blocks are called: compiled where that is wanted and pays, which is where a backward pass follows."""
         if self.compile is False or not torch.is_grad_enabled():
             return call_block
@@ -293,7 +293,7 @@ class CausalMap(Map):
             if self.device.type != "cpu":
                 return call_block
             weights = sum(p.numel() for call in part.calls for p in call.block.parameters())
-            self._plain_flops += 4 * weights * hidden.shape[0] * hidden.shape[1]  # two a weight and token, forward and backward
+            self._plain_flops += 4 * weights * rows * part.mask.numel()  # two a weight and token, forward and backward
             if self._plain_flops < WORTH:
                 return call_block
         return call_compiled

@@ -4,17 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .errors import MelboError
 from .model import LanguageModel
 from .prompts import token_index
 
 Where = Literal["all", "prompt", "generated"]
+
+
+class Removable(Protocol):
+    """What can be taken out of the model again, a hook for instance."""
+
+    def remove(self) -> None:
+        """Take it out."""
 
 
 class Tokens:
@@ -71,7 +77,7 @@ class Edit(ABC):
             raise MelboError(f"cannot steer at layer {self.layer}: {lm.name} has blocks 0 to {lm.depth - 1}")
 
     @abstractmethod
-    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[Removable]:
         """Hooks that do it, until they are removed; ``tokens`` tells them which tokens a pass is about."""
 
     @abstractmethod
@@ -86,7 +92,7 @@ class InputEdit(Edit):
     def begin(self) -> Change:
         """What to do with the hidden states for as long as a ``with`` block lasts."""
 
-    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[Removable]:
         """See `Edit.attach`."""
         change = self.begin()
 
@@ -120,7 +126,7 @@ class Several(Edit):
         for e in self.edits:
             e.check(lm)
 
-    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[Removable]:
         """See `Edit.attach`."""
         return [handle for e in self.edits for handle in e.attach(lm, tokens)]
 
@@ -189,11 +195,11 @@ def edit(lm: LanguageModel, *edits: Edit) -> Iterator[None]:
         e.check(lm)
     tokens = Tokens()
     trunk = getattr(lm.model, "base_model", lm.model)
-    handles = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
+    handles: list[Removable] = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
     try:
         for e in edits:
             handles += e.attach(lm, tokens)
         yield
     finally:
-        for handle in handles:
+        for handle in reversed(handles):
             handle.remove()

@@ -1,7 +1,7 @@
 """Rank-one edits of writing matrices, W + R·b aᵀ for each block of a band: where they go, and what they do while a model runs (METHOD §3)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from .edit import Edit, Tokens
+from .edit import Edit, Removable, Tokens
 from .errors import MelboError
 from .model import LanguageModel
 from .writers import Writer, mixer, writers
@@ -85,28 +85,44 @@ def pairs(sites: Sequence[Site], v: Tensor, strength: Tensor) -> list[Pair]:
 
 @contextmanager
 def running(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> Iterator[None]:
-    """Inside the ``with`` block the output of each site's matrix is Wx + b(aᵀx); k pairs take a batch of k·n rows in runs of n."""
-    with ExitStack() as stack:
-        for handle in _hooks(lm, sites, edits):
-            stack.callback(handle.remove)
+    """Inside the ``with`` block the output of each site's matrix is Wx + b(aᵀx).
+
+    k pairs take a batch of k·n rows in runs of n; a batch of one row becomes k rows where it first meets them.
+    """
+    edited = _put(lm, sites, edits)
+    try:
         yield
+    finally:
+        for each in reversed(edited):
+            each.remove()
 
 
-def _hooks(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> Iterator[RemovableHandle]:
-    for site, (a, b) in zip(sites, edits, strict=True):
-        module = lm.model.get_submodule(site.name)
-        yield module.register_forward_hook(_hook(a.to(module.weight.device), b.to(module.weight.device)))
+def _put(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> list["_Edited"]:
+    return [_Edited(lm.model, site.name, a, b) for site, (a, b) in zip(sites, edits, strict=True)]
 
 
-def _hook(a: Tensor, b: Tensor):
-    def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        x = args[0]
-        left, right = (t.to(torch.promote_types(x.dtype, torch.float32)) for t in (a, b))
-        rows = x.reshape(len(a), -1, x.shape[-1]).to(left.dtype)  # [k, n·T, d_in]
-        added = (rows @ left[:, :, None]) * right[:, None, :]  # [k, n·T, d_out]
-        return (out.to(left.dtype) + added.view_as(out)).to(out.dtype)
+class _Edited(nn.Module):
+    """Stands in the place of a matrix until `remove`: Wx + b(aᵀx). No hook, because compiled blocks run past those."""
 
-    return hook
+    def __init__(self, model: nn.Module, path: str, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        where, _, self._name = path.rpartition(".")
+        self._parent = (model.get_submodule(where),)  # in a tuple, because a module must not be part of its own part
+        self.matrix = model.get_submodule(path)
+        self.weight = self.matrix.weight  # some blocks look at it
+        self.a, self.b = a, b
+        setattr(self._parent[0], self._name, self)
+
+    def remove(self) -> None:
+        """Put the matrix back."""
+        setattr(self._parent[0], self._name, self.matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, k = self.matrix(x), len(self.a)
+        a, b = (t.to(x.device, torch.promote_types(x.dtype, torch.float32)) for t in (self.a, self.b))
+        rows = x.to(a.dtype).reshape(1 if len(x) == 1 else k, -1, x.shape[-1])  # [k or 1, n·T, d_in]
+        added = (rows @ a[:, :, None]) * b[:, None, :]  # [k, n·T, d_out]
+        return (out.to(a.dtype) + added.view(max(len(out), k), *out.shape[1:])).to(out.dtype)
 
 
 @dataclass(frozen=True)
@@ -128,9 +144,9 @@ class RankOne(Edit):
         """The first block that is touched."""
         return self.sites[0].block
 
-    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[RemovableHandle]:
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[Removable]:
         """See `Edit.attach`: at all tokens."""
-        return [self._counting(lm), *_hooks(lm, self.sites, pairs(self.sites, self.v, self.strength))]
+        return [self._counting(lm), *_put(lm, self.sites, pairs(self.sites, self.v, self.strength))]
 
     def _counting(self, lm: LanguageModel) -> RemovableHandle:
         """A batch of other rows than factors would be taken in runs."""

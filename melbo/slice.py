@@ -86,10 +86,9 @@ class Slice:
 
     def trace(self, hidden: Tensor, run: Run = call_block) -> Iterator[tuple[int, Tensor]]:
         """As `replay`, yielding after each block the layer reached and the stream there."""
-        adapt = self.spread(hidden)
         shared: Shared = {}
         for call in self.calls:
-            hidden = call(hidden, adapt, shared, run)
+            hidden = call(hidden, self.spread(hidden), shared, run)
             yield call.index + 1, hidden
 
     def spread(self, hidden: Tensor) -> Adapt:

@@ -38,11 +38,11 @@ class Tail:
 
     def read(self, hidden: Tensor, run: Run = call_block) -> Tensor:
         """The stream leaving the slice at the tail: ``[k·n, T, d] → [k·n, length, d]``; the last block runs there only."""
-        adapt = self.part.spread(hidden)
         shared: Shared = {}
         *before, last = self.part.calls
         for call in before:
-            hidden = call(hidden, adapt, shared, run)
+            hidden = call(hidden, self.part.spread(hidden), shared, run)
+        adapt = self.part.spread(hidden)
         return self._at_tail(last, hidden[:, -self.length :], self._keys_values(last, hidden, adapt, shared), adapt, shared)
 
     def replay(self, hidden: Tensor, kept: list[KeysValues]) -> Tensor:

@@ -130,6 +130,20 @@ def test_it_does_not_depend_on_chunks_nor_on_how_prompts_are_batched():
         assert torch.allclose(a_map(**more).value(2.0 * V), truth, atol=1e-6 * truth.norm().item())
 
 
+@pytest.mark.parametrize(("name", "matrix", "late"), [("llama", "attention", True), ("gptj", "mlp", True), ("falcon", "attention", False)])
+def test_a_prompt_by_itself_enters_the_first_block_once_for_all_factors_where_blocks_allow_it(name, matrix, late):
+    cmap = AdapterMap(tiny_model(name, torch.float64), prompts([6]), BAND, TARGET, matrix=matrix)
+    V, U = some(cmap, 3), directions(3, cmap.d_target, 1)
+    entered = []
+    hook = cmap.lm.blocks[0].register_forward_pre_hook(lambda block, args: entered.append(len(args[0])))
+    together = cmap.value_and_vjp(2 * V, U)
+    hook.remove()
+    assert set(entered) == {1 if late else 3}
+    cmap._late = False
+    for a, b in zip(together, cmap.value_and_vjp(2 * V, U), strict=True):
+        assert torch.allclose(a, b, atol=1e-9 * b.norm().item())
+
+
 def test_jvp_is_the_derivative_along_the_ray():
     cmap = a_map("gpt2")
     V = some(cmap, 3)

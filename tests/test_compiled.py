@@ -13,7 +13,7 @@ from toys import directions
 
 import melbo.causal_map
 import melbo.compiled
-from melbo import CausalMap, Exponential, fit
+from melbo import AdapterMap, CausalMap, Exponential, fit
 from melbo.slice import call_block
 
 # torch looks at it on purpose, and hides the warning where warnings are not errors
@@ -196,3 +196,17 @@ def test_compile_is_for_passes_with_a_backward_pass_only(lm, called):
     called.clear()
     cmap.value_and_vjp(V, lambda value, rows: value)
     assert called == [lm.blocks[1]] * 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_edited_blocks_are_compiled_with_their_edits(name, traced_only):
+    lm = tiny_model(name, torch.float32)
+    compiled, plain = (AdapterMap(lm, prompts((9, 6)), (0, 2), 3, compile=c) for c in (True, False))
+    V = compiled.unit(directions(5, compiled.d_source, 1, torch.float32))
+    U = rows(5, seed=2)
+    before = graphs()
+    for scale in (1.0, 2.0):
+        assert_close(compiled.value_and_vjp(scale * V, U), plain.value_and_vjp(scale * V, U))
+    assert graphs() - before == 1  # the first block enters with a single row, the last runs on the last tokens only
+    assert not melbo.compiled._broken
+    assert_close([compiled.value(V)], [plain.value(V)])
