@@ -13,7 +13,7 @@ from .errors import MelboError
 from .linalg import random_rows
 from .model import LanguageModel
 from .prompts import Prompts
-from .rank_one import Matrix, find_sites, pairs, parts, running
+from .rank_one import Matrix, find_sites, pairs, parts, random_factors, running
 from .slice import Slice
 
 _SLIGHT = 0.1  # norm of the adapters at which gradients are taken before a scale is known
@@ -108,6 +108,10 @@ class AdapterMap(CausalMap):
         settings = {k: saved[k] for k in ("target_tokens", "normalise_target", "concatenate", "matrix")}
         return cls(lm, Prompts.from_description(saved["prompts"]), tuple(saved["band"]), saved["target"], **settings)
 
+    def opposite(self, rows: Tensor) -> Tensor:
+        """See `Map.opposite`: −b̂âᵀ, with the other sign on every a (θ and −θ are the same edits)."""
+        return torch.cat([-part if i % 2 == 0 else part for i, part in enumerate(rows.split(self.parts, -1))], -1)
+
     def probes(self, num: int, generator: torch.Generator) -> Tensor:
         """See `Map.probes`: gradients of random output directions. Random adapters hardly do anything, and a scale for them breaks all others."""
         U = random_rows(num, self.d_target, generator).to(self.device, self.dtype)
@@ -115,8 +119,8 @@ class AdapterMap(CausalMap):
 
     def backward(self, U: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         """See `Map.backward`: the gradient at a random factor of norm ``scale``, because at zero there is none."""
-        V = torch.cat([random_rows(len(U), width, generator) for width in self.parts], 1).to(self.device, self.dtype)
-        return self.value_and_vjp(scale * self.unit(V), U)[1]
+        V = random_factors(self.sites, len(U), generator).to(self.device, self.dtype)
+        return self.value_and_vjp(scale * V, U)[1]
 
     def jvp(self, v: Tensor) -> Tensor:
         """d/dt Δ(t·v) at t = 0 for unit rows, ``[k, D] → [k, d_target]``, exact (forward mode)."""
@@ -162,7 +166,7 @@ class AdapterMap(CausalMap):
         piece = next((piece for piece, part in zip(self.pieces, self.slices, strict=True) if len(part.hidden) == 1), None)
         if piece is None:
             return False
-        theta = _SLIGHT * self.unit(random_rows(2, self.d_source, torch.Generator().manual_seed(0)).to(self.device, self.dtype))
+        theta = _SLIGHT * random_factors(self.sites, 2, torch.Generator().manual_seed(0)).to(self.device, self.dtype)
         try:
             with torch.no_grad():
                 truth = piece.fn(theta)

@@ -12,9 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from .edit import Where
 from .errors import MelboError
 from .features import FeatureSet, read_run, refuse_existing, write_whole
-from .linalg import random_rows, singular_signs, unit
+from .linalg import random_rows, singular_signs
 from .model import LanguageModel
-from .rank_one import RankOne, Site, merged, pairs, parts
+from .rank_one import RankOne, Site, merged, pairs, parts, random_factors
 
 
 class AdapterSet(FeatureSet):
@@ -63,9 +63,8 @@ class AdapterSet(FeatureSet):
 
     def random(self, num: int, generator: torch.Generator) -> "AdapterSet":
         """See `Bank.random`: a and b of every site uniform on the sphere."""
-        V = torch.cat([random_rows(num, width, generator) for width in parts(self.sites)], 1)
-        U = random_rows(num, self.U.shape[1], generator)
-        return self.replaced(unit(V).to(self.V), U.to(self.U), torch.zeros(num).to(self.alpha))
+        V, U = random_factors(self.sites, num, generator), random_rows(num, self.U.shape[1], generator)
+        return self.replaced(V.to(self.V), U.to(self.U), torch.zeros(num).to(self.alpha))
 
     def merged(self, how: str) -> "AdapterSet":
         """No mean of adapters is one of them.

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .edit import Edit, Where
+from .edit import Edit, Several, Where
 from .errors import MelboError
 from .model import LanguageModel
 
@@ -103,6 +103,40 @@ class Bank(ABC):
         check_strength(strength)
         if which is None and len(self) != 1:
             raise MelboError(f"got a set of {len(self)} features to steer every row with: pass one of them, bank[3]")
+
+
+class Mixed(Bank):
+    """Sets of different kinds as one, feature after feature; ``meta`` is that of the first.
+
+    In a batch every kind acts on every row, at strength zero on those whose feature is of another.
+    """
+
+    def __init__(self, banks: Sequence[Bank], rows: Tensor | None = None) -> None:
+        self.banks, self.meta = tuple(banks), banks[0].meta
+        every = torch.cat([torch.stack([torch.full((len(b),), i), torch.arange(len(b))], 1) for i, b in enumerate(banks)])
+        self._rows = every if rows is None else rows  # [m, 2]: which set, which feature of it
+
+    def __len__(self) -> int:
+        """Number of features m."""
+        return len(self._rows)
+
+    def take(self, rows: Tensor) -> "Mixed":
+        """See `Bank.take`."""
+        return Mixed(self.banks, self._rows[rows])
+
+    def edit(self, which: Tensor | None = None, strength: float | Tensor = 1.0, where: Where = "all") -> Edit:
+        """See `Bank.edit`."""
+        self.check_edit(which, strength)
+        of, at = self._rows[torch.zeros(1, dtype=torch.long) if which is None else which].unbind(1)
+        if which is None:
+            return self.banks[int(of)][int(at)].edit(strength=strength, where=where)
+        strengths = torch.as_tensor(strength, dtype=torch.float32).expand(len(of))
+        return Several(tuple(bank.edit(at * (of == i), strengths * (of == i), where) for i, bank in enumerate(self.banks)))
+
+    def check_model(self, lm: LanguageModel) -> None:
+        """See `Bank.check_model`; every set."""
+        for bank in self.banks:
+            bank.check_model(lm)
 
 
 def check_strength(strength: float | Tensor) -> None:

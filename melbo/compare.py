@@ -1,7 +1,7 @@
-"""Ways to find directions, side by side: the same map and prompts, the same norms, both signs, and what nobody has to learn beside them."""
+"""Ways to find features, side by side: the same prompts and layers, the same norms, both signs, and what nobody has to learn beside them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .adapter_map import AdapterMap
+from .bank import Mixed
 from .calibrate import calibrate
 from .causal_map import CausalMap
 from .controls import control
@@ -20,11 +22,12 @@ from .features import FeatureSet, refuse_existing, to_json, write_whole
 from .fit import fit
 from .generate import Completions, generate
 from .linalg import unit
-from .methods import Exponential, Linear, Melbo, Method, Quadratic
+from .methods import CPE, Exponential, Linear, Melbo, Method, Quadratic
 from .oracles import Map
 from .progress import track
 from .prompts import Prompts
 from .rank import first_tokens
+from .rank_one import random_factors
 from .score import FirstToken, Judged, mean
 from .transcoder import fit_strengths
 
@@ -36,7 +39,7 @@ _PATH = 8.4  # MELBO's steps × learning rate: 12 steps of .7 reach what 300 of 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to directions.
+    """A way to features.
 
     Attributes:
         what: In words.
@@ -44,6 +47,7 @@ class Way:
         stacked: Whether it looks at prompts and tokens stacked, not averaged.
         of_norm: Whether its directions depend on R.
         seeded: Whether anything in it is random.
+        adapters: Whether they are rank-one edits, not directions.
     """
 
     what: str
@@ -51,6 +55,7 @@ class Way:
     stacked: bool = False
     of_norm: bool = False
     seeded: bool = True
+    adapters: bool = False
 
 
 #: Names and what they mean; the controls last.
@@ -62,11 +67,13 @@ WAYS = {
     "linear": Way("singular vectors of the averaged Jacobian", lambda m, R, _: Linear(m, R), seeded=False),
     "stacked": Way("singular vectors of the Jacobian stacked over prompts and tokens", lambda m, R, _: Linear(m, R), stacked=True, seeded=False),
     "quadratic": Way("quadratic transcoder", lambda m, R, _: Quadratic(m, R)),
+    "cpe": Way("CPE, rank-one edits of five blocks, trained at each norm", lambda m, R, _: CPE(m, R, max_steps=20), of_norm=True, adapters=True),
     "random": Way("control: uniform on the sphere"),
     "covariance": Way("control: drawn with the covariance of ordinary activations"),
     "unrelated": Way("control: differences of the activations of two unrelated prompts"),
+    "adapters": Way("control: random rank-one edits of the same blocks", adapters=True),
 }
-USUAL = tuple(name for name in WAYS if name != "quadratic")
+USUAL = tuple(name for name, way in WAYS.items() if name != "quadratic" and not way.adapters)
 _MEASURES = ("effect", "spread_effect", "explained", "novelty", "nll", "kl", "contrast", "active", "inert", "broken", "distinct", "passes", "seconds")
 
 
@@ -128,7 +135,7 @@ class Comparison:
                 folder / "compare.json": to_json(self.describe()),
                 folder / "completions.jsonl": self.completions.to_jsonl(),
                 folder / "compare.md": table(self.summary).encode(),
-                folder / "compare.png": _picture(self.summary, self.settings["scale"]),
+                folder / "compare.png": _picture(self.summary, self.settings["scales"]),
             }
         )
 
@@ -147,14 +154,14 @@ def compare(
     max_new_tokens: int = 12,
     progress: bool = True,
 ) -> Comparison:
-    """Find directions in each way, push along each by the same norms and both signs, and tell what happens.
+    """Find features in each way, push along each by the same norms and both signs, and tell what happens.
 
     Args:
         cmap: Δ, averaged; its stacked form is made from it. ``effect``, ``spread_effect`` and ``explained`` are measured on its prompts.
         held_out: Prompts that are replied to; none of them among the map's.
-        scale: R; calibrated if left out.
+        scale: R of directions; calibrated if left out. That of adapters, the norm of an edit, always is.
         ways: Some of `WAYS`.
-        num_factors: m, directions of each.
+        num_factors: m, features of each.
         times: The norms, in multiples of R. Ways that learn at a norm are fitted at each.
         seeds: How many times what is random is done anew.
         steps: Of MELBO; its learning rate is set so that they lead about as far as 300 steps of the published size.
@@ -165,36 +172,35 @@ def compare(
     Raises:
         MelboError: An unknown way, a norm or count that makes no sense, a concatenated map, or prompts that the map has seen.
     """
-    _check(cmap, held_out, 1.0 if scale is None else scale, ways, num_factors, times, seeds, steps)
-    ways, times, lm = tuple(dict.fromkeys(ways)), tuple(dict.fromkeys(times)), cmap.lm
-    stacked = CausalMap.from_description(lm, {**cmap.describe(), "concatenate": True})
-    stacked.tokens_per_pass, stacked.compile = cmap.tokens_per_pass, cmap.compile
+    _check(cmap, held_out, scale, ways, num_factors, times, seeds, steps)
+    times, lm = tuple(dict.fromkeys(times)), cmap.lm
+    ways = sorted(dict.fromkeys(ways), key=lambda name: WAYS[name].adapters)  # in the order of the kinds in the bank of all
     pair = first_tokens(lm, contrast) if contrast is not None else None
-    scale = calibrate(cmap, progress=progress).scale if scale is None else scale
+    kinds = {kind: _Kind(_adapters(cmap) if kind else cmap, None if kind else scale, progress) for kind in sorted({WAYS[n].adapters for n in ways})}
     rows: list[dict[str, Any]] = []
-    found: list[Tensor] = []  # [m, d] for each row, unit rows with the sign in them
     learn = [(name, seed) for name in ways for seed in range(seeds if WAYS[name].seeded else 1)]
     with track(sum(len(times) if WAYS[name].of_norm else 1 for name, _ in learn), "directions", progress) as bar:
         for name, seed in learn:
-            kept = None
+            kept, way = None, WAYS[name]
+            kind = kinds[way.adapters]
             for x in times:
-                if kept is None or WAYS[name].of_norm:
-                    kept = _directions(WAYS[name], name, stacked if WAYS[name].stacked else cmap, num_factors, x * scale, steps, seed)
+                if kept is None or way.of_norm:
+                    kept = _features(name, kind, num_factors, x * kind.scale, steps, seed)
                     bar.update()
                 V, cost = kept
-                for sign in (1, -1) if WAYS[name].method is not None else (1,):  # −v of a control is as likely as v
+                for sign in (1, -1) if way.method is not None else (1,):  # −v of a control is as likely as v
                     rows.append({"way": name, "times": x, "sign": sign, "seed": seed, **cost})
-                    found.append(sign * V)
-    bank, strengths = _all_in_one(cmap, found, [row["times"] * scale for row in rows])
+                    kind.take(sign, V, x)
+    bank, strengths = Mixed([kind.bank for kind in kinds.values()]), torch.cat([s for kind in kinds.values() for s in kind.strengths])
     first = FirstToken(1 + len(bank), pair)
     completions = generate(lm, held_out, bank, strength=strengths, max_new_tokens=max_new_tokens, first_logits=first.take, progress=progress)
     judged = Judged(lm, held_out, completions, first, progress)
-    D = _responses(stacked, bank.V, strengths, progress)  # [rows · m, prompts · tokens, d]
-    for i, row in enumerate(rows):
-        at = range(i * num_factors, (i + 1) * num_factors)
-        row |= _measures(bank.V[at.start : at.stop], D[at.start : at.stop], judged, at, len(held_out))
+    responses = [found for kind in kinds.values() for found in kind.responses(progress)]
+    for i, (row, (V, D)) in enumerate(zip(rows, responses, strict=True)):
+        row |= _measures(V, D, judged, range(i * num_factors, (i + 1) * num_factors), len(held_out))
     settings = {
-        "scale": scale,
+        "scale": next(iter(kinds.values())).scale,
+        "scales": {name: kinds[WAYS[name].adapters].scale for name in ways},
         "times": list(times),
         "num_factors": num_factors,
         "seeds": seeds,
@@ -225,6 +231,11 @@ def text(measure: Sequence[float | None] | None) -> str:
     return f"{measure[0]:.3g}" + ("" if measure[1] is None else f" ± {measure[1]:.2g}")
 
 
+def text_of(scales: dict[str, float]) -> str:
+    """R, and that of adapters if both were compared."""
+    return ", of adapters ".join(f"{scale:.3g}" for scale in dict.fromkeys(scales.values()))
+
+
 class _Counted:
     """A map that counts passes."""
 
@@ -243,35 +254,57 @@ class _Counted:
         return oracle
 
 
-def _directions(way: Way, name: str, map: CausalMap, m: int, R: float, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
-    """Unit rows ``[m, d]``, and what they cost."""
-    start, counted = time.perf_counter(), _Counted(map)
+class _Kind:
+    """Directions, or adapters: their map, averaged and stacked, their scale, and all that were found of them."""
+
+    def __init__(self, cmap: CausalMap, scale: float | None, progress: bool) -> None:
+        self.map, self.stacked = cmap, type(cmap).from_description(cmap.lm, {**cmap.describe(), "concatenate": True})
+        self.stacked.tokens_per_pass, self.stacked.compile = cmap.tokens_per_pass, cmap.compile
+        self.scale = calibrate(cmap, progress=progress).scale if scale is None else scale
+        self.found: list[Tensor] = []  # [m, d_source] for each row of the table, unit rows with the sign in them
+        self.strengths: list[Tensor] = []  # [m] for each, norms
+
+    def take(self, sign: int, V: Tensor, times: float) -> None:
+        """A row of the table: V pushed with this sign by so many times the scale."""
+        self.found.append(V if sign > 0 else self.map.opposite(V))
+        self.strengths.append(torch.full((len(V),), times * self.scale))
+
+    @property
+    def bank(self) -> FeatureSet:
+        """All of them as one set of scale 1."""
+        V = torch.cat(self.found)
+        kind: type[FeatureSet] = getattr(self.map, "bank", FeatureSet)
+        return kind(V, V, torch.zeros(len(V)), 1.0, self.map.source, self.map.target, {"map": self.map.describe()})
+
+    def responses(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each row its V ``[m, d_source]`` and the change at every prompt and token, ``[m, prompts · tokens, d]``, on the CPU."""
+        with track(len(self.found), "effects", progress) as bar:
+            for V, strengths in zip(self.found, self.strengths, strict=True):
+                yield V, self.stacked.value(strengths[:, None] * V).cpu().unflatten(-1, (-1, self.map.d_target))
+                bar.update()
+
+
+def _adapters(cmap: CausalMap) -> AdapterMap:
+    """The map of adapters that reads what ``cmap`` reads."""
+    return AdapterMap(cmap.lm, cmap.prompts, target=cmap.target, target_tokens=cmap.target_tokens, normalise_target=cmap.normalise_target)
+
+
+def _features(name: str, kind: _Kind, m: int, R: float, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
+    """Unit rows ``[m, d_source]``, and what they cost."""
+    way, cmap = WAYS[name], kind.map
+    start, counted = time.perf_counter(), _Counted(kind.stacked if way.stacked else cmap)
+    draw = torch.Generator().manual_seed(seed)
     if way.method is not None:
         V = fit(cast(Map, counted), way.method(m, R, steps), seed=seed, progress=False).features.V
+    elif isinstance(cmap, AdapterMap):
+        V = random_factors(cmap.sites, m, draw)
     else:
-        V = control(map.lm, map.prompts, map.source, name, m, torch.Generator().manual_seed(seed))
+        V = control(cmap.lm, cmap.prompts, cmap.source, name, m, draw)
     return V.float().cpu(), {"passes": counted.passes, "seconds": time.perf_counter() - start}
 
 
-def _all_in_one(cmap: CausalMap, found: Sequence[Tensor], norms: Sequence[float]) -> tuple[FeatureSet, Tensor]:
-    """Every direction as one set of features of scale 1, and the norm that each is pushed by."""
-    V = torch.cat(list(found))
-    strengths = torch.tensor(norms).repeat_interleave(len(V) // len(norms))
-    return FeatureSet(V, V, torch.zeros(len(V)), 1.0, cmap.source, cmap.target, {"map": cmap.describe()}), strengths
-
-
-def _responses(stacked: CausalMap, V: Tensor, strengths: Tensor, progress: bool) -> Tensor:
-    """The change at every prompt and token, ``[k, prompts · tokens, d]``, on the CPU."""
-    parts = []
-    with track(len(V), "effects", progress) as bar:
-        for rows in (strengths[:, None] * V).split(256):
-            parts.append(stacked.value(rows).cpu())
-            bar.update(len(rows))
-    return torch.cat(parts).unflatten(-1, (-1, stacked.d_source))
-
-
 def _measures(V: Tensor, D: Tensor, judged: Judged, at: range, prompts: int) -> dict[str, Any]:
-    """Of the vectors ``at`` of the table."""
+    """Of the features ``at`` of the table."""
     averaged = D.mean(1)  # [m, d]
     scores = [judged.scores("feature", i, range(prompts)) for i in at]
     explained = fit_strengths(V, unit(averaged), averaged.norm(dim=-1), "exponential").explained
@@ -297,11 +330,11 @@ def _over(values: Sequence[float | None]) -> list[float | None] | None:
 
 
 def _check(
-    cmap: CausalMap, held_out: Prompts, scale: float, ways: Sequence[str], num_factors: int, times: Sequence[float], seeds: int, steps: int
+    cmap: CausalMap, held_out: Prompts, scale: float | None, ways: Sequence[str], num_factors: int, times: Sequence[float], seeds: int, steps: int
 ) -> None:
     if type(cmap) is not CausalMap:
-        raise MelboError(f"got a {type(cmap).__name__}: compare takes a map of directions, a CausalMap")
-    if num_factors < 1 or not (isfinite(scale) and scale > 0):
+        raise MelboError(f"got a {type(cmap).__name__}: compare takes a map of directions, and makes that of adapters from it")
+    if num_factors < 1 or (scale is not None and not (isfinite(scale) and scale > 0)):
         raise MelboError(f"got num_factors={num_factors} and scale={scale}: expected at least 1, and a positive number")
     unknown = [name for name in ways if name not in WAYS]
     if unknown or not ways:
@@ -315,7 +348,7 @@ def _check(
             raise MelboError(f"the held-out prompt {text!r} is one of the map's: scores on it would flatter; give another")
 
 
-def _picture(summary: Sequence[dict[str, Any]], scale: float) -> bytes:
+def _picture(summary: Sequence[dict[str, Any]], scales: dict[str, float]) -> bytes:
     """Every way's measures against the norm, both signs."""
     import io
 
@@ -334,7 +367,7 @@ def _picture(summary: Sequence[dict[str, Any]], scale: float) -> bytes:
                 x, y = [row["times"] for row in rows], [row[key][0] for row in rows]
                 bars = [row[key][1] or 0.0 for row in rows]
                 axes.errorbar(x, y, bars, color=colour, ls=line, marker="o", ms=3, lw=1.4, capsize=2, label=name if sign > 0 else None)
-        axes.set(xlabel=f"norm / R  (R = {scale:.3g})", title=label, yscale="log" if key in ("effect", "explained") else "linear")
+        axes.set(xlabel=f"norm / R  (R = {text_of(scales)})", title=label, yscale="log" if key in ("effect", "explained") else "linear")
         axes.spines[["top", "right"]].set_visible(False)
     canvas.axes[0].legend(frameon=False, fontsize=8)
     canvas.savefig(out := io.BytesIO(), format="png", dpi=130)

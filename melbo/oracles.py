@@ -71,6 +71,10 @@ class Map(ABC):
         new = [unit(part, before) for part, before in zip(rows.split(self.parts, -1), old, strict=True)]
         return unit(torch.cat([unit(part) for part in new], -1))
 
+    def opposite(self, rows: Tensor) -> Tensor:
+        """What pushes the other way, ``[k, d_source]``."""
+        return -rows
+
     def probes(self, num: int, generator: torch.Generator) -> Tensor:
         """Unit directions ``[num, d_source]`` that stand for all where a scale is calibrated: random ones."""
         return random_rows(num, self.d_source, generator).to(self.device, self.dtype)

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .edit import Edit, Removable, Tokens
 from .errors import MelboError
+from .linalg import random_rows, unit
 from .model import LanguageModel
 from .writers import Writer, mixer, writers
 
@@ -81,6 +82,11 @@ def pairs(sites: Sequence[Site], v: Tensor, strength: Tensor) -> list[Pair]:
     """
     found = v.split(parts(sites), dim=-1)
     return [(2 * len(sites) * a, strength[:, None] * b) for a, b in zip(found[::2], found[1::2], strict=True)]
+
+
+def random_factors(sites: Sequence[Site], num: int, generator: torch.Generator) -> Tensor:
+    """Flattened unit factors ``[num, D]``, a and b of every site uniform on the sphere."""
+    return unit(torch.cat([random_rows(num, width, generator) for width in parts(sites)], 1))
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import pytest
 import torch
 from cases import tiny_model
 
-from melbo import CausalMap, Exponential, FeatureSet, Linear, MelboError, Prompts, Random, fit, generate
+from melbo import CPE, AdapterMap, CausalMap, Exponential, FeatureSet, Linear, MelboError, Prompts, Random, calibrate, edit, fit, generate, steer
+from melbo.bank import Mixed
 from melbo.compare import PASSES, USUAL, WAYS, _Counted, compare, table
 from melbo.controls import control
 from melbo.prompts import REFERENCE
@@ -59,6 +60,52 @@ def test_the_other_sign_is_the_other_push(world, found):
     V = fit(cmap, Linear(3, 3.0), progress=False).features.V
     row = next(r for r in found.rows if (r["way"], r["times"], r["sign"]) == ("linear", 0.5, -1))
     assert row["effect"] == pytest.approx(cmap.value(-1.5 * V).norm(dim=-1).mean().item(), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def both(world):
+    """Directions and adapters in one comparison, named in no particular order."""
+    _, cmap, held_out = world
+    ways = ("adapters", "random", "cpe")
+    return compare(cmap, held_out, 3.0, ways=ways, num_factors=2, times=TIMES, seeds=2, max_new_tokens=4, progress=False)
+
+
+def test_adapters_are_measured_as_directions_are(world, both):
+    lm, cmap, held_out = world
+    assert {r["way"] for r in both.summary} == {"random", "cpe", "adapters"}
+    edits = AdapterMap(lm, cmap.prompts, target=3, target_tokens=2)
+    R = both.settings["scales"]["cpe"]
+    assert calibrate(edits, progress=False).scale == pytest.approx(R, rel=1e-4)
+    bank = fit(edits, CPE(2, 0.5 * R, max_steps=20), seed=1, progress=False).features
+    for sign in (1, -1):
+        row = next(r for r in both.rows if (r["way"], r["times"], r["sign"], r["seed"]) == ("cpe", 0.5, sign, 1))
+        effects = []
+        for one in bank:
+            with one.merge(lm, strength=sign):  # in the weights themselves
+                after = CausalMap(lm, cmap.prompts, 1, 3, target_tokens=2)
+                change = [a.output[:, -2:] - b.output[:, -2:] for a, b in zip(after.slices, cmap.slices, strict=True)]
+                effects.append(torch.cat([c.mean(1) for c in change]).mean(0).norm().item())
+        assert row["effect"] == pytest.approx(sum(effects) / 2, rel=1e-3)
+    said = {(c.prompt, c.text) for c in both.completions if c.kind == "feature"}
+    own = generate(lm, held_out, bank, strength=-1.0, max_new_tokens=4, progress=False)
+    assert {(c.prompt, c.text) for c in own if c.kind == "feature"} <= said
+
+
+def test_features_of_two_kinds_steer_side_by_side_as_each_alone(world):
+    lm, cmap, held_out = world
+    vectors = fit(cmap, Exponential(2, 9.0), progress=False).features
+    edits = fit(AdapterMap(lm, cmap.prompts, target=3, target_tokens=2), CPE(2, 9.0, max_steps=2), progress=False).features
+    mixed = Mixed([vectors, edits])
+    ids = torch.tensor([held_out.tokens[0]])
+    rows, strengths = torch.tensor([3, 0, 1, 2]), torch.tensor([1.0, 0.5, -1.0, 2.0])
+    with edit(lm, mixed.edit(rows, strengths)), torch.no_grad():
+        together = lm.model(ids.expand(4, -1)).logits
+    alone = [vectors[0], vectors[1], edits[0], edits[1]]
+    for i, strength, logits in zip(rows.tolist(), strengths.tolist(), together, strict=True):
+        for one in (alone[i], mixed[i]):
+            with steer(lm, one, strength=strength), torch.no_grad():
+                assert torch.allclose(lm.model(ids).logits[0], logits, atol=1e-4)
+    assert len(mixed[1:3]) == 2
 
 
 def test_what_does_not_depend_on_the_norm_is_found_once(found):

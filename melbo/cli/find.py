@@ -202,10 +202,10 @@ def contrast(
     multiple=True,
     default=USUAL,
     show_default=False,
-    help="May be given again; by default all but quadratic.",
+    help="May be given again; by default all directions but quadratic. cpe and adapters are rank-one edits.",
 )
-@click.option("-m", "--num-factors", default=32, help="How many directions of each.")
-@click.option("--scale", type=float, help="R; by default calibrated.")
+@click.option("-m", "--num-factors", default=32, help="How many features of each.")
+@click.option("--scale", type=float, help="R of directions; by default calibrated, as that of adapters always is.")
 @click.option("--times", type=float, multiple=True, default=(0.5, 1.0, 1.5, 2.0), help="Norms to push by, in multiples of R; may be given again.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="How many times what is random is done anew.")
 @click.option("--steps", type=click.IntRange(min=1), default=12, help="Of MELBO, large ones: twelve lead as far as 300 published ones.")
@@ -218,7 +218,7 @@ def contrast(
 def compare(
     model: str, ways: Sequence[str], scale: float | None, held_out: Path | None, out: Path, force: bool, as_json: bool, **options: Any
 ) -> None:
-    """Ways to find directions side by side, with controls: is gradient training needed?"""
+    """Ways to find features side by side, with controls: is gradient training needed?"""
     Comparison.refuse_existing(out, force)
     texts = read_prompts(options)
     replies = read_file(held_out) if held_out else built_in.HELD_OUT[:1]

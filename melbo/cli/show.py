@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bench import Row
-from ..compare import Comparison, text
+from ..compare import Comparison, text, text_of
 from ..rank import Ranking
 from ..select import Selection
 
@@ -64,7 +64,7 @@ def show_comparison(found: Comparison) -> None:
     nearest = min(found.settings["times"], key=lambda x: abs(x - 1))
     columns = ["effect", "explained", "novelty", "kl", "active", "broken", "distinct", "passes"]
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    table = Table(title=f"at {nearest:g} R = {nearest * found.settings['scale']:.3g}, mean ± sd over seeds", title_justify="left", show_edge=False)
+    table = Table(title=f"at {nearest:g} R (R = {text_of(found.settings['scales'])}), mean ± sd over seeds", title_justify="left", show_edge=False)
     table.add_column("")
     for heading in columns:
         table.add_column(heading, justify="right")
