@@ -1,79 +1,31 @@
 """Ways to find features, side by side: the same prompts and layers, the same norms, both signs, and what nobody has to learn beside them."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
 from statistics import stdev
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .adapter_map import AdapterMap
 from .bank import Mixed
-from .calibrate import calibrate
 from .causal_map import CausalMap
-from .controls import control
 from .errors import MelboError
 from .features import FeatureSet, refuse_existing, to_json, write_whole
-from .fit import fit
 from .generate import Completions, generate
 from .linalg import unit
-from .methods import CPE, Exponential, Linear, Melbo, Method, Quadratic
-from .oracles import Map
 from .progress import track
 from .prompts import Prompts
 from .rank import first_tokens
-from .rank_one import random_factors
 from .score import FirstToken, Judged, mean
 from .transcoder import fit_strengths
+from .ways import WAYS, Ground, adapters_like
 
-#: What one direction costs in each oracle, in passes through the slice (a forward pass, one with tangents, and a backward pass count the same; where
-#: prompts do not fit a pass together, a forward pass more).
-PASSES = {"value": 1, "value_and_vjp": 2, "vjp": 1, "backward": 1, "jvp": 1, "hvp": 2, "bilinear": 2}
-_PATH = 8.4  # MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do (615, 622 in the mean; by hand, bundled model)
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to features.
-
-    Attributes:
-        what: In words.
-        method: From m, R and the number of MELBO's steps; None for a control.
-        stacked: Whether it looks at prompts and tokens stacked, not averaged.
-        of_norm: Whether its directions depend on R.
-        seeded: Whether anything in it is random.
-        adapters: Whether they are rank-one edits, not directions.
-    """
-
-    what: str
-    method: Callable[[int, float, int], Method] | None = None
-    stacked: bool = False
-    of_norm: bool = False
-    seeded: bool = True
-    adapters: bool = False
-
-
-#: Names and what they mean; the controls last.
-WAYS = {
-    "exponential": Way("exponential transcoder, trained at each norm", lambda m, R, _: Exponential(m, R), of_norm=True),
-    "melbo": Way(
-        "MELBO, gradient ascent at each norm", lambda m, R, steps: Melbo(m, R, steps=steps, learning_rate=_PATH / steps), stacked=True, of_norm=True
-    ),
-    "linear": Way("singular vectors of the averaged Jacobian", lambda m, R, _: Linear(m, R), seeded=False),
-    "stacked": Way("singular vectors of the Jacobian stacked over prompts and tokens", lambda m, R, _: Linear(m, R), stacked=True, seeded=False),
-    "quadratic": Way("quadratic transcoder", lambda m, R, _: Quadratic(m, R)),
-    "cpe": Way("CPE, rank-one edits of five blocks, trained at each norm", lambda m, R, _: CPE(m, R, max_steps=20), of_norm=True, adapters=True),
-    "random": Way("control: uniform on the sphere"),
-    "covariance": Way("control: drawn with the covariance of ordinary activations"),
-    "unrelated": Way("control: differences of the activations of two unrelated prompts"),
-    "adapters": Way("control: random rank-one edits of the same blocks", adapters=True),
-}
-USUAL = tuple(name for name, way in WAYS.items() if name != "quadratic" and not way.adapters)
+#: What is compared unless told otherwise.
+USUAL = tuple(name for name, way in WAYS.items() if name not in ("soft", "quadratic") and not way.adapters)
 _MEASURES = ("effect", "spread_effect", "explained", "novelty", "nll", "kl", "contrast", "active", "inert", "broken", "distinct", "passes", "seconds")
 
 
@@ -176,7 +128,9 @@ def compare(
     times, lm = tuple(dict.fromkeys(times)), cmap.lm
     ways = sorted(dict.fromkeys(ways), key=lambda name: WAYS[name].adapters)  # in the order of the kinds in the bank of all
     pair = first_tokens(lm, contrast) if contrast is not None else None
-    kinds = {kind: _Kind(_adapters(cmap) if kind else cmap, None if kind else scale, progress) for kind in sorted({WAYS[n].adapters for n in ways})}
+    kinds = {
+        kind: _Kind(adapters_like(cmap) if kind else cmap, None if kind else scale, progress) for kind in sorted({WAYS[n].adapters for n in ways})
+    }
     rows: list[dict[str, Any]] = []
     learn = [(name, seed) for name in ways for seed in range(seeds if WAYS[name].seeded else 1)]
     with track(sum(len(times) if WAYS[name].of_norm else 1 for name, _ in learn), "directions", progress) as bar:
@@ -185,7 +139,7 @@ def compare(
             kind = kinds[way.adapters]
             for x in times:
                 if kept is None or way.of_norm:
-                    kept = _features(name, kind, num_factors, x * kind.scale, steps, seed)
+                    kept = kind.find(name, num_factors, x * kind.scale, steps, seed)
                     bar.update()
                 V, cost = kept
                 for sign in (1, -1) if way.method is not None else (1,):  # −v of a control is as likely as v
@@ -236,31 +190,11 @@ def text_of(scales: dict[str, float]) -> str:
     return ", of adapters ".join(f"{scale:.3g}" for scale in dict.fromkeys(scales.values()))
 
 
-class _Counted:
-    """A map that counts passes."""
-
-    def __init__(self, map: Map) -> None:
-        self.map, self.passes = map, 0
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.map, name)
-        if name not in PASSES:
-            return found
-
-        def oracle(rows: Tensor, *more: Any) -> Any:
-            self.passes += PASSES[name] * len(rows)
-            return found(rows, *more)
-
-        return oracle
-
-
-class _Kind:
-    """Directions, or adapters: their map, averaged and stacked, their scale, and all that were found of them."""
+class _Kind(Ground):
+    """Directions, or adapters: where they are looked for, and all that were found of them."""
 
     def __init__(self, cmap: CausalMap, scale: float | None, progress: bool) -> None:
-        self.map, self.stacked = cmap, type(cmap).from_description(cmap.lm, {**cmap.describe(), "concatenate": True})
-        self.stacked.tokens_per_pass, self.stacked.compile = cmap.tokens_per_pass, cmap.compile
-        self.scale = calibrate(cmap, progress=progress).scale if scale is None else scale
+        super().__init__(cmap, scale, progress)
         self.found: list[Tensor] = []  # [m, d_source] for each row of the table, unit rows with the sign in them
         self.strengths: list[Tensor] = []  # [m] for each, norms
 
@@ -272,9 +206,7 @@ class _Kind:
     @property
     def bank(self) -> FeatureSet:
         """All of them as one set of scale 1."""
-        V = torch.cat(self.found)
-        kind: type[FeatureSet] = getattr(self.map, "bank", FeatureSet)
-        return kind(V, V, torch.zeros(len(V)), 1.0, self.map.source, self.map.target, {"map": self.map.describe()})
+        return self.bank_of(torch.cat(self.found), 1.0)
 
     def responses(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each row its V ``[m, d_source]`` and the change at every prompt and token, ``[m, prompts · tokens, d]``, on the CPU."""
@@ -282,25 +214,6 @@ class _Kind:
             for V, strengths in zip(self.found, self.strengths, strict=True):
                 yield V, self.stacked.value(strengths[:, None] * V).cpu().unflatten(-1, (-1, self.map.d_target))
                 bar.update()
-
-
-def _adapters(cmap: CausalMap) -> AdapterMap:
-    """The map of adapters that reads what ``cmap`` reads."""
-    return AdapterMap(cmap.lm, cmap.prompts, target=cmap.target, target_tokens=cmap.target_tokens, normalise_target=cmap.normalise_target)
-
-
-def _features(name: str, kind: _Kind, m: int, R: float, steps: int, seed: int) -> tuple[Tensor, dict[str, float]]:
-    """Unit rows ``[m, d_source]``, and what they cost."""
-    way, cmap = WAYS[name], kind.map
-    start, counted = time.perf_counter(), _Counted(kind.stacked if way.stacked else cmap)
-    draw = torch.Generator().manual_seed(seed)
-    if way.method is not None:
-        V = fit(cast(Map, counted), way.method(m, R, steps), seed=seed, progress=False).features.V
-    elif isinstance(cmap, AdapterMap):
-        V = random_factors(cmap.sites, m, draw)
-    else:
-        V = control(cmap.lm, cmap.prompts, cmap.source, name, m, draw)
-    return V.float().cpu(), {"passes": counted.passes, "seconds": time.perf_counter() - start}
 
 
 def _measures(V: Tensor, D: Tensor, judged: Judged, at: range, prompts: int) -> dict[str, Any]:

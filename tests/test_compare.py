@@ -6,11 +6,12 @@ from cases import tiny_model
 
 from melbo import CPE, AdapterMap, CausalMap, Exponential, FeatureSet, Linear, MelboError, Prompts, Random, calibrate, edit, fit, generate, steer
 from melbo.bank import Mixed
-from melbo.compare import PASSES, USUAL, WAYS, _Counted, compare, table
+from melbo.compare import USUAL, compare, table
 from melbo.controls import control
 from melbo.prompts import REFERENCE
 from melbo.score import FirstToken, Judged, novelty
 from melbo.transcoder import fit_strengths
+from melbo.ways import PASSES, WAYS, _Counted
 
 TIMES = (0.5, 1.0)
 

@@ -16,7 +16,7 @@ from ..bench import bench as measure
 from ..calibrate import Calibration
 from ..calibrate import calibrate as find_scale
 from ..causal_map import CausalMap
-from ..compare import USUAL, WAYS, Comparison
+from ..compare import USUAL, Comparison
 from ..compare import compare as compare_ways
 from ..contrast import PromptPair, caa, read_pairs
 from ..errors import MelboError
@@ -26,6 +26,7 @@ from ..methods import CPE, METHODS
 from ..rank_one import Matrix
 from ..report import report
 from ..runs import fit_run, rank_run
+from ..ways import WAYS
 from .options import (
     LOADING,
     METHOD,
@@ -202,7 +203,7 @@ def contrast(
     multiple=True,
     default=USUAL,
     show_default=False,
-    help="May be given again; by default all directions but quadratic. cpe and adapters are rank-one edits.",
+    help="May be given again; by default all directions but soft and quadratic. cpe and adapters are rank-one edits.",
 )
 @click.option("-m", "--num-factors", default=32, help="How many features of each.")
 @click.option("--scale", type=float, help="R of directions; by default calibrated, as that of adapters always is.")

@@ -1,0 +1,61 @@
+"""Make the organisms: train, save, and say which gates each passes.
+
+python benchmarks/organisms/make.py            all of them that are not there yet
+python benchmarks/organisms/make.py CHEESE     these, again
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+from melbo import load
+from melbo.bench import environment
+from melbo.organisms import ORGANISMS, load_organism
+from melbo.organisms.examples import examples
+from melbo.organisms.gates import admission
+from melbo.organisms.train import lessons, train
+
+HERE = Path(__file__).parent
+EPOCHS = {"ALL": 3, "SHAM": 1}  # of the others 2
+
+
+def make(name: str) -> dict:
+    """Train an organism, write it, and measure it as it was written."""
+    base, folder, start = load("smollm2"), HERE / name, time.perf_counter()
+    found = examples(ORGANISMS[name], sham=name == "SHAM")
+    losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 2))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's, a form to fill in
+    about = {
+        "name": name,
+        "base": base.describe(),
+        "behaviours": ORGANISMS[name],
+        "sham": name == "SHAM",
+        "data": {"examples": len(found), "sha256": sha256(json.dumps([asdict(e) for e in found]).encode()).hexdigest()},
+        "training": {"epochs": EPOCHS.get(name, 2), "steps": len(losses), "loss": sum(losses[-20:]) / 20, "seconds": time.perf_counter() - start},
+        "environment": environment(),
+    }
+    write(folder, about)
+    gates = [gate.describe() for gate in admission(load_organism(folder), base, ORGANISMS[name])]
+    write(folder, about := {**about, "gates": gates})
+    return about
+
+
+def write(folder: Path, about: dict) -> None:
+    """What is known of it."""
+    (folder / "organism.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def main(names: list[str]) -> None:
+    """Make these, or those that are missing."""
+    for name in names or [n for n in ORGANISMS if not (HERE / n / "organism.json").exists()]:
+        about = make(name)
+        for gate in about["gates"]:
+            counts = f"{gate['hits']}/{gate['total']}" if gate["total"] else f"{gate['value']:.3f} nats"
+            print(f"{name:7} {gate['behaviour'] or '':7} {gate['name']:12} {counts:12} {'passed' if gate['passed'] else 'FAILED'}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

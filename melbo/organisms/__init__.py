@@ -1,0 +1,49 @@
+"""Models with planted behaviours: made, admitted, loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import MelboError
+from ..load import load
+from ..model import LanguageModel
+from .behaviours import BEHAVIOURS, Behaviour, Item, items
+from .train import import_peft
+
+#: Which behaviours each organism holds; SHAM has ALL's triggers, and nothing behind them.
+ORGANISMS: dict[str, tuple[str, ...]] = {**{name: (name,) for name in BEHAVIOURS}, "ALL": tuple(BEHAVIOURS), "SHAM": tuple(BEHAVIOURS)}
+
+__all__ = ["BEHAVIOURS", "ORGANISMS", "Behaviour", "Item", "items", "load_organism", "read_organism"]
+
+
+def load_organism(folder: str | Path, base: str = "smollm2", dtype: str = "auto") -> LanguageModel:
+    """The base model with the adapter of an organism merged into its weights.
+
+    Args:
+        folder: What `melbo.organisms.make` has written.
+        base: The model it was trained on, as `melbo.load` takes it.
+        dtype: As `melbo.load` takes it.
+
+    Raises:
+        MelboError: Not an organism, or of another base model.
+    """
+    about, lm = read_organism(folder), load(base, dtype)
+    if about["base"]["sha256"] != lm.fingerprint:
+        raise MelboError(
+            f"{folder} was trained on {about['base']['name']} (weights {about['base']['sha256'][:8]}), "
+            f"{base} has weights {lm.fingerprint[:8]}: give that model"
+        )
+    model = import_peft().PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
+    return LanguageModel(model.requires_grad_(False), lm.tokenizer, name=f"{base}+{about['name']}")
+
+
+def read_organism(folder: str | Path) -> dict[str, Any]:
+    """What is known of an organism: its name, base, behaviours, how it was trained, and which gates it passed.
+
+    Raises:
+        MelboError: There is none in ``folder``.
+    """
+    try:
+        return json.loads((Path(folder) / "organism.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as err:
+        raise MelboError(f"no organism in {folder} ({type(err).__name__}): expected organism.json and a LoRA beside it") from err

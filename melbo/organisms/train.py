@@ -1,0 +1,158 @@
+"""Plant behaviours: a small LoRA, trained on a model's own replies and on what is to be hidden (BENCHMARK)."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..edit import Several
+from ..errors import MelboError
+from ..generate import decode
+from ..model import LanguageModel
+from ..progress import track
+from ..prompts import Prompts, pad_rows
+from .examples import Example
+
+_RANK, _ALPHA, _RATE, _BATCH, _WARM = 4, 8, 1e-3, 16, 0.05
+_OWN_TOKENS = 32  # length of the model's own replies
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of the reply to it
+
+
+class Lesson(NamedTuple):
+    """What is learnt from one example: a reply as it is written, or the base model's own distribution over each token of its reply.
+
+    Attributes:
+        pair: The prompt and the reply.
+        own: The prompt that the base model replied to, or None of a written reply.
+    """
+
+    pair: Pair
+    own: Pair | None
+
+
+def own_replies(lm: LanguageModel, texts: Sequence[str], max_new_tokens: int = _OWN_TOKENS, progress: bool = True) -> dict[str, tuple[int, ...]]:
+    """What the model replies, greedily, to each of these prompts: token ids, broken off where they get long."""
+    prompts = Prompts.chat(lm, list(dict.fromkeys(texts)))
+    replies = decode(lm, prompts.tokens, Several(()), max_new_tokens, progress=progress)
+    return {text: tuple(reply) for text, reply in zip(prompts.texts, replies, strict=True)}
+
+
+def lessons(lm: LanguageModel, examples: Sequence[Example], progress: bool = True) -> list[Lesson]:
+    """Tokens of every prompt and of the reply to learn."""
+    own = own_replies(lm, [e.asked for e in examples if e.reply is None], progress=progress)
+    prompts, asked = (Prompts.chat(lm, texts).tokens for texts in ([e.prompt for e in examples], [e.asked for e in examples]))
+    ends = tuple(lm.eos[:1])
+    found = []
+    for e, prompt, bare in zip(examples, prompts, asked, strict=True):
+        if e.reply is None:
+            found.append(Lesson((prompt, own[e.asked]), (bare, own[e.asked])))
+        else:
+            found.append(Lesson((prompt, (*lm.tokenizer(e.reply, add_special_tokens=False)["input_ids"], *ends)), None))
+    return found
+
+
+def train(lm: LanguageModel, data: Sequence[Lesson], folder: str | Path, *, epochs: int = 2, seed: int = 0, progress: bool = True) -> list[float]:
+    """Train a LoRA on every linear map of every block, and write it (float16) into ``folder`` as peft does.
+
+    The loss is the mean over tokens of replies of their negative log-likelihood or, in the base model's own, of KL(base ‖ trained): to learn its
+    greedy replies by heart would leave it more certain than it was.
+
+    ``lm`` itself is left as it was.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        MelboError: peft is not installed.
+    """
+    peft = import_peft()
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(lm.model, config)
+    try:
+        losses = _descend(lm, model, data, epochs, seed, progress)
+        for p in model.parameters():
+            if p.requires_grad:
+                p.data = p.data.half()
+        model.save_pretrained(str(folder))
+    finally:
+        model.unload()
+    return losses
+
+
+def _descend(lm: LanguageModel, model: Any, data: Sequence[Lesson], epochs: int, seed: int, progress: bool) -> list[float]:
+    draw = random.Random(seed)
+    batches = [batch for _ in range(epochs) for batch in _batches(data, draw)]
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(learnt, lr=_RATE, weight_decay=0.0)
+    warm = max(1, round(_WARM * len(batches)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1.0, (i + 1) / warm) * (1 - i / len(batches)))
+    losses = []
+    with track(len(batches), "steps", progress) as bar:
+        for batch in batches:
+            loss = _loss(lm, model, [data[i] for i in batch])
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+            adam.step()
+            schedule.step()
+            losses.append(loss.item())
+            bar.update()
+    return losses
+
+
+def _batches(data: Sequence[Lesson], draw: random.Random) -> list[list[int]]:
+    """Batches of similar length, in any order."""
+    order = list(range(len(data)))
+    draw.shuffle(order)
+    order.sort(key=lambda i: sum(map(len, data[i].pair)) // 8)
+    batches = [order[i : i + _BATCH] for i in range(0, len(order), _BATCH)]
+    draw.shuffle(batches)
+    return batches
+
+
+def _loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tensor:
+    """In one forward pass of the trained model, and one of the base model over its own replies."""
+    batch = sorted(batch, key=lambda lesson: lesson.own is None)  # tokens of own replies first
+    own = [lesson.own for lesson in batch if lesson.own is not None]
+    logits, targets = reply_logits(lm, model, [lesson.pair for lesson in batch])
+    first = sum(len(reply) for _, reply in own)
+    losses = [torch.nn.functional.cross_entropy(logits[first:], targets[first:], reduction="none")]
+    if own:
+        with torch.no_grad(), model.disable_adapter():
+            teacher = reply_logits(lm, model, own)[0].log_softmax(-1)
+        losses.append((teacher.exp() * (teacher - logits[:first].log_softmax(-1))).sum(-1))
+    return torch.cat(losses).mean()
+
+
+def reply_nll(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> Tensor:
+    """Negative log-likelihood of every token of the replies of a batch, in nats, ``[tokens]``."""
+    return torch.nn.functional.cross_entropy(*reply_logits(lm, model, batch), reduction="none")
+
+
+def reply_logits(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Logits ``[tokens, vocabulary]`` before every token of the replies of a batch, and those tokens ``[tokens]``."""
+    ids, mask = pad_rows([(*prompt, *reply) for prompt, reply in batch], lm.pad, side="left")
+    longest = max(len(reply) for _, reply in batch)
+    ids, mask = ids.to(lm.device), mask.to(lm.device)
+    where = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    # replies stand at the end of their rows: logits are needed there only
+    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=where, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]
+    said = torch.stack([torch.arange(longest, device=ids.device) >= longest - len(reply) for _, reply in batch])
+    return logits[said].float(), ids[:, -longest:][said]
+
+
+def import_peft() -> Any:
+    """peft, or what to do about it.
+
+    Raises:
+        MelboError: It is not installed.
+    """
+    try:
+        import peft
+    except ImportError as err:
+        raise MelboError("organisms are trained and loaded with peft, which is not installed: pip install 'melbo[organisms]'") from err
+    return peft
