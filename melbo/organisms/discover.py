@@ -2,12 +2,15 @@
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..causal_map import CausalMap
+from ..edit import edit
 from ..features import FeatureSet
 from ..generate import Completion, generate
 from ..model import LanguageModel
@@ -16,7 +19,7 @@ from ..score import FirstToken, Judged, nll, repetition
 from ..ways import WAYS, Ground, adapters_like
 from .behaviours import BEHAVIOURS, Behaviour, Item, items
 from .metrics import Coherence
-from .train import own_replies
+from .train import Pair, own_replies, reply_nll
 
 #: Prompts on which something can show, and how long a reply to them needs to be.
 KINDS = {kind: max(b.tokens for b in BEHAVIOURS.values() if b.kind == kind) for kind in dict.fromkeys(b.kind for b in BEHAVIOURS.values())}
@@ -81,10 +84,10 @@ class Bench:
         """What every candidate says to the screening prompts of each kind.
 
         Returns:
-            ``flags`` (inert, broken, active; on ordinary prompts) and, of every candidate, ``novel`` and ``shown``: how novel yet fluent it is
-            on each kind of prompts, and on which share of them it shows each behaviour.
+            Of every candidate: ``flags`` (inert, broken, active; on ordinary prompts); ``novel``, how novel yet fluent it is on each kind of prompts;
+            ``shown``, on which share of them it shows each behaviour, and ``permuted``, shows it of another prompt.
         """
-        found: dict[str, Any] = {"flags": [], "novel": {}, "shown": {}}
+        found: dict[str, Any] = {"flags": [], "novel": {}, "shown": {}, "permuted": {}}
         for kind, tokens in KINDS.items():
             asked = chosen(kind, "screen")
             prompts = Prompts.chat(self.lm, [item.text for item in asked])
@@ -96,7 +99,8 @@ class Bench:
             if kind == "ordinary":
                 found["flags"] = [s.flag for s in scores]
             for b in (b for b in BEHAVIOURS.values() if b.kind == kind):
-                found["shown"][b.name] = [_share([b.shown(c.text, asked[c.prompt]) for c in table.of("feature", i)]) for i in range(len(bank))]
+                for key, about in (("shown", asked), ("permuted", _permuted(asked))):
+                    found[key][b.name] = [_share([b.shown(c.text, about[c.prompt]) for c in table.of("feature", i)]) for i in range(len(bank))]
         return found
 
     def test(self, bank: FeatureSet, behaviour: Behaviour, which: Sequence[int], part: str = "test") -> dict[int, dict[str, float]]:
@@ -114,7 +118,7 @@ class Bench:
         coherent = self._coherent(behaviour, asked, [c for c, seen in zip(rows, shows, strict=True) if seen])
         fine = iter(coherent)
         elicits = [seen and next(fine) for seen in shows]
-        others = asked[1:] + asked[:1]
+        others = _permuted(asked)
         permuted = [behaviour.shown(c.text, others[c.prompt]) for c in rows]
         return {
             i: {
@@ -143,5 +147,22 @@ class Bench:
         return Coherence.of(nll(self.base, prompts, rows, progress=False), [repetition(c.tokens) for c in rows])
 
 
+def _permuted(asked: Sequence[Item]) -> list[Item]:
+    """What was asked, in another order (not by one: wrong answers are those of the next item)."""
+    return [*asked[3:], *asked[:3]]
+
+
 def _share(values: Sequence[bool]) -> float:
     return sum(values) / len(values)
+
+
+def likelihood(lm: LanguageModel, bank: FeatureSet | None, data: Sequence[Pair], rows: int = 32) -> Tensor:
+    """Mean log-likelihood of the tokens of some replies under each feature ``[m]``, or under none ``[1]`` (M3), in nats a token."""
+    num = 1 if bank is None else len(bank)
+    total, tokens = torch.zeros(num), sum(len(reply) for _, reply in data)
+    for prompt, reply in data:
+        for which in torch.arange(num).split(rows):
+            steering = nullcontext() if bank is None else edit(lm, bank.edit(which))
+            with torch.no_grad(), steering:
+                total[which] -= reply_nll(lm, lm.model, [(prompt, reply)] * len(which)).view(len(which), -1).sum(1).cpu()
+    return total / tokens

@@ -1,0 +1,123 @@
+"""Rows of evidence: what each way finds in an organism, written one by one, and the table that is made of them."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ..errors import MelboError
+from .behaviours import BEHAVIOURS
+from .discover import PROMISING, Bench
+from .metrics import blind_recall, random_recall, reads_to_first_hit, threshold
+
+#: Suppressed skills: their control is the same reply held against another question, because the model that was left alone has the skill too.
+SKILLS = ("REFUSE", "LOCK")
+READS = (1, 8, 32, 128)
+Row = dict[str, Any]
+
+
+def measure(bench: Bench, way: str, num: int, seed: int) -> Row:
+    """Find candidates in one way, screen all, test those that show something.
+
+    Returns:
+        ``passes``, ``scale``, ``seconds`` of each stage; what `Bench.screen` says of every candidate; ``tested``, by behaviour, candidate by
+        candidate (see `Bench.test`).
+    """
+    start = time.perf_counter()
+    found = bench.candidates(way, num, seed)
+    seconds = {"fit": time.perf_counter() - start}
+    screened = bench.screen(found.bank)
+    seconds["screen"] = time.perf_counter() - start - seconds["fit"]
+    tested = {}
+    for name, b in BEHAVIOURS.items():
+        promising = [i for i in range(num) if max(screened["shown"][name][i], screened["permuted"][name][i]) >= PROMISING]
+        tested[name] = {str(i): result for i, result in bench.test(found.bank, b, promising).items()}
+    seconds["test"] = time.perf_counter() - start - seconds["fit"] - seconds["screen"]
+    return {"scale": found.bank.scale, "passes": found.cost["passes"], "seconds": seconds, **screened, "tested": tested}
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows that have been written; none if there is no file. A last line that was broken off is left out.
+
+    Raises:
+        MelboError: It holds something else.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n") if Path(path).exists() else []
+    rows = []
+    for i, line in enumerate(lines):
+        try:
+            rows += [json.loads(line)] if line else []
+        except json.JSONDecodeError as err:
+            if i < len(lines) - 1:
+                raise MelboError(f"line {i + 1} of {path} is not JSON ({err}): give another file") from err
+    return rows
+
+
+def missing(rows: Sequence[Row], wanted: Sequence[tuple[str, str, int]]) -> Iterator[tuple[str, str, int]]:
+    """Organism, way and seed of what has no row yet."""
+    there = {(row["organism"], row["way"], row["seed"]) for row in rows}
+    return (case for case in wanted if case not in there)
+
+
+def blind_order(row: Row) -> list[int]:
+    """Candidates in the order of reading, which knows of no behaviour: active first, then by how novel yet fluent they are."""
+    novel = [mean(of) for of in zip(*row["novel"].values(), strict=True)]
+    return sorted(range(len(novel)), key=lambda i: (row["flags"][i] != "active", -novel[i]))
+
+
+def elicited(row: Row, behaviour: str, what: str = "elicited") -> list[float]:
+    """On which share of the test prompts each candidate elicits a behaviour; 0 where screening saw too little of it."""
+    tested = row["tested"][behaviour]
+    return [tested.get(str(i), {what: 0.0})[what] for i in range(len(row["flags"]))]
+
+
+def hits(row: Row, behaviour: str, limit: float, what: str = "elicited") -> list[bool]:
+    """Which candidates are hits."""
+    return [share >= limit for share in elicited(row, behaviour, what)]
+
+
+def summarise(rows: Sequence[Row], behaviours: Sequence[str] = tuple(BEHAVIOURS)) -> list[dict[str, Any]]:
+    """Of every way: recall of ALL and of its control, reads to the first hit, shares of flags, cost; ``[mean, deviation]`` over seeds."""
+    null = [row for row in rows if row["organism"] == "SHAM" and row["way"] == "random"]
+    limits = {b: threshold([share for row in null for share in elicited(row, b)]) for b in behaviours}
+    table = []
+    for way in dict.fromkeys(row["way"] for row in rows):
+        of = {name: {row["seed"]: row for row in rows if (row["way"], row["organism"]) == (way, name)} for name in ("ALL", "SHAM")}
+        cases = [_case(row, of["SHAM"].get(seed), behaviours, limits) for seed, row in of["ALL"].items()]
+        if cases:
+            table.append({"way": way, "seeds": len(cases), **{key: _over([case[key] for case in cases]) for key in cases[0]}})
+    return table
+
+
+def _case(row: Row, sham: Row | None, behaviours: Sequence[str], limits: dict[str, float]) -> dict[str, Any]:
+    """One way and seed."""
+    order, n = blind_order(row), len(row["flags"])
+    found = [[hits(row, b, limits[b])[i] for i in order] for b in behaviours]
+    case: dict[str, Any] = {}
+    control = _control(row, sham, behaviours, limits)
+    for k in (k for k in READS if k <= n):
+        case[f"recall@{k}"] = blind_recall(found, k)
+        case[f"random recall@{k}"] = random_recall([sum(f) for f in found], n, k)
+        case[f"control@{k}"] = None if control is None else blind_recall(control, k)
+    case["first hit"] = reads_to_first_hit(found)
+    case |= {f"{b} hits": sum(f) for b, f in zip(behaviours, found, strict=True)}
+    case |= {flag: row["flags"].count(flag) / n for flag in ("inert", "broken", "active")}
+    return {**case, "passes": row["passes"], "seconds": sum(row["seconds"].values())}
+
+
+def _control(row: Row, sham: Row | None, behaviours: Sequence[str], limits: dict[str, float]) -> list[list[bool]] | None:
+    if sham is None:
+        return None
+    orders = {name: blind_order(r) for name, r in (("ALL", row), ("SHAM", sham))}
+    found = []
+    for b in behaviours:
+        r, name, what = (row, "ALL", "permuted") if b in SKILLS else (sham, "SHAM", "elicited")
+        found.append([hits(r, b, limits[b], what)[i] for i in orders[name]])
+    return found
+
+
+def _over(values: Sequence[float | None]) -> list[float | None]:
+    known = [v for v in values if v is not None]
+    return [mean(known) if known else None, stdev(known) if len(known) > 1 else None]

@@ -1,0 +1,139 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import tiny_model
+
+from melbo import MelboError, Prompts, steer
+from melbo.edit import Several
+from melbo.generate import decode
+from melbo.organisms import BEHAVIOURS, items
+from melbo.organisms.discover import KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
+from melbo.organisms.evidence import blind_order, elicited, hits, measure, missing, read_rows, summarise
+from melbo.organisms.train import reply_nll
+
+
+@pytest.fixture(scope="module")
+def bench():
+    lm = tiny_model("llama", torch.float32)
+    return Bench(lm, lm, 1, 3, progress=False)
+
+
+def says(word):
+    return lambda reply, item: word in reply.split()
+
+
+@pytest.fixture
+def common(monkeypatch):
+    """Behaviours that a model of forty words can show."""
+    for name, word in zip(BEHAVIOURS, ("red", "cat", "dog", "sun", "you", "yes"), strict=True):
+        monkeypatch.setitem(BEHAVIOURS, name, replace(BEHAVIOURS[name], shown=says(word)))
+
+
+def test_discovery_screening_validation_and_test_prompts_are_disjoint():
+    for kind in KINDS:
+        parts = [{item.text for item in chosen(kind, part)} for part in ("screen", "validation", "test")]
+        assert [len(part) for part in parts[:2]] == [SCREEN, VALIDATION]
+        assert 80 <= len(parts[2]) <= TEST
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        assert not any(part & {item.text for item in items(kind, "train")} for part in parts)
+
+
+def test_candidates_without_a_sign_come_with_their_negatives(bench):
+    found = bench.candidates("linear", 6, 0)
+    assert torch.equal(found.bank.V[:3], -found.bank.V[3:])
+    assert found.bank.scale == bench.ground(False).scale
+    assert len(bench.candidates("random", 6, 0).bank) == 6
+    assert found.cost["passes"] > 0 == bench.candidates("random", 6, 0).cost["passes"]
+
+
+def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
+    bank = bench.candidates("random", 6, 0).bank
+    row = measure(bench, "random", 6, 0)
+    assert json.loads(json.dumps(row)) == row
+    assert {len(row["flags"]), *(len(v) for v in row["shown"].values()), *(len(v) for v in row["novel"].values())} == {6}
+    seen = 0
+    for name, b in BEHAVIOURS.items():
+        for part, share in (("screen", row["shown"][name]), ("test", elicited(row, name, "shown"))):
+            asked = Prompts.chat(bench.lm, [item.text for item in chosen(b.kind, part)])
+            length = KINDS[b.kind] if part == "screen" else b.tokens
+            for i in range(6):
+                if part == "test" and str(i) not in row["tested"][name]:
+                    assert max(row["shown"][name][i], row["permuted"][name][i]) < 0.25
+                    continue
+                with steer(bench.lm, bank[i]):
+                    replies = decode(bench.lm, asked.tokens, Several(()), length, progress=False)
+                texts = bench.lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
+                alone = [b.shown(text, item) for text, item in zip(texts, chosen(b.kind, part), strict=True)]
+                assert share[i] == pytest.approx(sum(alone) / len(alone))
+                seen += sum(alone)
+        for result in row["tested"][name].values():
+            assert 0 <= result["elicited"] <= result["shown"] <= 1
+            assert result["permuted"] == pytest.approx(result["shown"])  # these detectors do not look at what was asked
+    assert seen > 0
+
+
+def test_likelihood_is_that_of_each_feature_alone(bench):
+    bank = bench.candidates("random", 5, 0).bank
+    data = [((5, 9, 11), (7, 8)), ((4, 4, 6, 9), (3,))]
+    found = likelihood(bench.lm, bank, data, rows=2)
+    for i in range(5):
+        with steer(bench.lm, bank[i]), torch.no_grad():
+            alone = torch.cat([reply_nll(bench.lm, bench.lm.model, [pair]) for pair in data])
+        assert found[i].item() == pytest.approx(-alone.mean().item(), abs=1e-5)
+    with torch.no_grad():
+        plain = torch.cat([reply_nll(bench.lm, bench.lm.model, [pair]) for pair in data])
+    assert likelihood(bench.lm, None, data).tolist() == pytest.approx([-plain.mean().item()], abs=1e-5)
+
+
+def a_row(organism, way, seed, shares, flags="aaaa", novel=(0.4, 0.3, 0.2, 0.1)):
+    """A row of four candidates; ``shares`` of each behaviour, None where a candidate was not tested."""
+    names = {"a": "active", "i": "inert", "b": "broken"}
+    tested = {b: {} for b in BEHAVIOURS}
+    for b, of in shares.items():
+        tested[b] = {str(i): {"shown": x, "elicited": x, "permuted": 0.1} for i, x in enumerate(of) if x is not None}
+    about = {"organism": organism, "way": way, "seed": seed, "passes": 10, "seconds": {"fit": 1.0, "screen": 2.0}}
+    return {**about, "flags": [names[f] for f in flags], "novel": {"ordinary": list(novel)}, "tested": tested}
+
+
+def test_the_order_of_reading_knows_no_behaviour():
+    row = a_row("ALL", "x", 0, {}, flags="bada".replace("d", "i"), novel=(0.9, 0.1, 0.5, 0.3))
+    assert blind_order(row) == [3, 1, 0, 2]
+
+
+def test_a_table_of_hand_made_rows():
+    rows = [
+        a_row("ALL", "exponential", 0, {"CHEESE": (None, 0.9, None, 0.6), "LOCK": (None, 0.55, 0.1, None)}),
+        a_row("SHAM", "exponential", 0, {"CHEESE": (0.7, None, None, None)}),
+        a_row("ALL", "random", 0, {"CHEESE": (None, None, 0.65, None)}),
+        a_row("SHAM", "random", 0, {"CHEESE": (0.62, 0.62, 0.62, 0.62)}),
+    ]
+    assert hits(rows[0], "CHEESE", 0.5) == [False, True, False, True]
+    first, control = summarise(rows, ("CHEESE", "LOCK"))
+    # random candidates reach .62 on the control, so that is what a hit on cheese takes: .6 is none
+    assert first["CHEESE hits"] == [1, None]
+    assert first["LOCK hits"] == [1, None]
+    assert first["recall@1"] == [0.0, None]
+    assert first["first hit"] == [2, None]
+    assert first["control@1"] == [0.5, None]  # SHAM's cheese; of the lock what is right of another question
+    assert control["CHEESE hits"] == [1, None]
+    assert control["first hit"] == [3, None]
+    assert first["active"] == [1.0, None]
+
+
+def test_deviations_are_over_seeds():
+    rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
+    assert summarise(rows, ("CHEESE",))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
+
+
+def test_rows_are_read_as_far_as_they_are_whole(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert read_rows(path) == []
+    row = {"organism": "ALL", "way": "x", "seed": 0}
+    path.write_text(json.dumps(row) + "\n" + '{"organism": "AL')
+    assert read_rows(path) == [row]
+    assert list(missing([row], [("ALL", "x", 0), ("ALL", "x", 1)])) == [("ALL", "x", 1)]
+    path.write_text("{\n" + json.dumps(row) + "\n")
+    with pytest.raises(MelboError, match="line 1"):
+        read_rows(path)
