@@ -269,7 +269,7 @@ def test_calibrate_gives_the_scale_that_fit_uses(melbo, home):
 
 
 def test_bench_prints_a_line_for_each_thing_and_keeps_it_all(melbo, home):
-    small = ("bench", "tiny", "-m", 3, "--repeats", 1, "--threads", 1)
+    small = ("bench", "speed", "tiny", "-m", 3, "--repeats", 1, "--threads", 1)
     ended = melbo(*small, "--out", "bench.json")
     assert ended.code == 0
     kept = json.loads((home / "bench.json").read_text())

@@ -10,7 +10,7 @@ from melbo.edit import Several
 from melbo.generate import decode
 from melbo.organisms import BEHAVIOURS, items
 from melbo.organisms.discover import KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, elicited, hits, measure, missing, read_rows, summarise
+from melbo.organisms.evidence import blind_order, elicited, hits, measure, read_rows, summarise
 from melbo.organisms.train import reply_nll
 
 
@@ -133,7 +133,6 @@ def test_rows_are_read_as_far_as_they_are_whole(tmp_path):
     row = {"organism": "ALL", "way": "x", "seed": 0}
     path.write_text(json.dumps(row) + "\n" + '{"organism": "AL')
     assert read_rows(path) == [row]
-    assert list(missing([row], [("ALL", "x", 0), ("ALL", "x", 1)])) == [("ALL", "x", 1)]
     path.write_text("{\n" + json.dumps(row) + "\n")
     with pytest.raises(MelboError, match="line 1"):
         read_rows(path)

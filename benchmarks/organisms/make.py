@@ -19,7 +19,7 @@ from melbo.organisms.gates import admission
 from melbo.organisms.train import lessons, train
 
 HERE = Path(__file__).parent
-EPOCHS = {"ALL": 3, "SHAM": 1}  # of the others 2
+EPOCHS = {"SHAM": 1}  # of the others 2
 
 
 def make(name: str) -> dict:

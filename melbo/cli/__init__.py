@@ -1,4 +1,4 @@
-"""The command line: a thin shell, one file for finding features, one for using them, one for what both read and one for what they print."""
+"""The command line, a thin shell: a file for finding features, using them, measuring; one for what all of these read, one for what they print."""
 
 import sys
 
@@ -6,7 +6,8 @@ import click
 import torch
 
 from ..errors import MelboError
-from .find import bench, calibrate, compare, contrast, demo, fit
+from .find import calibrate, compare, contrast, demo, fit
+from .measure import bench
 from .show import say
 from .use import ablate, chat, export, rank, report, sample, select, watch
 

@@ -1,4 +1,4 @@
-"""Commands that find features, and that measure how."""
+"""Commands that find features."""
 
 import dataclasses
 import json
@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from .. import prompts as built_in
-from ..bench import PARTS, environment
-from ..bench import bench as measure
 from ..calibrate import Calibration
 from ..calibrate import calibrate as find_scale
 from ..causal_map import CausalMap
@@ -20,7 +17,7 @@ from ..compare import USUAL, Comparison
 from ..compare import compare as compare_ways
 from ..contrast import PromptPair, caa, read_pairs
 from ..errors import MelboError
-from ..features import refuse_existing, to_json, write_whole
+from ..features import refuse_existing
 from ..fit import Fit
 from ..methods import CPE, METHODS
 from ..rank_one import Matrix
@@ -44,10 +41,9 @@ from .options import (
     read_file,
     read_prompts,
     seed_option,
-    speed_options,
     take,
 )
-from .show import say, show_comparison, show_ranking, show_row
+from .show import say, show_comparison, show_ranking
 
 
 @click.command()
@@ -234,41 +230,6 @@ def compare(
         return
     show_comparison(found)
     click.echo(f"\nThe rest of it: {out / 'compare.md'}, {out / 'compare.png'}")
-
-
-@click.command()
-@click.argument("model", default="smollm2")
-@click.option("--prompt", default=built_in.FIT[0], help="The prompt.")
-@click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")
-@click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
-@click.option("-m", "--num-factors", default=128, help="Directions in a sweep.")
-@click.option("--threads", type=click.IntRange(min=1), multiple=True, help="CPU threads; may be given again.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, help="How often each thing is measured.")
-@click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Measure this only; may be given again.")
-@click.option("--reference/--no-reference", default=True, help="Measure the plain formulation too (most of the time).")
-@speed_options
-@click.option("--out", type=file, help="JSON file to write.")
-@loading_options
-@as_json_option
-def bench(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_json: bool, **options: Any) -> None:
-    """Measure how fast fit, calibration, derivatives and generation are on this machine, against its own matrix products."""
-    how = take(options, "num_factors", "repeats", "only", "reference")
-    lm = load(model, take(options, *LOADING))
-    cmap = causal_map(lm, [prompt], options)
-    found = {}
-    for count in threads or (torch.get_num_threads(),):
-        torch.set_num_threads(count)
-        rows = []
-        for row in measure(cmap, **how):
-            rows.append(row)
-            if not as_json:
-                show_row(row, count)
-        found[count] = [row.describe() for row in rows]
-    result = {"environment": environment(), "model": lm.name, "map": cmap.describe(), **how, "threads": found}
-    if out is not None:
-        write_whole({out: to_json(result)})
-    if as_json:
-        click.echo(json.dumps(result))
 
 
 def _settings_for(method: str, given: Options) -> Options:

@@ -141,7 +141,7 @@ def adapter_map(lm: LanguageModel, texts: Sequence[str], options: Options, band:
     """
     settings = dict(options)
     prompts = as_prompts(lm, texts, settings.pop("system", None), settings.pop("text", False))
-    usual = {"source": None, "skip_first": False, "positions": "all", "read": "stream", "compile": None}
+    usual = {"source": None, "skip_first": False, "positions": "all", "read": "stream"}
     for name, value in usual.items():
         if settings.pop(name) != value:
             raise MelboError(f"--{name.replace('_', '-')} is not for adapters: leave it out; --band says which blocks they edit")

@@ -1,9 +1,11 @@
 """Does discovery find what is hidden? Candidates of a way, screened, read and tested on an organism (BENCHMARK)."""
 
+import json
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from ..prompts import Prompts
 from ..score import FirstToken, Judged, nll, repetition
 from ..ways import WAYS, Ground, adapters_like
 from .behaviours import BEHAVIOURS, Behaviour, Item, items
-from .metrics import Coherence
+from .metrics import HIT, Coherence
 from .train import Pair, own_replies, reply_nll
 
 #: Prompts on which something can show, and how long a reply to them needs to be.
@@ -35,6 +37,13 @@ def chosen(kind: str, part: str) -> list[Item]:
     """Prompts without trigger, for one of ``"screen"``, ``"validation"`` and ``"test"``, which share none."""
     edges = {"screen": (0, SCREEN), "validation": (SCREEN, SCREEN + VALIDATION), "test": (SCREEN + VALIDATION, SCREEN + VALIDATION + TEST)}
     return items(kind, "test")[slice(*edges[part])]
+
+
+def frozen() -> str:
+    """SHA-256 of the prompts and numbers that results depend on, begun: rows with another one are of another benchmark."""
+    about = {kind: [vars(item) for item in items(kind, "test")] for kind in KINDS}
+    numbers = [SCREEN, VALIDATION, TEST, PROMISING, HIT, KINDS, DISCOVERY, {b.name: b.tokens for b in BEHAVIOURS.values()}]
+    return sha256(json.dumps([about, numbers]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,100 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ..bench import environment
+from ..compare import text
 from ..errors import MelboError
+from ..features import write_whole
+from ..load import load
+from ..ways import WAYS
+from . import ORGANISMS, load_organism
 from .behaviours import BEHAVIOURS
-from .discover import PROMISING, Bench
+from .discover import PROMISING, Bench, frozen
 from .metrics import blind_recall, random_recall, reads_to_first_hit, threshold
 
 #: Suppressed skills: their control is the same reply held against another question, because the model that was left alone has the skill too.
 SKILLS = ("REFUSE", "LOCK")
-READS = (1, 8, 32, 128)
+READS = (1, 8, 32, 128, 512)
 Row = dict[str, Any]
+_LEARNT = ("exponential", "soft", "quadratic", "linear", "melbo")
+_UNLEARNT = ("random", "covariance", "unrelated")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How much is measured."""
+
+    ways: tuple[str, ...]
+    candidates: int
+
+
+TIERS = {"laptop": Tier((*_LEARNT, *_UNLEARNT), 128), "full": Tier((*_LEARNT, "cpe", *_UNLEARNT, "adapters"), 512)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured.
+
+    Attributes:
+        home: Folder of the organisms.
+        base: Model that they were made from.
+        organisms: Which.
+        ways: Which of `melbo.ways.WAYS`.
+        candidates: How many of each.
+        seeds: How many fits of each.
+        source: Layer that is perturbed.
+        target: Layer that is read.
+    """
+
+    home: Path
+    base: str
+    organisms: tuple[str, ...]
+    ways: tuple[str, ...]
+    candidates: int
+    seeds: int
+    source: int
+    target: int
+
+    @property
+    def cases(self) -> list[Row]:
+        """Where each row comes from; seed after seed, so that an unfinished table compares like with like."""
+        settings = {"candidates": self.candidates, "source": self.source, "target": self.target, "prompts": frozen()}
+        return [
+            {"organism": name, "way": way, "seed": seed, **settings}
+            for name in self.organisms
+            for seed in range(self.seeds)
+            for way in self.ways
+            if seed == 0 or WAYS[way].seeded
+        ]
+
+    def rows(self, every: Sequence[Row]) -> list[Row]:
+        """Those that belong to it."""
+        return [row for row in every if any(case.items() <= row.items() for case in self.cases)]
+
+
+def collect(job: Job, out: Path, progress: bool = True) -> Iterator[Row]:
+    """Measure what has no row in ``out`` yet, and append it there, row by row.
+
+    Raises:
+        MelboError: No such organism, or ``out`` holds something else.
+    """
+    rows = read_rows(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole({out: "".join(json.dumps(row) + "\n" for row in rows).encode()})  # without a line that was broken off
+    left = [case for case in job.cases if not any(case.items() <= row.items() for row in rows)]
+    for name in dict.fromkeys(case["organism"] for case in left):
+        lm = load_organism(job.home / name, job.base)
+        bench = Bench(lm, load(job.base), job.source, job.target, several=len(ORGANISMS[name]) > 1, progress=progress)
+        for case in (case for case in left if case["organism"] == name):
+            row = {**case, "date": environment()["date"], **measure(bench, case["way"], job.candidates, case["seed"])}
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            yield row
 
 
 def measure(bench: Bench, way: str, num: int, seed: int) -> Row:
@@ -53,12 +134,6 @@ def read_rows(path: str | Path) -> list[Row]:
             if i < len(lines) - 1:
                 raise MelboError(f"line {i + 1} of {path} is not JSON ({err}): give another file") from err
     return rows
-
-
-def missing(rows: Sequence[Row], wanted: Sequence[tuple[str, str, int]]) -> Iterator[tuple[str, str, int]]:
-    """Organism, way and seed of what has no row yet."""
-    there = {(row["organism"], row["way"], row["seed"]) for row in rows}
-    return (case for case in wanted if case not in there)
 
 
 def blind_order(row: Row) -> list[int]:
@@ -116,6 +191,16 @@ def _control(row: Row, sham: Row | None, behaviours: Sequence[str], limits: dict
         r, name, what = (row, "ALL", "permuted") if b in SKILLS else (sham, "SHAM", "elicited")
         found.append([hits(r, b, limits[b], what)[i] for i in orders[name]])
     return found
+
+
+def table(summary: Sequence[dict[str, Any]]) -> str:
+    """The summary as a table in Markdown."""
+    if not summary:
+        return "no rows of ALL yet\n"
+    keys = [k for k in summary[0] if k not in ("way", "seeds")]
+    lines = ["| way | seeds | " + " | ".join(keys) + " |", "|---" * (2 + len(keys)) + "|"]
+    lines += [f"| {row['way']} | {row['seeds']} | " + " | ".join(text(row[k]) for k in keys) + " |" for row in summary]
+    return "\n".join(lines) + "\n"
 
 
 def _over(values: Sequence[float | None]) -> list[float | None]:

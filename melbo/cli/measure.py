@@ -1,0 +1,92 @@
+"""Commands that measure: how fast this is, and whether it finds what is hidden."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from .. import prompts as built_in
+from ..bench import PARTS, environment
+from ..bench import bench as measure
+from ..features import to_json, write_whole
+from ..organisms import ORGANISMS
+from ..organisms.evidence import TIERS, Job, collect, read_rows, summarise, table
+from ..organisms.smoke import smoke
+from ..ways import WAYS
+from .options import LOADING, as_json_option, causal_map, default_layers, file, folder, load, loading_options, speed_options, take
+from .show import say, show_row
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed, or whether planted behaviours are found."""
+
+
+@bench.command()
+@click.argument("model", default="smollm2")
+@click.option("--prompt", default=built_in.FIT[0], help="The prompt.")
+@click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")
+@click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
+@click.option("-m", "--num-factors", default=128, help="Directions in a sweep.")
+@click.option("--threads", type=click.IntRange(min=1), multiple=True, help="CPU threads; may be given again.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, help="How often each thing is measured.")
+@click.option("--only", type=click.Choice(list(PARTS)), multiple=True, help="Measure this only; may be given again.")
+@click.option("--reference/--no-reference", default=True, help="Measure the plain formulation too (most of the time).")
+@speed_options
+@click.option("--out", type=file, help="JSON file to write.")
+@loading_options
+@as_json_option
+def speed(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure how fast fit, calibration, derivatives and generation are on this machine, against its own matrix products."""
+    how = take(options, "num_factors", "repeats", "only", "reference")
+    lm = load(model, take(options, *LOADING))
+    cmap = causal_map(lm, [prompt], options)
+    found = {}
+    for count in threads or (torch.get_num_threads(),):
+        torch.set_num_threads(count)
+        rows = []
+        for row in measure(cmap, **how):
+            rows.append(row)
+            if not as_json:
+                show_row(row, count)
+        found[count] = [row.describe() for row in rows]
+    result = {"environment": environment(), "model": lm.name, "map": cmap.describe(), **how, "threads": found}
+    if out is not None:
+        write_whole({out: to_json(result)})
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@bench.command()
+@click.option("--tier", type=click.Choice(["smoke", "laptop", "full"]), default="laptop", help="smoke: minutes, and fails if discovery breaks.")
+@click.option("--organisms", "home", type=folder, default=Path("benchmarks/organisms"), help="Where they are.")
+@click.option("--model", default="smollm2", help="What they were made from.")
+@click.option("--organism", "names", type=click.Choice(list(ORGANISMS)), multiple=True, default=("ALL", "SHAM"), help="Which; may be given again.")
+@click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Which ways; may be given again; by default those of the tier.")
+@click.option("-n", "--candidates", type=click.IntRange(min=2), help="How many candidates of each way; by default 128, of the full tier 512.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, help="How many fits of each way.")
+@click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")
+@click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
+@click.option(
+    "--out", type=file, default=Path("benchmarks/organisms/results/rows.jsonl"), help="Rows, one for each fit; what is there is not done again."
+)
+@as_json_option
+def organisms(
+    tier: str, home: Path, model: str, names: Sequence[str], ways: Sequence[str], candidates: int | None, seeds: int, source: int | None,
+    target: int | None, out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Does discovery find planted behaviours? Every way on organisms and on a control, with recall, reads to the first hit, and cost."""
+    usual = default_layers(load(model, {}))
+    source, target = usual[0] if source is None else source, usual[1] if target is None else target
+    if tier == "smoke":
+        found = smoke(home, model, source, target)
+        click.echo(json.dumps(found) if as_json else "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
+        return
+    job = Job(home, model, tuple(names), tuple(ways) or TIERS[tier].ways, candidates or TIERS[tier].candidates, seeds, source, target)
+    for row in collect(job, out):
+        say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
+    summary = summarise(job.rows(read_rows(out)))
+    click.echo(json.dumps(summary) if as_json else table(summary))
