@@ -1,9 +1,8 @@
 """Select: the feature with the best score, by successive halving on validation prompts, reported on test prompts (METHOD §3, §5)."""
 
-import json
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from scipy.stats import norm
 from .errors import MelboError
 from .features import to_json, write_whole
 from .progress import track
+from .rows import Rows
 from .score import mean
 
 Ask = Callable[[str, Sequence[tuple[int | None, int]]], Sequence[float | str]]
@@ -181,18 +181,14 @@ class _Log:
     """Scores so far, in memory and on the disk, a line each."""
 
     def __init__(self, path: Path | None, key: Any) -> None:
-        self.path = path
-        self.known: dict[tuple[str, int | None, int], float] = {}
+        self.rows = Rows(path)
         self.failed: list[dict[str, Any]] = []
-        if path is None:
-            return
-        head, rows = {"of": key}, []
-        if path.exists():
-            before, *rows = _whole(path) or [head]
-            if before != head:
-                raise MelboError(f"{path} holds scores of another selection: --force starts anew")
-        self.known = {(row["set"], row["feature"], row["prompt"]): row["score"] for row in rows}
-        write_whole({path: "".join(json.dumps(row) + "\n" for row in (head, *rows)).encode()})  # a line that was cut is gone
+        head = {"of": key}
+        if not self.rows.every:
+            self.rows.add(head)
+        if self.rows.every[0] != head:
+            raise MelboError(f"{path} holds scores of another selection: --force starts anew")
+        self.known: dict[tuple[str, int | None, int], float] = {(r["set"], r["feature"], r["prompt"]): r["score"] for r in self.rows.every[1:]}
 
     def ask(self, ask: Ask, which: str, pairs: Sequence[tuple[int | None, int]], done: Callable[[int], Any]) -> None:
         """Fill in what is not known of ``pairs``."""
@@ -205,7 +201,7 @@ class _Log:
                     self.failed.append({"feature": who, "set": which, "prompt": prompt, "why": why})
                 else:
                     self.known[which, who, prompt] = float(score)
-                    self._write({"set": which, "feature": who, "prompt": prompt, "score": float(score)})
+                    self.rows.add({"set": which, "feature": who, "prompt": prompt, "score": float(score)})
             done(len(some))
 
     def table(self, which: str, candidates: Sequence[int], prompts: int) -> dict[int, list[float]]:
@@ -223,19 +219,3 @@ class _Log:
         if not found:
             raise MelboError(f"no test prompt could be scored ({self.failed[-1]['why']}): look at the score function")
         return found
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-
-def _whole(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log up to the first that was cut."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows

@@ -5,12 +5,12 @@ import pytest
 import torch
 from cases import tiny_model
 
-from melbo import MelboError, Prompts, steer
+from melbo import Prompts, steer
 from melbo.edit import Several
 from melbo.generate import decode
 from melbo.organisms import BEHAVIOURS, items
 from melbo.organisms.discover import KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, elicited, hits, measure, read_rows, summarise
+from melbo.organisms.evidence import blind_order, elicited, hits, measure, summarise
 from melbo.organisms.train import reply_nll
 
 
@@ -125,14 +125,3 @@ def test_a_table_of_hand_made_rows():
 def test_deviations_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
     assert summarise(rows, ("CHEESE",))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
-
-
-def test_rows_are_read_as_far_as_they_are_whole(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    assert read_rows(path) == []
-    row = {"organism": "ALL", "way": "x", "seed": 0}
-    path.write_text(json.dumps(row) + "\n" + '{"organism": "AL')
-    assert read_rows(path) == [row]
-    path.write_text("{\n" + json.dumps(row) + "\n")
-    with pytest.raises(MelboError, match="line 1"):
-        read_rows(path)

@@ -13,8 +13,9 @@ from ..bench import PARTS, environment
 from ..bench import bench as measure
 from ..features import to_json, write_whole
 from ..organisms import ORGANISMS
-from ..organisms.evidence import TIERS, Job, collect, read_rows, summarise, table
+from ..organisms.evidence import TIERS, Job, collect, summarise, table
 from ..organisms.smoke import smoke
+from ..rows import Rows
 from ..ways import WAYS
 from .options import LOADING, as_json_option, causal_map, default_layers, file, folder, load, loading_options, speed_options, take
 from .show import say, show_row
@@ -86,7 +87,8 @@ def organisms(
         click.echo(json.dumps(found) if as_json else "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
         return
     job = Job(home, model, tuple(names), tuple(ways) or TIERS[tier].ways, candidates or TIERS[tier].candidates, seeds, source, target)
-    for row in collect(job, out):
+    rows = Rows(out)
+    for row in collect(job, rows):
         say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
-    summary = summarise(job.rows(read_rows(out)))
+    summary = summarise([row for case in job.cases for row in rows.of(case)])
     click.echo(json.dumps(summary) if as_json else table(summary))

@@ -1,6 +1,5 @@
 """Rows of evidence: what each way finds in an organism, written one by one, and the table that is made of them."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from typing import Any
 
 from ..bench import environment
 from ..compare import text
-from ..errors import MelboError
-from ..features import write_whole
 from ..load import load
+from ..rows import Row, Rows
 from ..ways import WAYS
 from . import ORGANISMS, load_organism
 from .behaviours import BEHAVIOURS
@@ -22,7 +20,6 @@ from .metrics import blind_recall, random_recall, reads_to_first_hit, threshold
 #: Suppressed skills: their control is the same reply held against another question, because the model that was left alone has the skill too.
 SKILLS = ("REFUSE", "LOCK")
 READS = (1, 8, 32, 128, 512)
-Row = dict[str, Any]
 _LEARNT = ("exponential", "soft", "quadratic", "linear", "melbo")
 _UNLEARNT = ("random", "covariance", "unrelated")
 
@@ -74,28 +71,20 @@ class Job:
             if seed == 0 or WAYS[way].seeded
         ]
 
-    def rows(self, every: Sequence[Row]) -> list[Row]:
-        """Those that belong to it."""
-        return [row for row in every if any(case.items() <= row.items() for case in self.cases)]
 
-
-def collect(job: Job, out: Path, progress: bool = True) -> Iterator[Row]:
-    """Measure what has no row in ``out`` yet, and append it there, row by row.
+def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:
+    """Measure what has no row yet.
 
     Raises:
-        MelboError: No such organism, or ``out`` holds something else.
+        MelboError: No such organism.
     """
-    rows = read_rows(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole({out: "".join(json.dumps(row) + "\n" for row in rows).encode()})  # without a line that was broken off
-    left = [case for case in job.cases if not any(case.items() <= row.items() for row in rows)]
+    left = rows.missing(job.cases)
     for name in dict.fromkeys(case["organism"] for case in left):
         lm = load_organism(job.home / name, job.base)
         bench = Bench(lm, load(job.base), job.source, job.target, several=len(ORGANISMS[name]) > 1, progress=progress)
         for case in (case for case in left if case["organism"] == name):
             row = {**case, "date": environment()["date"], **measure(bench, case["way"], job.candidates, case["seed"])}
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            rows.add(row)
             yield row
 
 
@@ -117,23 +106,6 @@ def measure(bench: Bench, way: str, num: int, seed: int) -> Row:
         tested[name] = {str(i): result for i, result in bench.test(found.bank, b, promising).items()}
     seconds["test"] = time.perf_counter() - start - seconds["fit"] - seconds["screen"]
     return {"scale": found.bank.scale, "passes": found.cost["passes"], "seconds": seconds, **screened, "tested": tested}
-
-
-def read_rows(path: str | Path) -> list[Row]:
-    """The rows that have been written; none if there is no file. A last line that was broken off is left out.
-
-    Raises:
-        MelboError: It holds something else.
-    """
-    lines = Path(path).read_text(encoding="utf-8").split("\n") if Path(path).exists() else []
-    rows = []
-    for i, line in enumerate(lines):
-        try:
-            rows += [json.loads(line)] if line else []
-        except json.JSONDecodeError as err:
-            if i < len(lines) - 1:
-                raise MelboError(f"line {i + 1} of {path} is not JSON ({err}): give another file") from err
-    return rows
 
 
 def blind_order(row: Row) -> list[int]:
