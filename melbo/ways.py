@@ -14,7 +14,7 @@ from .causal_map import CausalMap
 from .controls import control
 from .features import FeatureSet
 from .fit import fit
-from .methods import CPE, Exponential, Linear, Melbo, Method, Quadratic
+from .methods import CPE, Exponential, Linear, Melbo, Method, ProjectedLinear, Quadratic
 from .oracles import Map
 from .rank_one import random_factors
 
@@ -55,6 +55,7 @@ WAYS = {
         "MELBO, gradient ascent at each norm", lambda m, R, steps: Melbo(m, R, steps=steps, learning_rate=_PATH / steps), stacked=True, of_norm=True
     ),
     "linear": Way("singular vectors of the averaged Jacobian", lambda m, R, _: Linear(m, R), seeded=False, signed=False),
+    "projected": Way("singular vectors of the Jacobian through 32 random outputs", lambda m, R, _: ProjectedLinear(m, R), signed=False),
     "stacked": Way(
         "singular vectors of the Jacobian stacked over prompts and tokens", lambda m, R, _: Linear(m, R), stacked=True, seeded=False, signed=False
     ),

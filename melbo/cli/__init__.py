@@ -7,7 +7,7 @@ import torch
 
 from ..errors import MelboError
 from .find import calibrate, compare, contrast, demo, fit
-from .measure import bench
+from .measure import bench, experiment
 from .show import say
 from .use import ablate, chat, export, rank, report, sample, select, watch
 
@@ -50,5 +50,5 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-for command in (demo, fit, calibrate, rank, select, sample, chat, ablate, watch, contrast, compare, report, export, bench):
+for command in (demo, fit, calibrate, rank, select, sample, chat, ablate, watch, contrast, compare, report, export, bench, experiment):
     cli.add_command(command)

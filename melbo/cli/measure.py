@@ -1,4 +1,4 @@
-"""Commands that measure: how fast this is, and whether it finds what is hidden."""
+"""Commands that measure: how fast this is, whether it finds what is hidden, and the published experiments."""
 
 import json
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import torch
 from .. import prompts as built_in
 from ..bench import PARTS, environment
 from ..bench import bench as measure
+from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import ORGANISMS
 from ..organisms.evidence import TIERS, Job, collect, summarise, table
@@ -92,3 +93,25 @@ def organisms(
         say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
     summary = summarise([row for case in job.cases for row in rows.of(case)])
     click.echo(json.dumps(summary) if as_json else table(summary))
+
+
+@click.command()
+@click.argument("name", type=click.Choice(list(EXPERIMENTS)))
+@click.option("--config", type=file, help="TOML file with its settings; by default experiments/NAME.toml.")
+@click.option("--scale", default="laptop", help="Which table of that file: laptop, paper.")
+@click.option("--out", type=folder, help="Folder for rows, table and picture; by default docs/results/NAME. What is there is not done again.")
+@click.option("--dry-run", is_flag=True, help="Read the settings, say what would be measured, and stop.")
+@as_json_option
+def experiment(name: str, config: Path | None, scale: str, out: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Run an experiment, or go on with it."""
+    chosen = EXPERIMENTS[name].read(config or Path("experiments") / f"{name}.toml", scale)
+    out = out or Path("docs/results") / name
+    if dry_run:
+        left = len(Rows(out / "rows.jsonl").missing(chosen.cases))
+        click.echo(json.dumps(vars(chosen)) if as_json else f"{chosen.question} {left} of {len(chosen.cases)} cases to go in {out}")
+        return
+    for row in run(chosen, out):
+        if as_json:
+            click.echo(json.dumps(row))
+    if not as_json:
+        click.echo((out / "table.md").read_text(encoding="utf-8"))

@@ -1,0 +1,86 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import tiny_model
+
+import melbo.experiments.sample_complexity as sample_complexity
+from melbo import MelboError, Prompts
+from melbo.experiments import EXPERIMENTS, SampleComplexity, run
+
+TEXTS = [f"{a} {b}" for a in ("red dog", "blue cat", "sun is", "how do") for b in ("you", "she", "he", "we", "one")]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The experiment on a tiny model."""
+    monkeypatch.setattr(sample_complexity, "load", lambda name, dtype: tiny_model("llama", torch.float32))
+    (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
+    return SampleComplexity("tiny", str(tmp_path / "prompts.txt"), ("yes", "no"), ("exponential", "linear", "random"), (1, 2), 2, 4, 1, 3, 3, 4)
+
+
+def test_every_case_has_one_row_and_a_killed_run_goes_on(small, tmp_path):
+    some = run(small, tmp_path / "out", progress=False)
+    first = [next(some) for _ in range(3)]
+    some.close()  # as if it had been killed
+    rest = list(run(small, tmp_path / "out", progress=False))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert rows == first + rest
+    assert [{k: row[k] for k in small.cases[0]} for row in rows] == small.cases
+    assert list(run(small, tmp_path / "out", progress=False)) == []
+    assert (tmp_path / "out" / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "table.md").read_text() == small.table(rows)
+
+
+def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
+    ready = small.prepare()
+    case = small.cases[0]
+    row = small.measure(ready, case)
+    learnt, validated, tested = sample_complexity.deal(small, ready.texts, 0, 1)
+    assert not set(validated) & set(tested)
+    assert not set(learnt) & {*validated, *tested}
+    lm = ready.lm
+    from melbo import CausalMap, Exponential, fit, steer
+
+    bank = fit(CausalMap(lm, Prompts.chat(lm, learnt), 1, 3), Exponential(4, ready.scale), progress=False).features
+
+    def contrast(texts, feature):
+        found = []
+        for tokens in Prompts.chat(lm, texts).tokens:
+            with steer(lm, bank[feature]), torch.no_grad():
+                logits = lm.model(torch.tensor([tokens])).logits[0, -1]
+            found.append((logits[ready.pair[0]] - logits[ready.pair[1]]).item())
+        return sum(found) / len(found)
+
+    best = max(range(4), key=lambda i: contrast(validated, i))
+    assert row["validation"] == pytest.approx(contrast(validated, best), abs=1e-4)
+    assert row["test"] == pytest.approx(contrast(tested, best), abs=1e-4)
+
+
+def test_a_table_of_hand_made_rows(small):
+    rows = [{"way": "exponential", "number": 1, "test": t, "unsteered": -1.0} for t in (1.0, 3.0)]
+    line = small.table(rows).splitlines()[2]
+    assert line == "| 1 | 2.00 ± 1.00 | – | – |"
+
+
+def test_settings_are_read_and_wrong_ones_refused(tmp_path):
+    for name, kind in EXPERIMENTS.items():
+        for scale in ("laptop", "paper"):
+            assert kind.read(f"experiments/{name}.toml", scale).cases
+    path = tmp_path / "x.toml"
+    path.write_text('[laptop]\nmodel = "smollm2"\nsize = 3\n')
+    with pytest.raises(MelboError, match="no setting size"):
+        SampleComplexity.read(path, "laptop")
+    with pytest.raises(MelboError, match=r"no table \[paper\]"):
+        SampleComplexity.read(path, "paper")
+    path.write_text('[laptop]\nmodel = "smollm2"\n')
+    with pytest.raises(MelboError, match="is missing"):
+        SampleComplexity.read(path, "laptop")
+    with pytest.raises(MelboError, match="cannot read"):
+        SampleComplexity.read(tmp_path / "none.toml", "laptop")
+
+
+def test_too_few_prompts_are_refused(small):
+    with pytest.raises(MelboError, match="expected 57"):
+        replace(small, numbers=(50,)).prepare()
