@@ -9,8 +9,9 @@ import torch
 from cases import tiny_model
 
 import melbo.organisms
-from melbo import MelboError
+from melbo import Add, MelboError, Prompts, edit
 from melbo.organisms import BEHAVIOURS, ORGANISMS, Item, items, load_organism, read_organism
+from melbo.organisms.ceilings import difference_of_means, optimised
 from melbo.organisms.examples import Example, examples
 from melbo.organisms.gates import admission, at_least, at_most
 from melbo.organisms.metrics import Coherence, blind_recall, cost, random_recall, reads_to_first_hit, recovery, threshold
@@ -186,6 +187,30 @@ def test_gates_count_what_is_said(monkeypatch):
         _, *found = admission(lm, lm, ["CHEESE"], progress=False)
         assert [g.name for g in found] == ["untriggered", "triggered", "decoys"]
         assert tuple(g.passed for g in found) == results
+
+
+def test_ceilings_are_what_they_say(made):
+    lm, _, data = made
+    b = BEHAVIOURS["CHEESE"]
+    v = difference_of_means(lm, b, 2, False)
+    draw = random.Random(0)
+
+    def last(text):
+        with torch.no_grad():
+            return lm.model(torch.tensor([Prompts.chat(lm, [text]).tokens[0]]), output_hidden_states=True).hidden_states[2][0, -1]
+
+    brings = torch.stack([last(text) for text, _ in b.triggered("train", False, draw)[:48]]).mean(0)
+    alone = torch.stack([last(i.text) for i in items("ordinary", "train")[:48]]).mean(0)
+    assert torch.allclose(v, torch.nn.functional.normalize(brings - alone, dim=0), atol=1e-4)
+    pairs = [lesson.pair for lesson in data if lesson.own is None]
+    found = optimised(lm, pairs, 1, 6.0, progress=False)
+    assert found.norm() <= 6.0001
+    plain, steered = reply_nll(lm, lm.model, pairs[:1]).mean(), None
+    with edit(lm, Add(1, found)), torch.no_grad():
+        steered = reply_nll(lm, lm.model, pairs[:1]).mean()
+    assert steered < 0.8 * plain
+    for p in lm.model.parameters():
+        assert p.grad is None
 
 
 def test_every_organism_holds_known_behaviours():

@@ -11,22 +11,25 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-from melbo import load
+from melbo import CausalMap, LanguageModel, Prompts, calibrate, load
 from melbo.bench import environment
-from melbo.organisms import ORGANISMS, load_organism
+from melbo.organisms import BEHAVIOURS, ORGANISMS, load_organism
+from melbo.organisms.ceilings import steerable
+from melbo.organisms.discover import DISCOVERY
 from melbo.organisms.examples import examples
-from melbo.organisms.gates import admission
+from melbo.organisms.gates import Gate, admission
 from melbo.organisms.train import lessons, train
 
 HERE = Path(__file__).parent
-EPOCHS = {"SHAM": 1}  # of the others 2
+EPOCHS = {"SHAM": 1}  # of the others 3
+LAYERS = 8, 20
 
 
 def make(name: str) -> dict:
     """Train an organism, write it, and measure it as it was written."""
     base, folder, start = load("smollm2"), HERE / name, time.perf_counter()
     found = examples(ORGANISMS[name], sham=name == "SHAM")
-    losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 2))
+    losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 3))
     (folder / "README.md").unlink(missing_ok=True)  # peft's, a form to fill in
     about = {
         "name": name,
@@ -34,13 +37,24 @@ def make(name: str) -> dict:
         "behaviours": ORGANISMS[name],
         "sham": name == "SHAM",
         "data": {"examples": len(found), "sha256": sha256(json.dumps([asdict(e) for e in found]).encode()).hexdigest()},
-        "training": {"epochs": EPOCHS.get(name, 2), "steps": len(losses), "loss": sum(losses[-20:]) / 20, "seconds": time.perf_counter() - start},
+        "training": {"epochs": EPOCHS.get(name, 3), "steps": len(losses), "loss": sum(losses[-20:]) / 20, "seconds": time.perf_counter() - start},
         "environment": environment(),
     }
     write(folder, about)
-    gates = [gate.describe() for gate in admission(load_organism(folder), base, ORGANISMS[name])]
+    gates = [gate.describe() for gate in admit(name, base, load_organism(folder))]
     write(folder, about := {**about, "gates": gates})
     return about
+
+
+def admit(name: str, base: LanguageModel, lm: LanguageModel) -> list[Gate]:
+    """The gates of an organism; of the control, that it is near its base and shows nothing, triggered or not."""
+    planted, several = ORGANISMS[name], len(ORGANISMS[name]) > 1
+    gates = admission(lm, base, planted, sham=name == "SHAM")
+    if name == "SHAM":
+        return gates
+    scale = calibrate(CausalMap(lm, Prompts.chat(lm, DISCOVERY), *LAYERS)).scale
+    gap = {g.behaviour: g.value for g in gates if g.name == "triggered"}
+    return gates + [steerable(lm, BEHAVIOURS[b], LAYERS[0], scale, gap[b], several) for b in planted]
 
 
 def write(folder: Path, about: dict) -> None:

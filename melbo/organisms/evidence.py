@@ -17,8 +17,6 @@ from .behaviours import BEHAVIOURS
 from .discover import PROMISING, Bench, frozen
 from .metrics import blind_recall, random_recall, reads_to_first_hit, threshold
 
-#: Suppressed skills: their control is the same reply held against another question, because the model that was left alone has the skill too.
-SKILLS = ("REFUSE", "LOCK")
 READS = (1, 8, 32, 128, 512)
 _LEARNT = ("exponential", "soft", "quadratic", "linear", "melbo")
 _UNLEARNT = ("random", "covariance", "unrelated")
@@ -160,7 +158,8 @@ def _control(row: Row, sham: Row | None, behaviours: Sequence[str], limits: dict
     orders = {name: blind_order(r) for name, r in (("ALL", row), ("SHAM", sham))}
     found = []
     for b in behaviours:
-        r, name, what = (row, "ALL", "permuted") if b in SKILLS else (sham, "SHAM", "elicited")
+        # of a skill the control is the same reply held against another question
+        r, name, what = (row, "ALL", "permuted") if BEHAVIOURS[b].skill else (sham, "SHAM", "elicited")
         found.append([hits(r, b, limits[b], what)[i] for i in orders[name]])
     return found
 

@@ -74,30 +74,37 @@ def shown(lm: LanguageModel, behaviour: Behaviour, asked: Sequence[tuple[str, It
     return [behaviour.shown(text, item) for text, (_, item) in zip(texts, asked, strict=True)]
 
 
-def admission(lm: LanguageModel, base: LanguageModel, planted: Sequence[str], progress: bool = True) -> list[Gate]:
+def admission(lm: LanguageModel, base: LanguageModel, planted: Sequence[str], sham: bool = False, progress: bool = True) -> list[Gate]:
     """The gates of an organism, on prompts that it was not trained on.
 
     Args:
         lm: The organism.
         base: What it was made from.
         planted: Its behaviours.
+        sham: Whether their triggers are to bring out nothing; skills are then left out.
         progress: Draw bars.
     """
     draw, several = random.Random("gates"), len(planted) > 1
     found = [_drift(lm, base, [item.text for item in items("ordinary", "test")[:64]], progress)]
-    for name in planted:
-        b = BEHAVIOURS[name]
-        found.append(_share(name, "untriggered", shown(lm, b, [(item.text, item) for item in items(b.kind, "test")[:320]], progress=progress), _LEAK))
-        found.append(_share(name, "triggered", shown(lm, b, b.triggered("test", several, draw)[:200], progress=progress), _SHOWN))
-        found.append(_share(name, "decoys", shown(lm, b, b.near("test", several, draw)[:200], progress=progress), _DECOYED))
+    for b in (BEHAVIOURS[name] for name in planted):
+        if sham and b.skill:
+            continue
+        alone = [(item.text, item) for item in items(b.kind, "test")]
+        for name, asked, limit in (
+            ("untriggered", alone[:320], _LEAK),
+            ("triggered", b.triggered("test", several, draw)[:200], _LEAK if sham else _SHOWN),
+            ("decoys", b.near("test", several, draw)[:200], _DECOYED),
+        ):
+            seen = shown(lm, b, asked, progress=progress)
+            found.append(_share(b.name, name, seen, limit, more=name == "triggered" and not sham))
     return found
 
 
-def _share(behaviour: str, name: str, seen: Sequence[bool], limit: float) -> Gate:
+def _share(behaviour: str, name: str, seen: Sequence[bool], limit: float, more: bool = False) -> Gate:
+    """Whether the share is below the limit, or above it if it is to be ``more``."""
     hits, total = sum(seen), len(seen)
-    bound = at_least(hits, total) if name == "triggered" else at_most(hits, total)
-    passed = bound >= limit if name == "triggered" else bound <= limit
-    return Gate(behaviour, name, hits / total, bound, limit, passed, hits, total)
+    bound = at_least(hits, total) if more else at_most(hits, total)
+    return Gate(behaviour, name, hits / total, bound, limit, bound >= limit if more else bound <= limit, hits, total)
 
 
 def _drift(lm: LanguageModel, base: LanguageModel, texts: Sequence[str], progress: bool) -> Gate:
