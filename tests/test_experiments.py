@@ -5,8 +5,8 @@ import pytest
 import torch
 from cases import tiny_model
 
-import melbo.experiments.sample_complexity as sample_complexity
-from melbo import MelboError, Prompts
+import melbo.experiments.contest as contest
+from melbo import CausalMap, Exponential, MelboError, fit, steer
 from melbo.experiments import EXPERIMENTS, SampleComplexity, run
 
 TEXTS = [f"{a} {b}" for a in ("red dog", "blue cat", "sun is", "how do") for b in ("you", "she", "he", "we", "one")]
@@ -15,7 +15,7 @@ TEXTS = [f"{a} {b}" for a in ("red dog", "blue cat", "sun is", "how do") for b i
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """The experiment on a tiny model."""
-    monkeypatch.setattr(sample_complexity, "load", lambda name, dtype: tiny_model("llama", torch.float32))
+    monkeypatch.setattr(contest, "load", lambda name, dtype: tiny_model("llama", torch.float32))
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
     return SampleComplexity("tiny", str(tmp_path / "prompts.txt"), ("yes", "no"), ("exponential", "linear", "random"), (1, 2), 2, 4, 1, 3, 3, 4)
 
@@ -34,28 +34,24 @@ def test_every_case_has_one_row_and_a_killed_run_goes_on(small, tmp_path):
 
 
 def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
-    ready = small.prepare()
-    case = small.cases[0]
-    row = small.measure(ready, case)
-    learnt, validated, tested = sample_complexity.deal(small, ready.texts, 0, 1)
-    assert not set(validated) & set(tested)
-    assert not set(learnt) & {*validated, *tested}
-    lm = ready.lm
-    from melbo import CausalMap, Exponential, fit, steer
+    found, scale = small.prepare()
+    row = small.measure((found, scale), small.cases[0])
+    dealt, lm = found.deal(0, 1), found.lm
+    assert len({*dealt.learn.texts, *dealt.validation.texts, *dealt.test.texts}) == 1 + 3 + 4
+    assert found.deal(0, 2).learn.texts[:1] == dealt.learn.texts
+    bank = fit(CausalMap(lm, dealt.learn, 1, 3), Exponential(4, scale), progress=False).features
 
-    bank = fit(CausalMap(lm, Prompts.chat(lm, learnt), 1, 3), Exponential(4, ready.scale), progress=False).features
-
-    def contrast(texts, feature):
-        found = []
-        for tokens in Prompts.chat(lm, texts).tokens:
+    def contrast(prompts, feature):
+        taken = []
+        for tokens in prompts.tokens:
             with steer(lm, bank[feature]), torch.no_grad():
                 logits = lm.model(torch.tensor([tokens])).logits[0, -1]
-            found.append((logits[ready.pair[0]] - logits[ready.pair[1]]).item())
-        return sum(found) / len(found)
+            taken.append((logits[found.pair[0]] - logits[found.pair[1]]).item())
+        return sum(taken) / len(taken)
 
-    best = max(range(4), key=lambda i: contrast(validated, i))
-    assert row["validation"] == pytest.approx(contrast(validated, best), abs=1e-4)
-    assert row["test"] == pytest.approx(contrast(tested, best), abs=1e-4)
+    best = max(range(4), key=lambda i: contrast(dealt.validation, i))
+    assert row["validation"] == pytest.approx(contrast(dealt.validation, best), abs=1e-4)
+    assert row["test"] == pytest.approx(contrast(dealt.test, best), abs=1e-4)
 
 
 def test_a_table_of_hand_made_rows(small):

@@ -1,34 +1,16 @@
 """How many prompts does it take? Held-out contrast of the best feature against the number of prompts that features are learnt from."""
 
 import io
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, ClassVar, NamedTuple
-
-import torch
+from statistics import mean
+from typing import ClassVar
 
 from ..causal_map import CausalMap
-from ..errors import MelboError
-from ..features import FeatureSet
-from ..generate import generate
-from ..load import load
-from ..model import LanguageModel
-from ..prompts import Prompts
-from ..rank import first_tokens
 from ..rows import Row
-from ..score import FirstToken
 from ..ways import WAYS, Ground
 from .base import Experiment
-
-
-class _Ready(NamedTuple):
-    lm: LanguageModel
-    texts: list[str]
-    scale: float
-    pair: tuple[int, int]
+from .contest import Contest, cell, find, over
 
 
 @dataclass(frozen=True)
@@ -73,40 +55,24 @@ class SampleComplexity(Experiment):
         fixed = {"model": self.model, "num_factors": self.num_factors, "source": self.source, "target": self.target}
         return [{**fixed, "shuffle": s, "number": n, "way": way} for s in range(self.shuffles) for n in self.numbers for way in self.ways]
 
-    def prepare(self) -> _Ready:
-        """See `Experiment.prepare`."""
-        texts = [line for line in Path(self.prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
-        need = max(self.numbers) + self.validation + self.test
-        if len(set(texts)) < need:
-            raise MelboError(f"{self.prompts} holds {len(set(texts))} prompts, expected {need}: add some, or lower numbers, validation or test")
-        lm = load(self.model, self.dtype)
-        ground = Ground(CausalMap(lm, Prompts.chat(lm, texts[:4]), self.source, self.target), progress=False)
-        return _Ready(lm, texts, ground.scale, first_tokens(lm, self.contrast))
+    def prepare(self) -> tuple[Contest, float]:
+        """The contest, and R."""
+        contest = Contest.of(self.model, self.dtype, self.prompts, self.contrast, max(self.numbers), self.validation, self.test)
+        return contest, contest.scale(self.source, self.target)
 
-    def measure(self, ready: _Ready, case: Row) -> Row:
+    def measure(self, ready: tuple[Contest, float], case: Row) -> Row:
         """Contrast of the best on validation prompts, on test prompts; of the unsteered model too."""
-        lm, way = ready.lm, WAYS[case["way"]]
-        learn, validation, test = deal(self, ready.texts, case["shuffle"], case["number"])
-        ground = Ground(CausalMap(lm, Prompts.chat(lm, learn), self.source, self.target), ready.scale)
-        m = self.num_factors
-        V, cost = ground.find(case["way"], m if way.signed else m // 2, ready.scale, seed=case["shuffle"])
-        bank = ground.bank_of(V if way.signed else torch.cat([V, ground.map.opposite(V)]), ready.scale)
-        of_each = _contrasts(lm, Prompts.chat(lm, validation), bank, ready.pair)[1:]
-        best = max(range(len(bank)), key=of_each.__getitem__)
-        unsteered, held_out = _contrasts(lm, Prompts.chat(lm, test), bank[best], ready.pair)
-        return {"scale": ready.scale, "validation": of_each[best], "test": held_out, "unsteered": unsteered, **cost}
+        contest, scale = ready
+        dealt = contest.deal(case["shuffle"], case["number"])
+        ground = Ground(CausalMap(contest.lm, dealt.learn, self.source, self.target), scale)
+        bank, cost = find(ground, case["way"], self.num_factors, case["shuffle"])
+        return {"scale": scale, **contest.best(dealt, bank), **cost}
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles of the held-out contrast, ways by numbers of prompts."""
         lines = ["| prompts | " + " | ".join(self.ways) + " |", "|---" * (1 + len(self.ways)) + "|"]
-        for n in self.numbers:
-            cells = []
-            for way in self.ways:
-                middle, error = _over(rows, way, n)
-                cells.append("–" if middle is None else f"{middle:.2f}" + (f" ± {error:.2f}" if error is not None else ""))
-            lines.append(f"| {n} | " + " | ".join(cells) + " |")
-        lines.append(f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.")
-        return "\n".join(lines) + "\n"
+        lines += [f"| {n} | " + " | ".join(cell(_tests(rows, way, n)) for way in self.ways) + " |" for n in self.numbers]
+        return "\n".join([*lines, f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}."]) + "\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""
@@ -115,8 +81,9 @@ class SampleComplexity(Experiment):
         canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = canvas.subplots()
         for way in self.ways:
-            points = [(n, *_over(rows, way, n)) for n in self.numbers if any((r["way"], r["number"]) == (way, n) for r in rows)]
-            x, y, e = [p[0] for p in points], [p[1] or 0.0 for p in points], [p[2] or 0.0 for p in points]
+            x = [n for n in self.numbers if _tests(rows, way, n)]
+            points = [over(_tests(rows, way, n)) for n in x]
+            y, e = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
             axes.errorbar(x, y, e, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls="-" if WAYS[way].method else ":")
         axes.axhline(mean(row["unsteered"] for row in rows), color="grey", lw=0.8)
         a, b = self.contrast
@@ -129,25 +96,5 @@ class SampleComplexity(Experiment):
         return out.getvalue()
 
 
-def deal(experiment: SampleComplexity, texts: Sequence[str], shuffle: int, number: int) -> tuple[list[str], list[str], list[str]]:
-    """Prompts to learn from, to validate and to test, none in two of them; more to learn from are those of fewer, and others."""
-    dealt = list(dict.fromkeys(texts))
-    random.Random(shuffle).shuffle(dealt)
-    edges = experiment.test, experiment.test + experiment.validation
-    return dealt[edges[1] :][:number], dealt[edges[0] : edges[1]], dealt[: edges[0]]
-
-
-def _contrasts(lm: LanguageModel, prompts: Prompts, bank: FeatureSet, pair: tuple[int, int]) -> list[float]:
-    """Mean contrast over prompts: of the unsteered model, then of each feature."""
-    first = FirstToken(1 + len(bank), pair)
-    table = generate(lm, prompts, bank, max_new_tokens=1, first_logits=first.take, progress=False)
-    found: dict[Any, list[float]] = {}
-    for i, c in enumerate(table):
-        found.setdefault(c.feature, []).append(first.contrast[i])
-    return [mean(found[key]) for key in (None, *range(len(bank)))]
-
-
-def _over(rows: Sequence[Row], way: str, number: int) -> tuple[float | None, float | None]:
-    """Mean and standard error over shuffles."""
-    values = [row["test"] for row in rows if (row["way"], row["number"]) == (way, number)]
-    return (mean(values) if values else None), (stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
+def _tests(rows: Sequence[Row], way: str, number: int) -> list[float]:
+    return [row["test"] for row in rows if (row["way"], row["number"]) == (way, number)]

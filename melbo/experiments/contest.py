@@ -1,0 +1,114 @@
+"""What experiments on a contrast have in common: prompts dealt into three parts, and the contrast of each feature on one of them."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from ..causal_map import CausalMap
+from ..errors import MelboError
+from ..features import FeatureSet
+from ..generate import generate
+from ..load import load
+from ..model import LanguageModel
+from ..prompts import Prompts
+from ..rank import first_tokens
+from ..score import FirstToken
+from ..ways import WAYS, Ground
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Prompts to learn from, to validate and to test; none in two of them."""
+
+    learn: Prompts
+    validation: Prompts
+    test: Prompts
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A model, a pool of prompts, and two tokens a and b: who makes logit(a) − logit(b) of the first token of a reply largest?
+
+    Attributes:
+        lm: The model.
+        texts: The pool.
+        pair: The tokens.
+        validation: Number of validation prompts.
+        test: Number of test prompts.
+    """
+
+    lm: LanguageModel
+    texts: tuple[str, ...]
+    pair: tuple[int, int]
+    validation: int
+    test: int
+
+    @classmethod
+    def of(cls, model: str, dtype: str, prompts: str, contrast: tuple[str, str], learn: int, validation: int, test: int) -> "Contest":
+        """Load the model and read the pool, a file with one prompt a line.
+
+        Raises:
+            MelboError: A file that cannot be read, or that holds too few prompts.
+        """
+        try:
+            texts = tuple(dict.fromkeys(line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()))
+        except (OSError, UnicodeDecodeError) as err:
+            raise MelboError(
+                f"cannot read {prompts} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a file with one prompt a line"
+            ) from err
+        need = learn + validation + test
+        if len(texts) < need:
+            raise MelboError(f"{prompts} holds {len(texts)} prompts, expected {need}: add some, or lower what is learnt from, validation or test")
+        lm = load(model, dtype)
+        return cls(lm, texts, first_tokens(lm, contrast), validation, test)
+
+    def deal(self, shuffle: int, number: int) -> Deal:
+        """Of one shuffle; more prompts to learn from are those of fewer, and others."""
+        dealt = list(self.texts)
+        random.Random(shuffle).shuffle(dealt)
+        test, rest = dealt[: self.test], dealt[self.test :]
+        learn, validation = rest[self.validation :][:number], rest[: self.validation]
+        return Deal(*(Prompts.chat(self.lm, texts) for texts in (learn, validation, test)))
+
+    def scale(self, source: int, target: int) -> float:
+        """R for these layers, on the first four prompts of the pool: one for all ways and numbers of prompts."""
+        return Ground(CausalMap(self.lm, Prompts.chat(self.lm, self.texts[:4]), source, target), progress=False).scale
+
+    def contrasts(self, prompts: Prompts, bank: FeatureSet) -> tuple[float, list[float]]:
+        """Mean contrast over prompts, of the unsteered model and of each feature."""
+        first = FirstToken(1 + len(bank), self.pair)
+        table = generate(self.lm, prompts, bank, max_new_tokens=1, first_logits=first.take, progress=False)
+        found: dict[Any, list[float]] = {}
+        for i, c in enumerate(table):
+            found.setdefault(c.feature, []).append(first.contrast[i])
+        return mean(found[None]), [mean(found[i]) for i in range(len(bank))]
+
+    def best(self, dealt: Deal, bank: FeatureSet) -> dict[str, float]:
+        """The feature with the highest contrast on validation prompts: its contrast there and on test prompts, and that of the unsteered model."""
+        _, of_each = self.contrasts(dealt.validation, bank)
+        winner = max(range(len(bank)), key=of_each.__getitem__)
+        unsteered, (held_out,) = self.contrasts(dealt.test, bank[winner])
+        return {"validation": of_each[winner], "test": held_out, "unsteered": unsteered}
+
+
+def find(ground: Ground, way: str, num: int, seed: int) -> tuple[FeatureSet, dict[str, float]]:
+    """``num`` features of a way at its scale, half of them negatives where it gives no sign; and what they cost."""
+    signed = WAYS[way].signed
+    V, cost = ground.find(way, num if signed else num // 2, ground.scale, seed=seed)
+    return ground.bank_of(V if signed else torch.cat([V, ground.map.opposite(V)]), ground.scale), cost
+
+
+def over(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard error; None where there is too little for them."""
+    return (mean(values) if values else None), (stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
+
+
+def cell(values: Sequence[float]) -> str:
+    """The two, in a table."""
+    middle, error = over(values)
+    return "–" if middle is None else f"{middle:.2f}" + (f" ± {error:.2f}" if error is not None else "")
