@@ -6,8 +6,8 @@ import torch
 from cases import tiny_model
 
 import melbo.experiments.contest as contest
-from melbo import CausalMap, Exponential, MelboError, fit, steer
-from melbo.experiments import EXPERIMENTS, SampleComplexity, run
+from melbo import CausalMap, Exponential, MelboError, ablate, fit, steer
+from melbo.experiments import EXPERIMENTS, Depth, Multiplicity, SampleComplexity, run
 
 TEXTS = [f"{a} {b}" for a in ("red dog", "blue cat", "sun is", "how do") for b in ("you", "she", "he", "we", "one")]
 
@@ -80,3 +80,37 @@ def test_settings_are_read_and_wrong_ones_refused(tmp_path):
 def test_too_few_prompts_are_refused(small):
     with pytest.raises(MelboError, match="expected 57"):
         replace(small, numbers=(50,)).prepare()
+
+
+def test_multiplicity_is_that_of_the_features_over_the_threshold(small):
+    settings = {k: v for k, v in vars(small).items() if k not in ("ways", "numbers")}
+    experiment = Multiplicity(**settings | {"threshold": -100.0, "way": "exponential", "number": 2, "shuffles": 1})
+    found, scale = experiment.prepare()
+    row = experiment.measure((found, scale), experiment.cases[0])
+    assert row["hits"] == 4  # everything beats −100
+    dealt = found.deal(0, 2)
+    bank = fit(CausalMap(found.lm, dealt.learn, 1, 3), Exponential(4, scale), progress=False).features
+    _, each = found.contrasts(dealt.test, bank)
+    assert row["add v"][0] == pytest.approx(sum(each) / 4, abs=1e-4)
+    assert row["add v"][2] == pytest.approx(found.contrasts(dealt.test, bank.merged("mean"))[1][0], abs=1e-4)
+    _, validated = found.contrasts(dealt.validation, bank)
+    best = max(range(4), key=validated.__getitem__)
+    with ablate(found.lm, bank.V[best]):
+        assert row["ablate v"][1] == pytest.approx(found.plain(dealt.test), abs=1e-4)
+    assert row["unsteered"] == pytest.approx(found.plain(dealt.test), abs=1e-4)
+    assert "| add v |" in experiment.table([row])
+    assert experiment.picture([{**experiment.cases[0], **row}]).startswith(b"\x89PNG")
+    none = replace(experiment, threshold=100.0)
+    row = none.measure((found, scale), none.cases[0])
+    assert (row["hits"], row["tested"]) == (0, [])
+    assert "| add v | – |" in none.table([row])
+
+
+def test_depth_pushes_at_every_source_with_its_own_scale(small, tmp_path):
+    settings = {k: v for k, v in vars(small).items() if k not in ("source", "target", "numbers")}
+    experiment = Depth(**settings | {"sources": (0, 2), "horizon": 2, "number": 1, "shuffles": 1})
+    rows = list(run(experiment, tmp_path / "out", progress=False))
+    assert [(row["source"], row["way"]) for row in rows] == [(s, w) for s in (0, 2) for w in small.ways]
+    assert len({row["scale"] for row in rows}) == 2
+    with pytest.raises(MelboError, match="past layer 4"):
+        replace(experiment, horizon=3).prepare()

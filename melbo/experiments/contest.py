@@ -88,6 +88,15 @@ class Contest:
             found.setdefault(c.feature, []).append(first.contrast[i])
         return mean(found[None]), [mean(found[i]) for i in range(len(bank))]
 
+    def plain(self, prompts: Prompts) -> float:
+        """Mean contrast of the model as it is just now."""
+        found = []
+        for tokens in prompts.tokens:
+            with torch.no_grad():
+                logits = self.lm.model(torch.tensor([tokens], device=self.lm.device)).logits[0, -1].float()
+            found.append((logits[self.pair[0]] - logits[self.pair[1]]).item())
+        return mean(found)
+
     def best(self, dealt: Deal, bank: FeatureSet) -> dict[str, float]:
         """The feature with the highest contrast on validation prompts: its contrast there and on test prompts, and that of the unsteered model."""
         _, of_each = self.contrasts(dealt.validation, bank)

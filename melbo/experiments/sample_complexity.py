@@ -1,6 +1,5 @@
 """How many prompts does it take? Held-out contrast of the best feature against the number of prompts that features are learnt from."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -8,9 +7,10 @@ from typing import ClassVar
 
 from ..causal_map import CausalMap
 from ..rows import Row
-from ..ways import WAYS, Ground
+from ..ways import Ground
 from .base import Experiment
-from .contest import Contest, cell, find, over
+from .contest import Contest, cell, find
+from .plot import lines
 
 
 @dataclass(frozen=True)
@@ -70,30 +70,15 @@ class SampleComplexity(Experiment):
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles of the held-out contrast, ways by numbers of prompts."""
-        lines = ["| prompts | " + " | ".join(self.ways) + " |", "|---" * (1 + len(self.ways)) + "|"]
-        lines += [f"| {n} | " + " | ".join(cell(_tests(rows, way, n)) for way in self.ways) + " |" for n in self.numbers]
-        return "\n".join([*lines, f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}."]) + "\n"
+        text = ["| prompts | " + " | ".join(self.ways) + " |", "|---" * (1 + len(self.ways)) + "|"]
+        text += [f"| {n} | " + " | ".join(cell(_tests(rows, way, n)) for way in self.ways) + " |" for n in self.numbers]
+        return "\n".join([*text, f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}."]) + "\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""
-        from matplotlib import figure
-
-        canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = canvas.subplots()
-        for way in self.ways:
-            x = [n for n in self.numbers if _tests(rows, way, n)]
-            points = [over(_tests(rows, way, n)) for n in x]
-            y, e = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
-            axes.errorbar(x, y, e, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls="-" if WAYS[way].method else ":")
-        axes.axhline(mean(row["unsteered"] for row in rows), color="grey", lw=0.8)
-        a, b = self.contrast
-        axes.set(xscale="log", xticks=self.numbers, xticklabels=[str(n) for n in self.numbers], xlabel="prompts learnt from")
-        axes.set(ylabel=f"held-out logit({a}) − logit({b}), best of {self.num_factors}")
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-        return out.getvalue()
+        y = f"held-out logit({self.contrast[0]}) − logit({self.contrast[1]}), best of {self.num_factors}"
+        unsteered = mean(row["unsteered"] for row in rows)
+        return lines(self.ways, self.numbers, lambda way, at: _tests(rows, way, at), unsteered, "prompts learnt from", y, log=True)
 
 
 def _tests(rows: Sequence[Row], way: str, number: int) -> list[float]:

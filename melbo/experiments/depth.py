@@ -1,0 +1,88 @@
+"""Where should one push? The best held-out contrast against the source layer, at a fixed distance to the target."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import ClassVar
+
+from ..causal_map import CausalMap
+from ..errors import MelboError
+from ..rows import Row
+from ..ways import Ground
+from .base import Experiment
+from .contest import Contest, cell, find
+from .plot import lines
+
+
+@dataclass(frozen=True)
+class Depth(Experiment):
+    """Source layers × ways × shuffles; R is calibrated anew for every source.
+
+    Attributes:
+        model: As `melbo.load` takes it.
+        prompts: A file with one prompt a line.
+        contrast: Two strings A and B.
+        ways: Some of `melbo.ways.WAYS`.
+        sources: Layers that are perturbed.
+        horizon: Layers from there to the one that is read.
+        number: How many prompts are learnt from.
+        shuffles: How often prompts are dealt anew.
+        num_factors: m.
+        validation: Number of validation prompts.
+        test: Number of test prompts.
+        dtype: As `melbo.load` takes it.
+    """
+
+    question: ClassVar[str] = "Where should one push?"
+    model: str
+    prompts: str
+    contrast: tuple[str, str]
+    ways: tuple[str, ...]
+    sources: tuple[int, ...]
+    horizon: int
+    number: int
+    shuffles: int
+    num_factors: int
+    validation: int
+    test: int
+    dtype: str = "auto"
+
+    @property
+    def cases(self) -> list[Row]:
+        """Shuffle after shuffle."""
+        fixed = {"model": self.model, "num_factors": self.num_factors, "number": self.number, "horizon": self.horizon}
+        return [{**fixed, "shuffle": s, "source": layer, "way": way} for s in range(self.shuffles) for layer in self.sources for way in self.ways]
+
+    def prepare(self) -> tuple[Contest, dict[int, float]]:
+        """The contest, and R of every source."""
+        contest = Contest.of(self.model, self.dtype, self.prompts, self.contrast, self.number, self.validation, self.test)
+        if max(self.sources) + self.horizon > contest.lm.depth:
+            raise MelboError(f"source {max(self.sources)} and horizon {self.horizon} reach past layer {contest.lm.depth}: lower one of them")
+        return contest, {layer: contest.scale(layer, layer + self.horizon) for layer in self.sources}
+
+    def measure(self, ready: tuple[Contest, dict[int, float]], case: Row) -> Row:
+        """Contrast of the best on validation prompts, on test prompts; of the unsteered model too."""
+        contest, scales = ready
+        dealt, layer = contest.deal(case["shuffle"], self.number), case["source"]
+        ground = Ground(CausalMap(contest.lm, dealt.learn, layer, layer + self.horizon), scales[layer])
+        bank, cost = find(ground, case["way"], self.num_factors, case["shuffle"])
+        return {"scale": scales[layer], "source_norm": ground.map.source_norm, **contest.best(dealt, bank), **cost}
+
+    def table(self, rows: Sequence[Row]) -> str:
+        """Mean ± standard error over shuffles of the held-out contrast, ways by source layers."""
+        text = ["| source | R / ‖h‖ | " + " | ".join(self.ways) + " |", "|---" * (2 + len(self.ways)) + "|"]
+        for layer in self.sources:
+            relative = [row["scale"] / row["source_norm"] for row in rows if row["source"] == layer]
+            cells = [f"{mean(relative):.2f}" if relative else "–", *(cell(_tests(rows, way, layer)) for way in self.ways)]
+            text.append(f"| {layer} | " + " | ".join(cells) + " |")
+        return "\n".join([*text, f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}."]) + "\n"
+
+    def picture(self, rows: Sequence[Row]) -> bytes:
+        """The same, drawn."""
+        y = f"held-out logit({self.contrast[0]}) − logit({self.contrast[1]}), best of {self.num_factors}"
+        unsteered = mean(row["unsteered"] for row in rows)
+        return lines(self.ways, self.sources, lambda way, at: _tests(rows, way, at), unsteered, f"source layer (target {self.horizon} later)", y)
+
+
+def _tests(rows: Sequence[Row], way: str, source: int) -> list[float]:
+    return [row["test"] for row in rows if (row["way"], row["source"]) == (way, source)]

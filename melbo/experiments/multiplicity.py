@@ -1,0 +1,129 @@
+"""How many features do the same, and are they one? Counts over a threshold, how alike they are, and what their mean does instead."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import ClassVar
+
+import torch
+
+from ..ablate import ablate
+from ..causal_map import CausalMap
+from ..features import FeatureSet
+from ..geometry import spread
+from ..rows import Row
+from ..ways import Ground
+from .base import Experiment
+from .contest import Contest, cell, find
+
+_SINGLES = 8  # that are ablated one by one
+_WHAT = ("add v", "ablate v", "ablate u")
+_WHO = ("mean single", "best single", "mean vector", "SVD vector")
+
+
+@dataclass(frozen=True)
+class Multiplicity(Experiment):
+    """Features whose contrast on validation prompts reaches a threshold, on test prompts (METHOD §11, multiplicity).
+
+    Attributes:
+        model: As `melbo.load` takes it.
+        prompts: A file with one prompt a line.
+        contrast: Two strings A and B.
+        threshold: From which contrast on a feature counts.
+        way: One of `melbo.ways.WAYS`.
+        number: How many prompts are learnt from.
+        shuffles: How often prompts are dealt anew.
+        num_factors: m.
+        source: Layer that is perturbed.
+        target: Layer that is read.
+        validation: Number of validation prompts.
+        test: Number of test prompts.
+        dtype: As `melbo.load` takes it.
+    """
+
+    question: ClassVar[str] = "How many features do the same, and are they one?"
+    model: str
+    prompts: str
+    contrast: tuple[str, str]
+    threshold: float
+    way: str
+    number: int
+    shuffles: int
+    num_factors: int
+    source: int
+    target: int
+    validation: int
+    test: int
+    dtype: str = "auto"
+
+    @property
+    def cases(self) -> list[Row]:
+        """One a shuffle."""
+        kept = ("model", "way", "threshold", "number", "num_factors", "source", "target")
+        return [{**{name: getattr(self, name) for name in kept}, "shuffle": s} for s in range(self.shuffles)]
+
+    def prepare(self) -> tuple[Contest, float]:
+        """The contest, and R."""
+        contest = Contest.of(self.model, self.dtype, self.prompts, self.contrast, self.number, self.validation, self.test)
+        return contest, contest.scale(self.source, self.target)
+
+    def measure(self, ready: tuple[Contest, float], case: Row) -> Row:
+        """Counts, spread, and the contrasts of adding and ablating the best one, their mean, their main direction."""
+        contest, scale = ready
+        dealt = contest.deal(case["shuffle"], self.number)
+        bank, _ = find(Ground(CausalMap(contest.lm, dealt.learn, self.source, self.target), scale), self.way, self.num_factors, case["shuffle"])
+        _, validated = contest.contrasts(dealt.validation, bank)
+        hits = sorted((i for i, c in enumerate(validated) if c >= self.threshold), key=lambda i: -validated[i])
+        unsteered, tested = contest.contrasts(dealt.test, bank)
+        row: Row = {"scale": scale, "hits": len(hits), "unsteered": unsteered, "tested": [tested[i] for i in hits]}
+        if not hits:
+            return row
+        # U as learnt lies at the target layer; directions of the response to the hits are taken from the map
+        chosen = bank[hits]
+        cmap = CausalMap(contest.lm, dealt.learn, self.source, self.target)
+        D = cmap.value(scale * chosen.V.to(cmap.device, cmap.dtype)).float().cpu()
+        effects = FeatureSet(chosen.V, torch.nn.functional.normalize(D, dim=-1), chosen.alpha, scale, self.source, self.target, chosen.meta)
+        merged = {how: effects.merged(how) for how in ("mean", "svd")}
+
+        def ablated(direction: torch.Tensor) -> float:
+            with ablate(contest.lm, direction):
+                return contest.plain(dealt.test)
+
+        added = [contest.contrasts(dealt.test, merged[how])[1][0] for how in ("mean", "svd")]
+        row["add v"] = [mean(row["tested"]), tested[hits[0]], *added]
+        for what, name in (("ablate v", "V"), ("ablate u", "U")):
+            singles = [ablated(v) for v in getattr(effects, name)[:_SINGLES]]
+            row[what] = [mean(singles), singles[0], *(ablated(getattr(merged[how], name)) for how in ("mean", "svd"))]
+        found = spread(effects.V)
+        return {**row, "condition": found.condition_number if len(hits) > 1 else None, "cos": found.mean, "cos_deviation": found.deviation}
+
+    def table(self, rows: Sequence[Row]) -> str:
+        """Held-out contrasts, mean ± standard error over shuffles, and what the hits are like."""
+        some = [row for row in rows if row["hits"]]
+        lines = ["| | " + " | ".join(_WHO) + " |", "|---" * (1 + len(_WHO)) + "|"]
+        lines += [f"| {what} | " + " | ".join(cell([row[what][i] for row in some]) for i in range(len(_WHO))) + " |" for what in _WHAT]
+        lines.append(f"\n{cell([row['hits'] for row in rows])} of {self.num_factors} features reach {self.threshold:g}; unsteered ")
+        lines[-1] += f"{cell([row['unsteered'] for row in rows])}; mean |cos| {cell([row['cos'] for row in some])}; condition number "
+        lines[-1] += f"{cell([row['condition'] for row in some if row['condition'] is not None])}. {_SINGLES} of them at most are ablated singly."
+        return "\n".join(lines) + "\n"
+
+    def picture(self, rows: Sequence[Row]) -> bytes:
+        """Held-out contrasts of all hits, beside those of their mean and their main direction."""
+        from matplotlib import figure
+
+        canvas = figure.Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = canvas.subplots()
+        for row in rows:
+            x = row["shuffle"]
+            axes.plot([x] * row["hits"], row["tested"], "o", ms=3, alpha=0.4, color="tab:blue", label="single" if x == 0 else None)
+            if row["hits"]:
+                axes.plot([x + 0.15], row["add v"][2:3], "s", color="tab:orange", label="mean vector" if x == 0 else None)
+                axes.plot([x + 0.25], row["add v"][3:], "^", color="tab:green", label="SVD vector" if x == 0 else None)
+            axes.plot([x - 0.2, x + 0.3], [row["unsteered"]] * 2, color="grey", lw=0.8)
+        a, b = self.contrast
+        axes.set(xlabel="shuffle", ylabel=f"held-out logit({a}) − logit({b})", xticks=range(self.shuffles))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
+        return out.getvalue()

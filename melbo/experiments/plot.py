@@ -1,0 +1,31 @@
+"""One kind of picture: ways as lines, with standard errors."""
+
+import io
+from collections.abc import Callable, Sequence
+
+from ..ways import WAYS
+from .contest import over
+
+
+def lines(
+    ways: Sequence[str], at: Sequence[int], values: Callable[[str, int], list[float]], unsteered: float, x: str, y: str, log: bool = False
+) -> bytes:
+    """A PNG with a line for each way: mean ± standard error of ``values(way, x)`` wherever there are some; controls dotted."""
+    from matplotlib import figure
+
+    canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = canvas.subplots()
+    for way in ways:
+        known = [n for n in at if values(way, n)]
+        points = [over(values(way, n)) for n in known]
+        middles, errors = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
+        axes.errorbar(known, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls="-" if WAYS[way].method else ":")
+    axes.axhline(unsteered, color="grey", lw=0.8)
+    axes.set(xlabel=x, ylabel=y)
+    if log:
+        axes.set(xscale="log", xticks=at, xticklabels=[str(n) for n in at])
+        axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
+    return out.getvalue()
