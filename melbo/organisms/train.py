@@ -17,7 +17,7 @@ from ..prompts import Prompts, pad_rows
 from .examples import Example
 
 _RANK, _ALPHA, _RATE, _BATCH, _WARM = 4, 8, 1e-3, 16, 0.05
-_OWN_TOKENS = 32  # length of the model's own replies
+_OWN_TOKENS = 24  # length of the model's own replies
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of the reply to it
 
 
