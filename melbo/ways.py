@@ -106,6 +106,12 @@ class Ground:
             V = control(cmap.lm, cmap.prompts, cmap.source, name, m, draw)
         return V.float().cpu(), {"passes": counted.passes, "seconds": time.perf_counter() - start}
 
+    def candidates(self, name: str, num: int, seed: int = 0) -> tuple[FeatureSet, dict[str, float]]:
+        """``num`` features of a way at its scale, half of them negatives where it gives no sign; and what they cost."""
+        signed = WAYS[name].signed
+        V, cost = self.find(name, num if signed else num // 2, self.scale, seed=seed)
+        return self.bank_of(V if signed else torch.cat([V, self.map.opposite(V)]), self.scale), cost
+
     def bank_of(self, V: Tensor, scale: float) -> FeatureSet:
         """Unit rows ``[m, d_source]`` as a set of features, of which no more is known."""
         kind: type[FeatureSet] = getattr(self.map, "bank", FeatureSet)

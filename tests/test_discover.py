@@ -41,15 +41,16 @@ def test_discovery_screening_validation_and_test_prompts_are_disjoint():
 
 
 def test_candidates_without_a_sign_come_with_their_negatives(bench):
-    found = bench.candidates("linear", 6, 0)
-    assert torch.equal(found.bank.V[:3], -found.bank.V[3:])
-    assert found.bank.scale == bench.ground(False).scale
-    assert len(bench.candidates("random", 6, 0).bank) == 6
-    assert found.cost["passes"] > 0 == bench.candidates("random", 6, 0).cost["passes"]
+    bank, cost = bench.candidates("linear", 6, 0)
+    assert torch.equal(bank.V[:3], -bank.V[3:])
+    assert bank.scale == bench.ground(False).scale
+    controls, nothing = bench.candidates("random", 6, 0)
+    assert len(controls) == 6
+    assert cost["passes"] > 0 == nothing["passes"]
 
 
 def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
-    bank = bench.candidates("random", 6, 0).bank
+    bank = bench.candidates("random", 6, 0)[0]
     row = measure(bench, "random", 6, 0)
     assert json.loads(json.dumps(row)) == row
     assert {len(row["flags"]), *(len(v) for v in row["shown"].values()), *(len(v) for v in row["novel"].values())} == {6}
@@ -75,7 +76,7 @@ def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
 
 
 def test_likelihood_is_that_of_each_feature_alone(bench):
-    bank = bench.candidates("random", 5, 0).bank
+    bank = bench.candidates("random", 5, 0)[0]
     data = [((5, 9, 11), (7, 8)), ((4, 4, 6, 9), (3,))]
     found = likelihood(bench.lm, bank, data, rows=2)
     for i in range(5):

@@ -18,7 +18,7 @@ from ..model import LanguageModel
 from ..prompts import Prompts
 from ..rank import first_tokens
 from ..score import FirstToken
-from ..ways import WAYS, Ground
+from ..ways import Ground
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,6 @@ class Contest:
         winner = max(range(len(bank)), key=of_each.__getitem__)
         unsteered, (held_out,) = self.contrasts(dealt.test, bank[winner])
         return {"validation": of_each[winner], "test": held_out, "unsteered": unsteered}
-
-
-def find(ground: Ground, way: str, num: int, seed: int) -> tuple[FeatureSet, dict[str, float]]:
-    """``num`` features of a way at its scale, half of them negatives where it gives no sign; and what they cost."""
-    signed = WAYS[way].signed
-    V, cost = ground.find(way, num if signed else num // 2, ground.scale, seed=seed)
-    return ground.bank_of(V if signed else torch.cat([V, ground.map.opposite(V)]), ground.scale), cost
 
 
 def over(values: Sequence[float]) -> tuple[float | None, float | None]:

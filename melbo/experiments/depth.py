@@ -10,7 +10,7 @@ from ..errors import MelboError
 from ..rows import Row
 from ..ways import Ground
 from .base import Experiment
-from .contest import Contest, cell, find
+from .contest import Contest, cell
 from .plot import lines
 
 
@@ -65,7 +65,7 @@ class Depth(Experiment):
         contest, scales = ready
         dealt, layer = contest.deal(case["shuffle"], self.number), case["source"]
         ground = Ground(CausalMap(contest.lm, dealt.learn, layer, layer + self.horizon), scales[layer])
-        bank, cost = find(ground, case["way"], self.num_factors, case["shuffle"])
+        bank, cost = ground.candidates(case["way"], self.num_factors, case["shuffle"])
         return {"scale": scales[layer], "source_norm": ground.map.source_norm, **contest.best(dealt, bank), **cost}
 
     def table(self, rows: Sequence[Row]) -> str:

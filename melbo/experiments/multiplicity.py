@@ -15,7 +15,7 @@ from ..geometry import spread
 from ..rows import Row
 from ..ways import Ground
 from .base import Experiment
-from .contest import Contest, cell, find
+from .contest import Contest, cell
 
 _SINGLES = 8  # that are ablated one by one
 _WHAT = ("add v", "ablate v", "ablate u")
@@ -72,7 +72,8 @@ class Multiplicity(Experiment):
         """Counts, spread, and the contrasts of adding and ablating the best one, their mean, their main direction."""
         contest, scale = ready
         dealt = contest.deal(case["shuffle"], self.number)
-        bank, _ = find(Ground(CausalMap(contest.lm, dealt.learn, self.source, self.target), scale), self.way, self.num_factors, case["shuffle"])
+        cmap = CausalMap(contest.lm, dealt.learn, self.source, self.target)
+        bank, _ = Ground(cmap, scale).candidates(self.way, self.num_factors, case["shuffle"])
         _, validated = contest.contrasts(dealt.validation, bank)
         hits = sorted((i for i, c in enumerate(validated) if c >= self.threshold), key=lambda i: -validated[i])
         unsteered, tested = contest.contrasts(dealt.test, bank)
@@ -81,7 +82,6 @@ class Multiplicity(Experiment):
             return row
         # U as learnt lies at the target layer; directions of the response to the hits are taken from the map
         chosen = bank[hits]
-        cmap = CausalMap(contest.lm, dealt.learn, self.source, self.target)
         D = cmap.value(scale * chosen.V.to(cmap.device, cmap.dtype)).float().cpu()
         effects = FeatureSet(chosen.V, torch.nn.functional.normalize(D, dim=-1), chosen.alpha, scale, self.source, self.target, chosen.meta)
         merged = {how: effects.merged(how) for how in ("mean", "svd")}

@@ -9,7 +9,7 @@ from ..causal_map import CausalMap
 from ..rows import Row
 from ..ways import Ground
 from .base import Experiment
-from .contest import Contest, cell, find
+from .contest import Contest, cell
 from .plot import lines
 
 
@@ -65,7 +65,7 @@ class SampleComplexity(Experiment):
         contest, scale = ready
         dealt = contest.deal(case["shuffle"], case["number"])
         ground = Ground(CausalMap(contest.lm, dealt.learn, self.source, self.target), scale)
-        bank, cost = find(ground, case["way"], self.num_factors, case["shuffle"])
+        bank, cost = ground.candidates(case["way"], self.num_factors, case["shuffle"])
         return {"scale": scale, **contest.best(dealt, bank), **cost}
 
     def table(self, rows: Sequence[Row]) -> str:

@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -46,19 +45,6 @@ def frozen() -> str:
     return sha256(json.dumps([about, numbers]).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Features of one way, each with its sign.
-
-    Attributes:
-        bank: The features.
-        cost: Passes of a direction through the slice, and seconds.
-    """
-
-    bank: FeatureSet
-    cost: dict[str, float]
-
-
 class Bench:
     """An organism and where features are looked for in it.
 
@@ -83,11 +69,9 @@ class Bench:
             self._grounds[adapters] = Ground(adapters_like(self._map) if adapters else self._map, progress=self.progress)
         return self._grounds[adapters]
 
-    def candidates(self, way: str, num: int, seed: int) -> Candidates:
-        """``num`` features of a way at its calibrated scale, half of them negatives where it gives no sign."""
-        ground = self.ground(WAYS[way].adapters)
-        V, cost = ground.find(way, num if WAYS[way].signed else num // 2, ground.scale, seed=seed)
-        return Candidates(ground.bank_of(V if WAYS[way].signed else torch.cat([V, ground.map.opposite(V)]), ground.scale), cost)
+    def candidates(self, way: str, num: int, seed: int) -> tuple[FeatureSet, dict[str, float]]:
+        """``num`` features of a way at its calibrated scale, and what they cost (see `melbo.ways.Ground.candidates`)."""
+        return self.ground(WAYS[way].adapters).candidates(way, num, seed)
 
     def screen(self, bank: FeatureSet) -> dict[str, Any]:
         """What every candidate says to the screening prompts of each kind.

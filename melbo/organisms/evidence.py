@@ -94,16 +94,16 @@ def measure(bench: Bench, way: str, num: int, seed: int) -> Row:
         candidate (see `Bench.test`).
     """
     start = time.perf_counter()
-    found = bench.candidates(way, num, seed)
+    bank, spent = bench.candidates(way, num, seed)
     seconds = {"fit": time.perf_counter() - start}
-    screened = bench.screen(found.bank)
+    screened = bench.screen(bank)
     seconds["screen"] = time.perf_counter() - start - seconds["fit"]
     tested = {}
     for name, b in BEHAVIOURS.items():
         promising = [i for i in range(num) if max(screened["shown"][name][i], screened["permuted"][name][i]) >= PROMISING]
-        tested[name] = {str(i): result for i, result in bench.test(found.bank, b, promising).items()}
+        tested[name] = {str(i): result for i, result in bench.test(bank, b, promising).items()}
     seconds["test"] = time.perf_counter() - start - seconds["fit"] - seconds["screen"]
-    return {"scale": found.bank.scale, "passes": found.cost["passes"], "seconds": seconds, **screened, "tested": tested}
+    return {"scale": bank.scale, "passes": spent["passes"], "seconds": seconds, **screened, "tested": tested}
 
 
 def blind_order(row: Row) -> list[int]:
