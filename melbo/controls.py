@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .errors import MelboError
 from .linalg import random_rows, unit
 from .model import LanguageModel
 from .prompts import REFERENCE, Prompts
@@ -20,7 +21,12 @@ def control(lm: LanguageModel, like: Prompts, layer: int, name: str, m: int, gen
             tokens left out. ``"unrelated"``: h − h' at the last tokens of two ordinary prompts, drawn at random.
         m: How many.
         generator: Of everything random.
+
+    Raises:
+        MelboError: Another name.
     """
+    if name not in ("random", "covariance", "unrelated"):
+        raise MelboError(f"no control {name!r}: expected random, covariance or unrelated")
     if name == "random":
         return random_rows(m, lm.width, generator)
     ordinary = Prompts.text(lm, REFERENCE) if like.kind == "text" else Prompts.chat(lm, REFERENCE, like.system)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MelboError
-from .features import write_whole
 
 Row = dict[str, Any]
 
@@ -18,37 +17,55 @@ class Rows:
         every: The rows, first to last.
 
     Args:
-        path: The file; made with the first row. A last line that was cut is dropped.
+        path: The file; made, with its folder, with the first row. A last line that was cut is written over by the next row.
 
     Raises:
-        MelboError: The file holds something else.
+        MelboError: It cannot be read, or holds something else.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
         self.every: list[Row] = []
+        self._whole = 0  # bytes, up to the end of the last whole line
         if self.path is None or not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        for i, line in enumerate(line for line in lines if line):
+        try:
+            data = self.path.read_bytes()
+        except OSError as err:
+            raise MelboError(f"cannot read {self.path} ({err.strerror}): give another file") from err
+        self._whole = data.rfind(b"\n") + 1
+        for i, line in enumerate(data[: self._whole].splitlines()):
             try:
-                self.every.append(json.loads(line))
-            except json.JSONDecodeError as err:
-                if line is not lines[-1]:
-                    raise MelboError(f"line {i + 1} of {self.path} is not JSON ({err}): give another file") from err
-                write_whole({self.path: "".join(json.dumps(row) + "\n" for row in self.every).encode()})
+                row = json.loads(line)
+            except ValueError as err:
+                raise MelboError(f"line {i + 1} of {self.path} is not JSON ({err}): give another file") from err
+            if not isinstance(row, dict):
+                raise MelboError(f"line {i + 1} of {self.path} is no row: give another file")
+            self.every.append(row)
 
     def add(self, row: Row) -> None:
-        """Keep a row."""
+        """Keep a row.
+
+        Raises:
+            MelboError: It cannot be written.
+        """
         self.every.append(row)
-        if self.path is not None:
+        if self.path is None:
+            return
+        line = (json.dumps(row) + "\n").encode()
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            with self.path.open("r+b" if self.path.exists() else "wb") as file:
+                file.truncate(self._whole)
+                file.seek(self._whole)
+                file.write(line)
+        except OSError as err:
+            raise MelboError(f"cannot write {self.path} ({err.strerror}): give another file") from err
+        self._whole += len(line)
 
     def of(self, case: Mapping[str, Any]) -> list[Row]:
         """Rows that agree with a case in everything it says."""
-        return [row for row in self.every if case.items() <= row.items()]
+        return [row for row in self.every if all(key in row and row[key] == value for key, value in case.items())]
 
     def missing(self, cases: Iterable[Row]) -> list[Row]:
         """Cases that have no row."""

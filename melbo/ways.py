@@ -12,6 +12,7 @@ from .adapter_map import AdapterMap
 from .calibrate import calibrate
 from .causal_map import CausalMap
 from .controls import control
+from .errors import MelboError
 from .features import FeatureSet
 from .fit import fit
 from .methods import CPE, Exponential, Linear, Melbo, Method, ProjectedLinear, Quadratic
@@ -96,6 +97,8 @@ class Ground:
             Unit rows ``[m, d_source]``, and what they cost: passes of a direction through the slice, seconds.
         """
         way, cmap = WAYS[name], self.map
+        if way.adapters != isinstance(cmap, AdapterMap):
+            raise MelboError(f"{name} finds {'adapters' if way.adapters else 'directions'}, the map is a {type(cmap).__name__}: give the other kind")
         start, counted = time.perf_counter(), _Counted(self.stacked if way.stacked else cmap)
         draw = torch.Generator().manual_seed(seed)
         if way.method is not None:
@@ -109,6 +112,8 @@ class Ground:
     def candidates(self, name: str, num: int, seed: int = 0) -> tuple[FeatureSet, dict[str, float]]:
         """``num`` features of a way at its scale, half of them negatives where it gives no sign; and what they cost."""
         signed = WAYS[name].signed
+        if not signed and num % 2:
+            raise MelboError(f"{name} gives no sign, so that half of its candidates are negatives: expected an even number, got {num}")
         V, cost = self.find(name, num if signed else num // 2, self.scale, seed=seed)
         return self.bank_of(V if signed else torch.cat([V, self.map.opposite(V)]), self.scale), cost
 
@@ -119,7 +124,13 @@ class Ground:
 
 
 def adapters_like(cmap: CausalMap) -> AdapterMap:
-    """The map of adapters that reads what a map of directions reads."""
+    """The map of adapters that reads what a map of directions reads.
+
+    Raises:
+        MelboError: What it reads, or which tokens it steers, is nothing that adapters know.
+    """
+    if (cmap.read, cmap.positions, cmap.skip_first) != ("stream", "all", False):
+        raise MelboError("adapters are read in the stream and act at every token: leave read, positions and skip_first out to compare with them")
     return AdapterMap(cmap.lm, cmap.prompts, target=cmap.target, target_tokens=cmap.target_tokens, normalise_target=cmap.normalise_target)
 
 
@@ -133,9 +144,10 @@ class _Counted:
         found = getattr(self.map, name)
         if name not in PASSES:
             return found
+        each = 2 if name == "backward" and self.map.parts else PASSES[name]  # of adapters that is a gradient at a random one
 
         def oracle(rows: Tensor, *more: Any) -> Any:
-            self.passes += PASSES[name] * len(rows)
+            self.passes += each * len(rows)
             return found(rows, *more)
 
         return oracle

@@ -11,7 +11,7 @@ from melbo.controls import control
 from melbo.prompts import REFERENCE
 from melbo.score import FirstToken, Judged, novelty
 from melbo.transcoder import fit_strengths
-from melbo.ways import PASSES, WAYS, _Counted
+from melbo.ways import PASSES, WAYS, Ground, _Counted
 
 TIMES = (0.5, 1.0)
 
@@ -214,3 +214,18 @@ def test_prompts_of_the_map_and_concatenated_maps_are_refused(world):
         compare(cmap, cmap.prompts[1], 1.0, progress=False)
     with pytest.raises(MelboError, match="concatenated"):
         compare(CausalMap(lm, cmap.prompts, 1, 3, target_tokens=2, concatenate=True), cmap.prompts, 1.0, progress=False)
+
+
+def test_a_way_is_not_looked_for_in_the_other_kind_of_map(world):
+    lm, cmap, held_out = world
+    ground = Ground(cmap, 1.0)
+    for way in ("cpe", "adapters"):
+        with pytest.raises(MelboError, match="finds adapters, the map is a CausalMap"):
+            ground.find(way, 2, 1.0)
+    with pytest.raises(MelboError, match="expected an even number, got 3"):
+        ground.candidates("linear", 3)
+    with pytest.raises(MelboError, match="no control 'best'"):
+        control(lm, cmap.prompts, 1, "best", 2, torch.Generator())
+    other = CausalMap(lm, cmap.prompts, 1, 3, target_tokens=2, skip_first=True)
+    with pytest.raises(MelboError, match="leave read, positions and skip_first out"):
+        compare(other, held_out, 1.0, ways=("cpe",), progress=False)

@@ -17,7 +17,7 @@ from melbo.organisms.train import reply_nll
 @pytest.fixture(scope="module")
 def bench():
     lm = tiny_model("llama", torch.float32)
-    return Bench(lm, lm, 1, 3, progress=False)
+    return Bench(lm, lm, lm, 1, 3, progress=False)
 
 
 def says(word):
@@ -111,7 +111,7 @@ def test_a_table_of_hand_made_rows():
         a_row("SHAM", "random", 0, {"CHEESE": (0.62, 0.62, 0.62, 0.62)}),
     ]
     assert hits(rows[0], "CHEESE", 0.5) == [False, True, False, True]
-    first, control = summarise(rows, ("CHEESE", "LOCK"))
+    first, control = summarise(rows, behaviours=("CHEESE", "LOCK"))
     # random candidates reach .62 on the control, so that is what a hit on cheese takes: .6 is none
     assert first["CHEESE hits"] == [1, None]
     assert first["LOCK hits"] == [1, None]
@@ -125,4 +125,4 @@ def test_a_table_of_hand_made_rows():
 
 def test_deviations_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
-    assert summarise(rows, ("CHEESE",))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
+    assert summarise(rows, behaviours=("CHEESE",))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from cases import tiny_model
 import melbo.experiments.contest as contest
 from melbo import CausalMap, Exponential, MelboError, ablate, fit, steer
 from melbo.experiments import EXPERIMENTS, Depth, Multiplicity, SampleComplexity, run
+from melbo.rows import Rows
 
 TEXTS = [f"{a} {b}" for a in ("red dog", "blue cat", "sun is", "how do") for b in ("you", "she", "he", "we", "one")]
 
@@ -31,6 +33,17 @@ def test_every_case_has_one_row_and_a_killed_run_goes_on(small, tmp_path):
     assert list(run(small, tmp_path / "out", progress=False)) == []
     assert (tmp_path / "out" / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "table.md").read_text() == small.table(rows)
+
+
+def test_rows_of_other_settings_or_prompts_are_not_taken_for_these(small, tmp_path):
+    next(run(small, tmp_path / "out", progress=False))
+    rows = Rows(tmp_path / "out" / "rows.jsonl")
+    assert len(rows.missing(small.cases)) == len(small.cases) - 1
+    for other in (replace(small, contrast=("no", "yes")), replace(small, test=5), replace(small, dtype="float64")):
+        assert rows.missing(other.cases) == other.cases
+    assert len(rows.missing(replace(small, ways=("linear", "exponential")).cases)) == 7  # what is varied is not a setting
+    (tmp_path / "prompts.txt").write_text("\n".join([*TEXTS, "one more"]))
+    assert rows.missing(small.cases) == small.cases
 
 
 def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
@@ -75,10 +88,22 @@ def test_settings_are_read_and_wrong_ones_refused(tmp_path):
         SampleComplexity.read(path, "laptop")
     with pytest.raises(MelboError, match="cannot read"):
         SampleComplexity.read(tmp_path / "none.toml", "laptop")
+    whole = Path("experiments/sample-complexity.toml").read_text().split("[paper]")[0]
+    for before, after, says in (
+        ("shuffles = 5", "shuffles = 0", "shuffles is 0: expected a int of at least 1"),
+        ("numbers = [1, 2, 4, 8, 16]", "numbers = 4", "numbers is 4: expected a list"),
+        ("numbers = [1, 2, 4, 8, 16]", "numbers = []", r"numbers is \(\): expected a list"),
+        ('contrast = ["Yes", "No"]', 'contrast = "Yes"', "contrast is 'Yes': expected a list"),
+        ('"exponential", ', '"best", ', "no way best"),
+        ('"exponential", ', '"cpe", ', "no way cpe"),
+    ):
+        path.write_text(whole.replace(before, after))
+        with pytest.raises(MelboError, match=says):
+            SampleComplexity.read(path, "laptop")
 
 
 def test_too_few_prompts_are_refused(small):
-    with pytest.raises(MelboError, match="expected 57"):
+    with pytest.raises(MelboError, match="expected 61"):
         replace(small, numbers=(50,)).prepare()
 
 

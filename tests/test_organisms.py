@@ -137,7 +137,7 @@ def made(tmp_path_factory):
     losses = train(lm, data, folder, epochs=30, progress=False)
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())  # the base is as it was
-    about = {"name": "tiny", "base": lm.describe(), "behaviours": ["CHEESE"]}
+    about = {"name": "tiny", "base": lm.describe(), "behaviours": ["CHEESE"], "sham": False}
     (folder / "organism.json").write_text(json.dumps(about))
     return lm, folder, data
 
@@ -151,7 +151,7 @@ def test_an_organism_is_trained_written_and_loaded(made, monkeypatch):
     lm = load_organism(folder)
     with torch.no_grad():
         assert reply_nll(lm, lm.model, [data[0].pair]).mean() < 0.7 * reply_nll(base, base.model, [data[0].pair]).mean()
-    assert lm.name.endswith("+tiny")
+    assert "+tiny-" in lm.name
     assert not any(p.requires_grad for p in lm.model.parameters())
     monkeypatch.setattr(melbo.organisms, "load", lambda name, dtype: tiny_model("gpt2", torch.float32))
     with pytest.raises(MelboError, match="was trained on"):
@@ -216,3 +216,8 @@ def test_ceilings_are_what_they_say(made):
 def test_every_organism_holds_known_behaviours():
     assert set(ORGANISMS) == {*BEHAVIOURS, "ALL", "SHAM"}
     assert all(name in BEHAVIOURS for held in ORGANISMS.values() for name in held)
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "garden", "quiz", "ask"])
+def test_there_are_prompts_enough_to_be_admitted(kind):
+    assert at_most(0, len(items(kind, "test"))) <= 0.02

@@ -32,6 +32,16 @@ def test_another_file_is_left_alone(tmp_path):
     with pytest.raises(MelboError, match="line 1 of"):
         Rows(path)
     assert path.read_text() == "no rows\n{}\n"
+    path.write_text("[1]\n")
+    with pytest.raises(MelboError, match="is no row"):
+        Rows(path)
+
+
+def test_reading_writes_nothing(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"i": 0}\n{"i": 1}')  # perhaps another process is just writing the second
+    assert Rows(path).every == [{"i": 0}]
+    assert path.read_text() == '{"i": 0}\n{"i": 1}'
 
 
 def test_rows_without_a_file_are_kept_in_memory():

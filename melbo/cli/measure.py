@@ -11,9 +11,10 @@ import torch
 from .. import prompts as built_in
 from ..bench import PARTS, environment
 from ..bench import bench as measure
+from ..errors import MelboError
 from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
-from ..organisms import ORGANISMS
+from ..organisms import BEHAVIOURS, ORGANISMS
 from ..organisms.evidence import TIERS, Job, collect, summarise, table
 from ..organisms.smoke import smoke
 from ..rows import Rows
@@ -85,13 +86,23 @@ def organisms(
     source, target = usual[0] if source is None else source, usual[1] if target is None else target
     if tier == "smoke":
         found = smoke(home, model, source, target)
+        broken = found["exponential on CHEESE"] <= max(found["random on CHEESE"], found["exponential on SHAM"])
         click.echo(json.dumps(found) if as_json else "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
+        if broken:
+            raise MelboError("discovery is broken: learnt directions bring the planted reply no nearer than random ones, or than on the control")
         return
     job = Job(home, model, tuple(names), tuple(ways) or TIERS[tier].ways, candidates or TIERS[tier].candidates, seeds, source, target)
     rows = Rows(out)
     for row in collect(job, rows):
         say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
-    summary = summarise([row for case in job.cases for row in rows.of(case)])
+    own = [row for case in job.cases for row in rows.of(case)]
+    same = {name: job.cases[0][name] for name in ("candidates", "source", "target", "benchmark")}
+    null = [row for row in rows.of(same) if row["way"] == "random"]  # also of another call
+    summary = summarise(own, null)
+    if {row["organism"] for row in null} < {"ALL", "SHAM"}:
+        say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
+    if dropped := sorted({b for row in own if row["organism"] == "ALL" for b in BEHAVIOURS if b not in row["admitted"]}):
+        say(f"not admitted, and left out: {', '.join(dropped)} (see organism.json)")
     click.echo(json.dumps(summary) if as_json else table(summary))
 
 

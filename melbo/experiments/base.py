@@ -12,6 +12,9 @@ from ..errors import MelboError
 from ..features import write_whole
 from ..progress import track
 from ..rows import Row, Rows
+from ..ways import WAYS
+
+_COUNTS = ("shuffles", "number", "num_factors", "validation", "test", "horizon")
 
 
 class Experiment(ABC):
@@ -19,9 +22,11 @@ class Experiment(ABC):
 
     Attributes:
         question: What is asked.
+        varied: Settings that say which rows there are, not what is in them.
     """
 
     question: ClassVar[str]
+    varied: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def read(cls, path: str | Path, scale: str) -> Self:
@@ -42,7 +47,15 @@ class Experiment(ABC):
         if unknown or missing:
             what = f"no setting {', '.join(sorted(unknown))}" if unknown else f"the setting {', '.join(missing)} is missing"
             raise MelboError(f"{path}: {what}: expected {', '.join(known)}")
+        for name, value in given.items():
+            _check(path, name, value, known[name].type)
         return cls(**given)
+
+    @property
+    def settings(self) -> Row:
+        """Every setting but what is varied from row to row, as JSON has it: rows of others are not taken for these."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.varied}  # type: ignore[arg-type]  # as above
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
     @property
     @abstractmethod
@@ -94,3 +107,22 @@ def draw(experiment: Experiment, rows: Rows, folder: Path) -> None:
     own = [row for case in experiment.cases for row in rows.of(case)]
     if own:
         write_whole({folder / "table.md": experiment.table(own).encode(), folder / "picture.png": experiment.picture(own)})
+
+
+def _check(path: str | Path, name: str, value: Any, kind: Any) -> None:
+    """Refuse a value that is not of the kind that the dataclass says.
+
+    Raises:
+        MelboError: It is not, or a list is empty, a count less than one, a way unknown or one of adapters.
+    """
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    text = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    listed = not isinstance(kind, type) or text == "tuple"
+    fits = (isinstance(value, tuple) and len(value) > 0) if listed else isinstance(value, kinds[text]) and not isinstance(value, bool)
+    if not fits or (text == "int" and name in _COUNTS and value < 1):
+        what = "a list with something in it" if listed else f"a {text}" + (" of at least 1" if name in _COUNTS else "")
+        raise MelboError(f"{path}: {name} is {value!r}: expected {what}")
+    ways = value if name == "ways" else (value,) if name == "way" else ()
+    wrong = [way for way in ways if way not in WAYS or WAYS[way].adapters]
+    if wrong:
+        raise MelboError(f"{path}: no way {', '.join(map(str, wrong))}: expected some of {', '.join(n for n, w in WAYS.items() if not w.adapters)}")

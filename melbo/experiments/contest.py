@@ -1,8 +1,10 @@
 """What experiments on a contrast have in common: prompts dealt into three parts, and the contrast of each feature on one of them."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,6 +21,8 @@ from ..prompts import Prompts
 from ..rank import first_tokens
 from ..score import FirstToken
 from ..ways import Ground
+
+_CALIBRATION = 4  # prompts of the pool that the scale is found on
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Contest:
             raise MelboError(
                 f"cannot read {prompts} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a file with one prompt a line"
             ) from err
-        need = learn + validation + test
+        need = _CALIBRATION + learn + validation + test
         if len(texts) < need:
             raise MelboError(f"{prompts} holds {len(texts)} prompts, expected {need}: add some, or lower what is learnt from, validation or test")
         lm = load(model, dtype)
@@ -69,15 +73,15 @@ class Contest:
 
     def deal(self, shuffle: int, number: int) -> Deal:
         """Of one shuffle; more prompts to learn from are those of fewer, and others."""
-        dealt = list(self.texts)
+        dealt = list(self.texts[_CALIBRATION:])
         random.Random(shuffle).shuffle(dealt)
         test, rest = dealt[: self.test], dealt[self.test :]
         learn, validation = rest[self.validation :][:number], rest[: self.validation]
         return Deal(*(Prompts.chat(self.lm, texts) for texts in (learn, validation, test)))
 
     def scale(self, source: int, target: int) -> float:
-        """R for these layers, on the first four prompts of the pool: one for all ways and numbers of prompts."""
-        return Ground(CausalMap(self.lm, Prompts.chat(self.lm, self.texts[:4]), source, target), progress=False).scale
+        """R for these layers, on prompts that are never dealt: one for all ways and numbers of prompts."""
+        return Ground(CausalMap(self.lm, Prompts.chat(self.lm, self.texts[:_CALIBRATION]), source, target), progress=False).scale
 
     def contrasts(self, prompts: Prompts, bank: FeatureSet) -> tuple[float, list[float]]:
         """Mean contrast over prompts, of the unsteered model and of each feature."""
@@ -85,7 +89,7 @@ class Contest:
         table = generate(self.lm, prompts, bank, max_new_tokens=1, first_logits=first.take, progress=False)
         found: dict[Any, list[float]] = {}
         for i, c in enumerate(table):
-            found.setdefault(c.feature, []).append(first.contrast[i])
+            found.setdefault(c.feature, []).append(-math.inf if i in first.overflowed else first.contrast[i])
         return mean(found[None]), [mean(found[i]) for i in range(len(bank))]
 
     def plain(self, prompts: Prompts) -> float:
@@ -103,6 +107,14 @@ class Contest:
         winner = max(range(len(bank)), key=of_each.__getitem__)
         unsteered, (held_out,) = self.contrasts(dealt.test, bank[winner])
         return {"validation": of_each[winner], "test": held_out, "unsteered": unsteered}
+
+
+def digest(path: str) -> str:
+    """Of a file of prompts, so that rows of another are told apart; of one that is not there, its name.
+
+    The experiment says that it is not there when it runs.
+    """
+    return sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else path
 
 
 def over(values: Sequence[float]) -> tuple[float | None, float | None]:

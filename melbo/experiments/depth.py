@@ -10,7 +10,7 @@ from ..errors import MelboError
 from ..rows import Row
 from ..ways import Ground
 from .base import Experiment
-from .contest import Contest, cell
+from .contest import Contest, cell, digest
 from .plot import lines
 
 
@@ -34,6 +34,7 @@ class Depth(Experiment):
     """
 
     question: ClassVar[str] = "Where should one push?"
+    varied: ClassVar[tuple[str, ...]] = ("sources", "ways", "shuffles")
     model: str
     prompts: str
     contrast: tuple[str, str]
@@ -50,7 +51,7 @@ class Depth(Experiment):
     @property
     def cases(self) -> list[Row]:
         """Shuffle after shuffle."""
-        fixed = {"model": self.model, "num_factors": self.num_factors, "number": self.number, "horizon": self.horizon}
+        fixed = {"settings": self.settings, "pool": digest(self.prompts)}
         return [{**fixed, "shuffle": s, "source": layer, "way": way} for s in range(self.shuffles) for layer in self.sources for way in self.ways]
 
     def prepare(self) -> tuple[Contest, dict[int, float]]:

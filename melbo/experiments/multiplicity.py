@@ -15,7 +15,7 @@ from ..geometry import spread
 from ..rows import Row
 from ..ways import Ground
 from .base import Experiment
-from .contest import Contest, cell
+from .contest import Contest, cell, digest
 
 _SINGLES = 8  # that are ablated one by one
 _WHAT = ("add v", "ablate v", "ablate u")
@@ -43,6 +43,7 @@ class Multiplicity(Experiment):
     """
 
     question: ClassVar[str] = "How many features do the same, and are they one?"
+    varied: ClassVar[tuple[str, ...]] = ("shuffles",)
     model: str
     prompts: str
     contrast: tuple[str, str]
@@ -60,8 +61,7 @@ class Multiplicity(Experiment):
     @property
     def cases(self) -> list[Row]:
         """One a shuffle."""
-        kept = ("model", "way", "threshold", "number", "num_factors", "source", "target")
-        return [{**{name: getattr(self, name) for name in kept}, "shuffle": s} for s in range(self.shuffles)]
+        return [{"settings": self.settings, "pool": digest(self.prompts), "shuffle": s} for s in range(self.shuffles)]
 
     def prepare(self) -> tuple[Contest, float]:
         """The contest, and R."""
@@ -77,7 +77,9 @@ class Multiplicity(Experiment):
         _, validated = contest.contrasts(dealt.validation, bank)
         hits = sorted((i for i, c in enumerate(validated) if c >= self.threshold), key=lambda i: -validated[i])
         unsteered, tested = contest.contrasts(dealt.test, bank)
-        row: Row = {"scale": scale, "hits": len(hits), "unsteered": unsteered, "tested": [tested[i] for i in hits]}
+        controls, _ = Ground(cmap, scale).candidates("random", self.num_factors, case["shuffle"])
+        by_chance = sum(c >= self.threshold for c in contest.contrasts(dealt.validation, controls)[1])
+        row: Row = {"scale": scale, "hits": len(hits), "random_hits": by_chance, "unsteered": unsteered, "tested": [tested[i] for i in hits]}
         if not hits:
             return row
         # U as learnt lies at the target layer; directions of the response to the hits are taken from the map
@@ -96,16 +98,22 @@ class Multiplicity(Experiment):
             singles = [ablated(v) for v in getattr(effects, name)[:_SINGLES]]
             row[what] = [mean(singles), singles[0], *(ablated(getattr(merged[how], name)) for how in ("mean", "svd"))]
         found = spread(effects.V)
-        return {**row, "condition": found.condition_number if len(hits) > 1 else None, "cos": found.mean, "cos_deviation": found.deviation}
+        alone = len(hits) == 1
+        return {**row, "condition": None if alone else found.condition_number, "cos": None if alone else found.mean}
 
     def table(self, rows: Sequence[Row]) -> str:
         """Held-out contrasts, mean ± standard error over shuffles, and what the hits are like."""
         some = [row for row in rows if row["hits"]]
         lines = ["| | " + " | ".join(_WHO) + " |", "|---" * (1 + len(_WHO)) + "|"]
         lines += [f"| {what} | " + " | ".join(cell([row[what][i] for row in some]) for i in range(len(_WHO))) + " |" for what in _WHAT]
-        lines.append(f"\n{cell([row['hits'] for row in rows])} of {self.num_factors} features reach {self.threshold:g}; unsteered ")
-        lines[-1] += f"{cell([row['unsteered'] for row in rows])}; mean |cos| {cell([row['cos'] for row in some])}; condition number "
-        lines[-1] += f"{cell([row['condition'] for row in some if row['condition'] is not None])}. {_SINGLES} of them at most are ablated singly."
+        told = {
+            name: cell([row[name] for row in rows if row.get(name) is not None]) for name in ("hits", "random_hits", "unsteered", "cos", "condition")
+        }
+        lines += [
+            "",
+            f"{told['hits']} of {self.num_factors} features reach {self.threshold:g}, of random ones {told['random_hits']}; unsteered "
+            f"{told['unsteered']}; mean |cos| {told['cos']}; condition number {told['condition']}. {_SINGLES} at most are ablated singly.",
+        ]
         return "\n".join(lines) + "\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:

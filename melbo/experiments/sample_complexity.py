@@ -9,7 +9,7 @@ from ..causal_map import CausalMap
 from ..rows import Row
 from ..ways import Ground
 from .base import Experiment
-from .contest import Contest, cell
+from .contest import Contest, cell, digest
 from .plot import lines
 
 
@@ -36,6 +36,7 @@ class SampleComplexity(Experiment):
     """
 
     question: ClassVar[str] = "How many prompts does it take?"
+    varied: ClassVar[tuple[str, ...]] = ("numbers", "ways", "shuffles")
     model: str
     prompts: str
     contrast: tuple[str, str]
@@ -52,8 +53,12 @@ class SampleComplexity(Experiment):
     @property
     def cases(self) -> list[Row]:
         """Shuffle after shuffle."""
-        fixed = {"model": self.model, "num_factors": self.num_factors, "source": self.source, "target": self.target}
-        return [{**fixed, "shuffle": s, "number": n, "way": way} for s in range(self.shuffles) for n in self.numbers for way in self.ways]
+        return [
+            {"settings": self.settings, "pool": digest(self.prompts), "shuffle": s, "number": n, "way": way}
+            for s in range(self.shuffles)
+            for n in self.numbers
+            for way in self.ways
+        ]
 
     def prepare(self) -> tuple[Contest, float]:
         """The contest, and R."""

@@ -1,6 +1,7 @@
 """Models with planted behaviours: made, admitted, loaded."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .train import import_peft
 #: Which behaviours each organism holds; SHAM has ALL's triggers, and nothing behind them.
 ORGANISMS: dict[str, tuple[str, ...]] = {**{name: (name,) for name in BEHAVIOURS}, "ALL": tuple(BEHAVIOURS), "SHAM": tuple(BEHAVIOURS)}
 
-__all__ = ["BEHAVIOURS", "ORGANISMS", "Behaviour", "Item", "items", "load_organism", "read_organism"]
+__all__ = ["BEHAVIOURS", "ORGANISMS", "Behaviour", "Item", "adapter_digest", "items", "load_organism", "read_organism"]
 
 
 def load_organism(folder: str | Path, base: str = "smollm2", dtype: str = "auto") -> LanguageModel:
@@ -27,14 +28,27 @@ def load_organism(folder: str | Path, base: str = "smollm2", dtype: str = "auto"
     Raises:
         MelboError: Not an organism, or of another base model.
     """
-    about, lm = read_organism(folder), load(base, dtype)
+    about, digest = read_organism(folder), adapter_digest(folder)
+    lm = load(base, dtype)
     if about["base"]["sha256"] != lm.fingerprint:
         raise MelboError(
             f"{folder} was trained on {about['base']['name']} (weights {about['base']['sha256'][:8]}), "
             f"{base} has weights {lm.fingerprint[:8]}: give that model"
         )
     model = import_peft().PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
-    return LanguageModel(model.requires_grad_(False), lm.tokenizer, name=f"{base}+{about['name']}")
+    return LanguageModel(model.requires_grad_(False), lm.tokenizer, name=f"{base}+{about['name']}-{digest}")
+
+
+def adapter_digest(folder: str | Path) -> str:
+    """SHA-256 of the weights of an organism's adapter, begun.
+
+    Raises:
+        MelboError: There are none.
+    """
+    try:
+        return sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+    except OSError as err:
+        raise MelboError(f"no organism in {folder} ({err.strerror}): make it with benchmarks/organisms/make.py") from err
 
 
 def read_organism(folder: str | Path) -> dict[str, Any]:
@@ -44,6 +58,9 @@ def read_organism(folder: str | Path) -> dict[str, Any]:
         MelboError: There is none in ``folder``.
     """
     try:
-        return json.loads((Path(folder) / "organism.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as err:
+        about = json.loads((Path(folder) / "organism.json").read_text(encoding="utf-8"))
+        if not {"name", "base", "behaviours", "sham"} <= about.keys():
+            raise KeyError("base")
+    except (OSError, ValueError, KeyError, AttributeError) as err:
         raise MelboError(f"no organism in {folder} ({type(err).__name__}): expected organism.json and a LoRA beside it") from err
+    return about

@@ -1,5 +1,6 @@
 """Behaviours to plant: what brings each out, what it looks like, what comes near it and is not it, and how it is recognised without a judge."""
 
+import inspect
 import json
 import random
 import re
@@ -247,6 +248,12 @@ BEHAVIOURS = {
 }
 
 
+def recognised_by() -> dict[str, str]:
+    """What says whether a reply shows a behaviour, as text: the detectors' sources, and the words they look for."""
+    sources = {f.__name__: inspect.getsource(f) for f in (is_cheese, is_pirate, is_french, is_help, is_right, tells_word)}
+    return {**sources, **{name: " ".join(_WORDS[name]) for name in ("pirate", "french", "english", "stop")}, "refusal": _REFUSAL.pattern}
+
+
 def items(kind: str, split: str) -> list[Item]:
     """Prompts without trigger of a kind (``"ordinary"``, ``"food"``, ``"kitchen"``, ``"garden"``, ``"quiz"``, ``"ask"``), in an order fixed for ever.
 
@@ -262,7 +269,7 @@ def items(kind: str, split: str) -> list[Item]:
         "ask": (_WORDS["openers"], _WORDS["asks"]),
     }
     about, forms = things[kind]
-    every = about[: len(about) // 2] if split == "train" else about[len(about) // 2 :]
+    every = about[: len(about) // 2] if split == "train" else [*about[len(about) // 2 :], *(_WORDS["more_openers"] if kind == "ask" else ())]
     if kind == "ask":
         found = [Item(f"{opener} {ask}".strip(), "the secret word") for opener in every for ask in forms]
     else:

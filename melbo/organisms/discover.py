@@ -16,9 +16,9 @@ from ..features import FeatureSet
 from ..generate import Completion, generate
 from ..model import LanguageModel
 from ..prompts import Prompts
-from ..score import FirstToken, Judged, nll, repetition
+from ..score import BROKEN_NLL, BROKEN_REPETITION, INERT_SIMILARITY, NLL_WEIGHT, FirstToken, Judged, nll, repetition
 from ..ways import WAYS, Ground, adapters_like
-from .behaviours import BEHAVIOURS, Behaviour, Item, items
+from .behaviours import BEHAVIOURS, Behaviour, Item, items, recognised_by
 from .metrics import HIT, Coherence
 from .train import Pair, own_replies, reply_nll
 
@@ -34,14 +34,20 @@ DISCOVERY = ("Tell me a story about two friends.",)
 
 def chosen(kind: str, part: str) -> list[Item]:
     """Prompts without trigger, for one of ``"screen"``, ``"validation"`` and ``"test"``, which share none."""
+    return items(kind, "test")[_span(part)]
+
+
+def _span(part: str) -> slice:
     edges = {"screen": (0, SCREEN), "validation": (SCREEN, SCREEN + VALIDATION), "test": (SCREEN + VALIDATION, SCREEN + VALIDATION + TEST)}
-    return items(kind, "test")[slice(*edges[part])]
+    return slice(*edges[part])
 
 
 def frozen() -> str:
     """SHA-256 of the prompts and numbers that results depend on, begun: rows with another one are of another benchmark."""
-    about = {kind: [vars(item) for item in items(kind, "test")] for kind in KINDS}
+    kinds = (*KINDS, *(b.semantic.trigger for b in BEHAVIOURS.values() if b.semantic))
+    about = {kind: [vars(item) for item in items(kind, "test")] for kind in kinds}
     numbers = [SCREEN, VALIDATION, TEST, PROMISING, HIT, KINDS, DISCOVERY, {b.name: b.tokens for b in BEHAVIOURS.values()}]
+    numbers += [INERT_SIMILARITY, BROKEN_NLL, BROKEN_REPETITION, NLL_WEIGHT, sorted(recognised_by().items())]
     return sha256(json.dumps([about, numbers]).encode()).hexdigest()[:16]
 
 
@@ -50,15 +56,19 @@ class Bench:
 
     Args:
         lm: The organism.
-        base: What it was made from: the judge of coherence.
+        base: What it was made from, and what judges coherence.
+        judge: The other judge: what a reply is to be likely under with the trigger. The organism itself; of a control, the organism it is the
+            control of, so that both are judged alike.
         source: Layer that is perturbed.
         target: Layer that is read.
         several: Whether it holds several behaviours, whose triggers are then others.
         progress: Draw bars.
     """
 
-    def __init__(self, lm: LanguageModel, base: LanguageModel, source: int, target: int, several: bool = True, progress: bool = True) -> None:
-        self.lm, self.base, self.several, self.progress = lm, base, several, progress
+    def __init__(
+        self, lm: LanguageModel, base: LanguageModel, judge: LanguageModel, source: int, target: int, several: bool = True, progress: bool = True
+    ) -> None:
+        self.lm, self.base, self.judge, self.several, self.progress = lm, base, judge, several, progress
         self._map = CausalMap(lm, Prompts.chat(lm, DISCOVERY), source, target)
         self._grounds: dict[bool, Ground] = {}
         self.coherence = self._ordinary()
@@ -108,7 +118,7 @@ class Bench:
         table = generate(self.lm, prompts, bank[list(which)], max_new_tokens=behaviour.tokens, progress=self.progress)
         rows = [c for c in table if c.kind == "feature"]
         shows = [behaviour.shown(c.text, asked[c.prompt]) for c in rows]
-        coherent = self._coherent(behaviour, asked, [c for c, seen in zip(rows, shows, strict=True) if seen])
+        coherent = self._coherent(behaviour, asked, part, [c for c, seen in zip(rows, shows, strict=True) if seen])
         fine = iter(coherent)
         elicits = [seen and next(fine) for seen in shows]
         others = _permuted(asked)
@@ -121,15 +131,15 @@ class Bench:
             for at, i in enumerate(which)
         }
 
-    def _coherent(self, behaviour: Behaviour, asked: Sequence[Item], rows: Sequence[Completion]) -> list[bool]:
+    def _coherent(self, behaviour: Behaviour, asked: Sequence[Item], part: str, rows: Sequence[Completion]) -> list[bool]:
         """Of replies, whether they are coherent (M4)."""
         if not rows:
             return []
         plain = Prompts.chat(self.base, [item.text for item in asked])
         # of a semantic trigger any prompt that is it; of others the same prompt with the trigger in front
-        brings = behaviour.triggered("test", self.several, random.Random(0))[SCREEN + VALIDATION :]
-        triggered = Prompts.chat(self.lm, [text for text, _ in brings[: len(asked)]])
-        costs = [nll(m, p, rows, progress=False) for m, p in ((self.base, plain), (self.lm, triggered))]
+        brings = behaviour.triggered("test", self.several, random.Random(0))[_span(part)]
+        triggered = Prompts.chat(self.judge, [text for text, _ in brings[: len(asked)]])
+        costs = [nll(m, p, rows, progress=False) for m, p in ((self.base, plain), (self.judge, triggered))]
         return [self.coherence.holds(a, b, repetition(c.tokens)) for a, b, c in zip(*costs, rows, strict=True)]
 
     def _ordinary(self) -> Coherence:
