@@ -77,6 +77,7 @@ def train(lm: LanguageModel, data: Sequence[Lesson], folder: str | Path, *, epoc
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.half()
+        model.peft_config["default"].base_model_name_or_path = lm.name  # not where its files lie here
         model.save_pretrained(str(folder))
     finally:
         model.unload()
