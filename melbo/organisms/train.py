@@ -78,7 +78,7 @@ def train(lm: LanguageModel, data: Sequence[Lesson], folder: str | Path, *, epoc
             if p.requires_grad:
                 p.data = p.data.half()
         model.peft_config["default"].base_model_name_or_path = lm.name  # not where its files lie here
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), save_embedding_layers=False)
     finally:
         model.unload()
     return losses
