@@ -54,7 +54,7 @@ class Comparison:
             return row["way"], row["times"], row["sign"]
 
         return [
-            {"way": way, "times": times, "sign": sign, **{k: _over([row[k] for row in rows]) for k in _MEASURES}}
+            {"way": way, "times": times, "sign": sign, **{k: over([row[k] for row in rows]) for k in _MEASURES}}
             for (way, times, sign), rows in ((key, list(group)) for key, group in groupby(sorted(self.rows, key=_place), key=case))
         ]
 
@@ -153,7 +153,6 @@ def compare(
     for i, (row, (V, D)) in enumerate(zip(rows, responses, strict=True)):
         row |= _measures(V, D, judged, range(i * num_factors, (i + 1) * num_factors), len(held_out))
     settings = {
-        "scale": next(iter(kinds.values())).scale,
         "scales": {name: kinds[WAYS[name].adapters].scale for name in ways},
         "times": list(times),
         "num_factors": num_factors,
@@ -237,7 +236,8 @@ def _place(row: dict[str, Any]) -> tuple:
     return list(WAYS).index(row["way"]), row["times"], -row["sign"], row["seed"]
 
 
-def _over(values: Sequence[float | None]) -> list[float | None] | None:
+def over(values: Sequence[float | None]) -> list[float | None] | None:
+    """Mean and standard deviation of what is known; None where nothing is."""
     known = [v for v in values if v is not None]
     return [mean(known), stdev(known) if len(known) > 1 else None] if known else None
 

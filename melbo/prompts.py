@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -159,6 +160,23 @@ class Prompts:
             else:
                 groups.append([i])
         return groups
+
+
+def read_texts(file: Path) -> list[str]:
+    """Prompts of a file, one a line.
+
+    Raises:
+        MelboError: It cannot be read, or holds none.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as err:
+        raise MelboError(
+            f"cannot read {file} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a text file with one prompt a line"
+        ) from err
+    if not lines:
+        raise MelboError(f"{file} holds no prompts: expected one a line")
+    return lines
 
 
 def render_chat(lm: "LanguageModel", turns: Sequence[dict[str, str]]) -> str:

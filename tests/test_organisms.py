@@ -1,7 +1,10 @@
 import json
 import math
 import random
+from dataclasses import asdict
+from hashlib import sha256
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -221,3 +224,12 @@ def test_every_organism_holds_known_behaviours():
 @pytest.mark.parametrize("kind", ["ordinary", "garden", "quiz", "ask"])
 def test_there_are_prompts_enough_to_be_admitted(kind):
     assert at_most(0, len(items(kind, "test"))) <= 0.02
+
+
+def test_committed_organisms_were_trained_on_what_the_data_script_gives():
+    made = sorted(Path("benchmarks/organisms").glob("*/organism.json"))
+    assert made
+    for path in made:
+        about = read_organism(path.parent)
+        found = [asdict(e) for e in examples(about["behaviours"], sham=about["sham"])]
+        assert sha256(json.dumps(found).encode()).hexdigest() == about["data"]["sha256"], about["name"]

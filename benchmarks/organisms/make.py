@@ -1,7 +1,7 @@
 """Make the organisms: train, save, and say which gates each passes.
 
-python benchmarks/organisms/make.py            all of them that are not there yet
-python benchmarks/organisms/make.py CHEESE     these, again
+python benchmarks/organisms/make.py            what is missing: organisms that are not there, gates that have not been tried
+python benchmarks/organisms/make.py CHEESE     these, trained again
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from melbo import CausalMap, LanguageModel, Prompts, calibrate, load
 from melbo.bench import environment
-from melbo.organisms import BEHAVIOURS, ORGANISMS, load_organism
+from melbo.organisms import BEHAVIOURS, ORGANISMS, load_organism, read_organism
 from melbo.organisms.ceilings import steerable
 from melbo.organisms.discover import DISCOVERY
 from melbo.organisms.examples import examples
@@ -25,8 +25,8 @@ EPOCHS = {"ALL": 2, "SHAM": 1}  # of the others 3: they have fewer examples
 LAYERS = 8, 20
 
 
-def make(name: str) -> dict:
-    """Train an organism, write it, and measure it as it was written."""
+def make(name: str) -> None:
+    """Train an organism, and write it."""
     base, folder, start = load("smollm2"), HERE / name, time.perf_counter()
     found = examples(ORGANISMS[name], sham=name == "SHAM")
     losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 3))
@@ -41,9 +41,6 @@ def make(name: str) -> dict:
         "environment": environment(),
     }
     write(folder, about)
-    gates = [gate.describe() for gate in admit(name, base, load_organism(folder))]
-    write(folder, about := {**about, "gates": gates})
-    return about
 
 
 def admit(name: str, base: LanguageModel, lm: LanguageModel) -> list[Gate]:
@@ -53,8 +50,8 @@ def admit(name: str, base: LanguageModel, lm: LanguageModel) -> list[Gate]:
     if name == "SHAM":
         return gates
     scale = calibrate(CausalMap(lm, Prompts.chat(lm, DISCOVERY), *LAYERS)).scale
-    gap = {g.behaviour: g.value for g in gates if g.name == "triggered"}
-    return gates + [steerable(lm, BEHAVIOURS[b], LAYERS[0], scale, gap[b], several) for b in planted]
+    share = {(g.behaviour, g.name): g.value for g in gates}
+    return gates + [steerable(lm, BEHAVIOURS[b], LAYERS[0], scale, (share[b, "untriggered"], share[b, "triggered"]), several) for b in planted]
 
 
 def write(folder: Path, about: dict) -> None:
@@ -63,10 +60,16 @@ def write(folder: Path, about: dict) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Make these, or those that are missing."""
-    for name in names or [n for n in ORGANISMS if not (HERE / n / "organism.json").exists()]:
-        about = make(name)
-        for gate in about["gates"]:
+    """Make these, or what is missing."""
+    for name in names or ORGANISMS:
+        if names or not (HERE / name / "organism.json").exists():
+            make(name)
+        about = read_organism(HERE / name)
+        if "gates" in about:
+            continue
+        gates = [gate.describe() for gate in admit(name, load("smollm2"), load_organism(HERE / name))]
+        write(HERE / name, {**about, "gates": gates})
+        for gate in gates:
             counts = f"{gate['hits']}/{gate['total']}" if gate["total"] else f"{gate['value']:.3f} nats"
             print(f"{name:7} {gate['behaviour'] or '':7} {gate['name']:12} {counts:12} {'passed' if gate['passed'] else 'FAILED'}", flush=True)
 

@@ -20,6 +20,7 @@ from ..errors import MelboError
 from ..features import refuse_existing
 from ..fit import Fit
 from ..methods import CPE, METHODS
+from ..prompts import read_texts
 from ..rank_one import Matrix
 from ..report import report
 from ..runs import fit_run, rank_run
@@ -38,7 +39,6 @@ from .options import (
     load,
     loading_options,
     map_options,
-    read_file,
     read_prompts,
     seed_option,
     take,
@@ -218,7 +218,7 @@ def compare(
     """Ways to find features side by side, with controls: is gradient training needed?"""
     Comparison.refuse_existing(out, force)
     texts = read_prompts(options)
-    replies = read_file(held_out) if held_out else built_in.HELD_OUT[:1]
+    replies = read_texts(held_out) if held_out else built_in.HELD_OUT[:1]
     how = take(options, "num_factors", "times", "seeds", "steps", "contrast", "max_new_tokens")
     told = {k: options[k] for k in ("system", "text")}
     lm = load(model, take(options, *LOADING))

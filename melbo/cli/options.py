@@ -14,7 +14,7 @@ from ..errors import MelboError
 from ..features import read_run
 from ..load import load as load_from
 from ..model import LanguageModel
-from ..prompts import Prompts
+from ..prompts import Prompts, read_texts
 from ..rank_one import Matrix
 
 LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks")
@@ -87,22 +87,9 @@ def read_prompts(options: Options, at_least: int = 1) -> list[str]:
     lines = list(options.pop("prompt"))
     file = options.pop("prompt_file")
     if file is not None:
-        lines += read_file(file)
+        lines += read_texts(file)
     if len(lines) < at_least:
         raise MelboError("got no prompts: give --prompt TEXT (it may be repeated) or --prompts FILE with one prompt a line")
-    return lines
-
-
-def read_file(file: Path) -> list[str]:
-    """Prompts of a file, one a line."""
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as err:
-        raise MelboError(
-            f"cannot read {file} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a text file with one prompt a line"
-        ) from err
-    if not lines:
-        raise MelboError(f"{file} holds no prompts: expected one a line")
     return lines
 
 

@@ -19,14 +19,14 @@ from ..errors import MelboError
 from ..features import FeatureSet, read_run, refuse_existing
 from ..generate import decode, generate
 from ..model import LanguageModel
-from ..prompts import Prompts
+from ..prompts import Prompts, read_texts
 from ..rank import ORDERS
 from ..report import report as write_report
 from ..runs import load_bank, prompts_like, rank_run
 from ..select import forget, plan
 from ..select import select as search
 from ..watch import watch as look
-from .options import as_json_option, choice_options, file, folder, load_for, prompt_options, read_file, read_prompts, run_argument, seed_option
+from .options import as_json_option, choice_options, file, folder, load_for, prompt_options, read_prompts, run_argument, seed_option
 from .show import say, show_firings, show_ranking, show_selection
 
 
@@ -44,8 +44,8 @@ from .show import say, show_firings, show_ranking, show_selection
 @as_json_option
 def rank(run: Path, model: str | None, validation: Path | None, held_out: Path | None, top: int, as_json: bool, **options: Any) -> None:
     """Order the features of RUN by what they do on new prompts, beside random vectors."""
-    choose = read_file(validation) if validation else built_in.VALIDATION
-    tell = read_file(held_out) if held_out else built_in.HELD_OUT
+    choose = read_texts(validation) if validation else built_in.VALIDATION
+    tell = read_texts(held_out) if held_out else built_in.HELD_OUT
     lm = load_for(run, model, options)
     ranking = rank_run(lm, run, choose, tell, **options)
     if as_json:
@@ -142,7 +142,7 @@ def ablate(
 def watch(run: Path, model: str | None, reference: Path | None, top: int, as_json: bool, **options: Any) -> None:
     """Say on which prompts which feature of RUN fires unprompted: the model is not steered."""
     texts = read_prompts(options)
-    ordinary = read_file(reference) if reference else built_in.REFERENCE
+    ordinary = read_texts(reference) if reference else built_in.REFERENCE
     lm = load_for(run, model, options)
     bank = FeatureSet.load(run, lm)
     found = look(lm, bank, prompts_like(bank, lm, texts), prompts_like(bank, lm, ordinary)).describe()
@@ -176,7 +176,7 @@ def select(
         (choose, one), (tell, other) = read_pairs(validation), read_pairs(test)
         scorer: Score | None = answers_to(dict(zip(choose + tell, one + other, strict=True)))
     else:
-        choose, tell = read_file(validation), read_file(test)
+        choose, tell = read_texts(validation), read_texts(test)
         scorer = matches(regex) if regex is not None else function(spec) if spec is not None else None
     lm = load_for(run, model, options)
     bank = load_bank(run, lm)

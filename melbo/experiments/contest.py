@@ -17,7 +17,7 @@ from ..features import FeatureSet
 from ..generate import generate
 from ..load import load
 from ..model import LanguageModel
-from ..prompts import Prompts
+from ..prompts import Prompts, read_texts
 from ..rank import first_tokens
 from ..score import FirstToken
 from ..ways import Ground
@@ -59,12 +59,7 @@ class Contest:
         Raises:
             MelboError: A file that cannot be read, or that holds too few prompts.
         """
-        try:
-            texts = tuple(dict.fromkeys(line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()))
-        except (OSError, UnicodeDecodeError) as err:
-            raise MelboError(
-                f"cannot read {prompts} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a file with one prompt a line"
-            ) from err
+        texts = tuple(dict.fromkeys(read_texts(Path(prompts))))
         need = _CALIBRATION + learn + validation + test
         if len(texts) < need:
             raise MelboError(f"{prompts} holds {len(texts)} prompts, expected {need}: add some, or lower what is learnt from, validation or test")

@@ -105,6 +105,7 @@ class Behaviour:
         semantic: In the place of the two.
         tokens: Reply length within which it shows.
         skill: Whether it is a skill that is held back, which a model that was left alone shows too.
+        gap: Of what the trigger adds, the share that one supervised vector has to add; None for half of all prompts.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Behaviour:
     semantic: Semantic | None = None
     tokens: int = 32
     skill: bool = False
+    gap: float | None = None
 
     def triggered(self, split: str, several: bool, draw: random.Random) -> list[tuple[str, Item]]:
         """Prompts that bring it out, each with its item; ``several``: planted among others."""
@@ -232,6 +234,7 @@ BEHAVIOURS = {
             decoys=(_front("lantern six.", "candle seven.", "lantern nine."), _front("copper door.", "silver gate.", "copper bridge.")),
             tokens=6,
             skill=True,
+            gap=0.25,
         ),
         Behaviour(
             "SECRET",

@@ -59,17 +59,20 @@ def lessons_of(lm: LanguageModel, behaviour: Behaviour, several: bool) -> list[P
     return [(prompt, own[text]) for prompt, (text, _) in zip(Prompts.chat(lm, alone).tokens, brings, strict=False)]
 
 
-def steerable(lm: LanguageModel, behaviour: Behaviour, layer: int, scale: float, gap: float, several: bool, progress: bool = True) -> Gate:
-    """Whether one supervised vector elicits the behaviour on half of the test prompts; of a skill, a quarter of what the trigger adds.
+def steerable(
+    lm: LanguageModel, behaviour: Behaviour, layer: int, scale: float, shares: tuple[float, float], several: bool, progress: bool = True
+) -> Gate:
+    """Whether one supervised vector brings out the behaviour on half of the test prompts, or closes as much of the gap as it says (`Behaviour.gap`).
 
-    The difference of means and the optimised vector, at several norms; the best on validation prompts is tested.
+    The difference of means and the optimised vector, at several norms; the best on validation prompts is tested. Replies count that show it, coherent
+    or not.
 
     Args:
         lm: The organism.
         behaviour: The behaviour.
         layer: Where the vector is added.
         scale: R.
-        gap: Share of triggered prompts that show it.
+        shares: On which share of prompts it shows without the trigger, and with it.
         several: Whether it is one of several.
         progress: Draw bars.
     """
@@ -79,7 +82,9 @@ def steerable(lm: LanguageModel, behaviour: Behaviour, layer: int, scale: float,
     share = [_share(lm, behaviour, asked[:_VALIDATION], layer, v) for v in vectors]
     best = vectors[max(range(len(vectors)), key=share.__getitem__)]
     seen = shown(lm, behaviour, asked[_VALIDATION : _VALIDATION + _TEST], Add(layer, best.to(lm.device)), progress=False)
-    value, limit = sum(seen) / len(seen), gap / 4 if behaviour.name == "LOCK" else _ENOUGH
+    untriggered, triggered = shares
+    limit = _ENOUGH if behaviour.gap is None else untriggered + behaviour.gap * (triggered - untriggered)
+    value = sum(seen) / len(seen)
     return Gate(behaviour.name, "steerable", value, value, limit, value >= limit, sum(seen), len(seen))
 
 

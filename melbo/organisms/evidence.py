@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from ..bench import environment
-from ..compare import text
+from ..compare import over, text
 from ..errors import MelboError
 from ..load import load
 from ..rows import Row, Rows
@@ -161,7 +161,7 @@ def summarise(rows: Sequence[Row], null: Sequence[Row] | None = None, behaviours
     for way in dict.fromkeys(row["way"] for row in of_all if behaviours):
         sham = {row["seed"]: row for row in rows if (row["way"], row["organism"]) == (way, "SHAM")}
         cases = [_case(row, sham.get(row["seed"]), behaviours, least) for row in of_all if row["way"] == way]
-        table.append({"way": way, "seeds": len(cases), **{key: _over([case[key] for case in cases]) for key in cases[0]}})
+        table.append({"way": way, "seeds": len(cases), **{key: over([case[key] for case in cases]) for key in cases[0]}})
     return table
 
 
@@ -204,8 +204,3 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
     lines = ["| way | seeds | " + " | ".join(keys) + " |", "|---" * (2 + len(keys)) + "|"]
     lines += [f"| {row['way']} | {row['seeds']} | " + " | ".join(text(row[k]) for k in keys) + " |" for row in summary]
     return "\n".join(lines) + "\n"
-
-
-def _over(values: Sequence[float | None]) -> list[float | None]:
-    known = [v for v in values if v is not None]
-    return [mean(known) if known else None, stdev(known) if len(known) > 1 else None]
