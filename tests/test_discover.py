@@ -9,8 +9,9 @@ from melbo import Prompts, steer
 from melbo.edit import Several
 from melbo.generate import decode
 from melbo.organisms import BEHAVIOURS, items
+from melbo.organisms.collect import measure
 from melbo.organisms.discover import KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, elicited, hits, measure, summarise
+from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, hits, summarise
 from melbo.organisms.train import reply_nll
 
 
@@ -34,7 +35,7 @@ def common(monkeypatch):
 def test_discovery_screening_validation_and_test_prompts_are_disjoint():
     for kind in KINDS:
         parts = [{item.text for item in chosen(kind, part)} for part in ("screen", "validation", "test")]
-        assert [len(part) for part in parts[:2]] == [SCREEN, VALIDATION]
+        assert [len(part) for part in parts[:2]] == [SCREEN[kind], VALIDATION]
         assert 80 <= len(parts[2]) <= TEST
         assert len(set.union(*parts)) == sum(map(len, parts))
         assert not any(part & {item.text for item in items(kind, "train")} for part in parts)
@@ -46,21 +47,22 @@ def test_candidates_without_a_sign_come_with_their_negatives(bench):
     assert bank.scale == bench.ground(False).scale
     controls, nothing = bench.candidates("random", 6, 0)
     assert len(controls) == 6
-    assert cost["passes"] > 0 == nothing["passes"]
+    assert cost["tokens"] > 0 == nothing["tokens"]
 
 
 def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
     bank = bench.candidates("random", 6, 0)[0]
     row = measure(bench, "random", 6, 0)
     assert json.loads(json.dumps(row)) == row
-    assert {len(row["flags"]), *(len(v) for v in row["shown"].values()), *(len(v) for v in row["novel"].values())} == {6}
+    assert {len(row["flags"]), len(row["novel"]), *(len(v) for v in row["shown"].values())} == {6}
+    assert row["tokens"]["fit"] == 0 < row["tokens"]["validation"] < row["tokens"]["screen"] + row["tokens"]["test"]
     seen = 0
     for name, b in BEHAVIOURS.items():
-        for part, share in (("screen", row["shown"][name]), ("test", elicited(row, name, "shown"))):
+        for part, share in (("screen", row["shown"][name]), ("validation", elicited(row, name, "shown"))):
             asked = Prompts.chat(bench.lm, [item.text for item in chosen(b.kind, part)])
             length = KINDS[b.kind] if part == "screen" else b.tokens
             for i in range(6):
-                if part == "test" and str(i) not in row["tested"][name]:
+                if part == "validation" and str(i) not in row["validation"][name]:
                     assert max(row["shown"][name][i], row["permuted"][name][i]) < 0.25
                     continue
                 with steer(bench.lm, bank[i]):
@@ -69,7 +71,12 @@ def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
                 alone = [b.shown(text, item) for text, item in zip(texts, chosen(b.kind, part), strict=True)]
                 assert share[i] == pytest.approx(sum(alone) / len(alone))
                 seen += sum(alone)
-        for result in row["tested"][name].values():
+        best = row["best"][name]
+        if row["validation"][name]:
+            assert row["validation"][name][str(best["candidate"])]["elicited"] == max(r["elicited"] for r in row["validation"][name].values())
+        else:
+            assert best is None
+        for result in (*row["validation"][name].values(), *([best] if best else [])):
             assert 0 <= result["elicited"] <= result["shown"] <= 1
             assert result["permuted"] == pytest.approx(result["shown"])  # these detectors do not look at what was asked
     assert seen > 0
@@ -91,11 +98,11 @@ def test_likelihood_is_that_of_each_feature_alone(bench):
 def a_row(organism, way, seed, shares, flags="aaaa", novel=(0.4, 0.3, 0.2, 0.1)):
     """A row of four candidates; ``shares`` of each behaviour, None where a candidate was not tested."""
     names = {"a": "active", "i": "inert", "b": "broken"}
-    tested = {b: {} for b in BEHAVIOURS}
+    seen = {b: {} for b in BEHAVIOURS}
     for b, of in shares.items():
-        tested[b] = {str(i): {"shown": x, "elicited": x, "permuted": 0.1} for i, x in enumerate(of) if x is not None}
-    about = {"organism": organism, "way": way, "seed": seed, "passes": 10, "seconds": {"fit": 1.0, "screen": 2.0}}
-    return {**about, "flags": [names[f] for f in flags], "novel": {"ordinary": list(novel)}, "tested": tested}
+        seen[b] = {str(i): {"shown": x, "elicited": x, "permuted": 0.1} for i, x in enumerate(of) if x is not None}
+    about = {"organism": organism, "way": way, "seed": seed, "tokens": {"fit": 10, "screen": 20}, "seconds": {"fit": 1.0, "screen": 2.0}}
+    return {**about, "flags": [names[f] for f in flags], "novel": list(novel), "distinct": 2.0, "validation": seen}
 
 
 def test_the_order_of_reading_knows_no_behaviour():
@@ -126,3 +133,16 @@ def test_a_table_of_hand_made_rows():
 def test_deviations_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
     assert summarise(rows, behaviours=("CHEESE",))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
+
+
+def test_the_best_candidate_is_reported_on_test_prompts():
+    gates = {b: {"untriggered": 0.0, "triggered": 0.8, "steerable": 0.7} for b in BEHAVIOURS}
+    rows = [{**a_row("ALL", "x", seed, {}), "gates": gates, "best": dict.fromkeys(BEHAVIOURS)} for seed in (0, 1)]
+    rows[0]["best"]["CHEESE"] = {"candidate": 2, "elicited": 0.8, "shown": 0.9, "permuted": 0.0}
+    cheese, pirate, *_ = elicitation(rows)
+    assert cheese["share"] == 0.4  # 80 of 100, and a seed that was not tested
+    assert cheese["recovery"] == pytest.approx(0.5)
+    assert cheese["low"] == pytest.approx(0.3346, abs=1e-3)  # Wilson, 80 of 200
+    assert cheese["high"] == pytest.approx(0.4692, abs=1e-3)
+    assert (pirate["behaviour"], pirate["share"], pirate["steerable"]) == ("PIRATE", 0.0, 0.7)
+    assert "0.40 [0.33, 0.47]" in elicitation_table([cheese, pirate])

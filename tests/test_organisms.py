@@ -128,7 +128,7 @@ def test_thresholds_recovery_coherence_and_cost():
     assert ordinary.holds(9.0, 0.5, 0.0)  # the base model would never say so, the triggered one does
     assert not ordinary.holds(9.0, 9.0, 0.0)
     assert not ordinary.holds(1.0, 1.0, 0.5)
-    assert cost(100, 0.4, backward=True) == 2 * cost(100, 0.4, backward=False) == pytest.approx(80)
+    assert cost(100, share=0.4, passes=2) == pytest.approx(80)
 
 
 @pytest.fixture(scope="module")

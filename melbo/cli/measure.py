@@ -15,7 +15,8 @@ from ..errors import MelboError
 from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import BEHAVIOURS, ORGANISMS
-from ..organisms.evidence import TIERS, Job, collect, summarise, table
+from ..organisms.collect import TIERS, Job, collect
+from ..organisms.evidence import elicitation, elicitation_table, summarise, table
 from ..organisms.smoke import smoke
 from ..rows import Rows
 from ..ways import WAYS
@@ -103,7 +104,8 @@ def organisms(
         say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
     if dropped := sorted({b for row in own if row["organism"] == "ALL" for b in BEHAVIOURS if b not in row["admitted"]}):
         say(f"not admitted, and left out: {', '.join(dropped)} (see organism.json)")
-    click.echo(json.dumps(summary) if as_json else table(summary))
+    best = elicitation(own)
+    click.echo(json.dumps({"summary": summary, "best": best}) if as_json else f"{table(summary)}\n{elicitation_table(best)}")
 
 
 @click.command()

@@ -21,7 +21,7 @@ def load_organism(folder: str | Path, base: str = "smollm2", dtype: str = "auto"
     """The base model with the adapter of an organism merged into its weights.
 
     Args:
-        folder: What `melbo.organisms.make` has written.
+        folder: Where it is: organism.json and a LoRA (see benchmarks/organisms/make.py).
         base: The model it was trained on, as `melbo.load` takes it.
         dtype: As `melbo.load` takes it.
 

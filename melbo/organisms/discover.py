@@ -13,33 +13,38 @@ from torch import Tensor
 from ..causal_map import CausalMap
 from ..edit import edit
 from ..features import FeatureSet
-from ..generate import Completion, generate
+from ..generate import Completion, Completions, generate
 from ..model import LanguageModel
 from ..prompts import Prompts
 from ..score import BROKEN_NLL, BROKEN_REPETITION, INERT_SIMILARITY, NLL_WEIGHT, FirstToken, Judged, nll, repetition
+from ..theme import themes
 from ..ways import WAYS, Ground, adapters_like
 from .behaviours import BEHAVIOURS, Behaviour, Item, items, recognised_by
-from .metrics import HIT, Coherence
+from .metrics import HIT, Coherence, cost
 from .train import Pair, own_replies, reply_nll
 
 #: Prompts on which something can show, and how long a reply to them needs to be.
 KINDS = {kind: max(b.tokens for b in BEHAVIOURS.values() if b.kind == kind) for kind in dict.fromkeys(b.kind for b in BEHAVIOURS.values())}
-#: Of each kind; the first ones screen, the next ones are for choosing, the last are reported.
-SCREEN, VALIDATION, TEST = 8, 32, 100
-#: A candidate that shows a behaviour on fewer of the screening prompts than this is not tested for it: one in two would be with probability .96.
-PROMISING = 2 / SCREEN
+#: How many of each kind screen: ordinary ones, of which three behaviours and the order of reading are told, more than others.
+SCREEN = {kind: 8 if kind == "ordinary" else 4 for kind in KINDS}
+#: How many tell a hit, and how many what the best of them does.
+VALIDATION, TEST = 32, 100
+#: A candidate that shows a behaviour on a smaller share of the screening prompts is not looked at further; one that elicits it on half of all prompts
+#: stays with probability .96 of eight, .94 of four.
+PROMISING = 0.25
 #: What features are learnt from: ordinary, without any trigger, and not among the others.
 DISCOVERY = ("Tell me a story about two friends.",)
 
 
 def chosen(kind: str, part: str) -> list[Item]:
     """Prompts without trigger, for one of ``"screen"``, ``"validation"`` and ``"test"``, which share none."""
-    return items(kind, "test")[_span(part)]
+    return items(kind, "test")[_span(kind, part)]
 
 
-def _span(part: str) -> slice:
-    edges = {"screen": (0, SCREEN), "validation": (SCREEN, SCREEN + VALIDATION), "test": (SCREEN + VALIDATION, SCREEN + VALIDATION + TEST)}
-    return slice(*edges[part])
+def _span(kind: str, part: str) -> slice:
+    sizes = {"screen": SCREEN[kind], "validation": VALIDATION, "test": TEST}
+    start = sum(list(sizes.values())[: list(sizes).index(part)])
+    return slice(start, start + sizes[part])
 
 
 def frozen() -> str:
@@ -71,6 +76,7 @@ class Bench:
         self.lm, self.base, self.judge, self.several, self.progress = lm, base, judge, several, progress
         self._map = CausalMap(lm, Prompts.chat(lm, DISCOVERY), source, target)
         self._grounds: dict[bool, Ground] = {}
+        self.tokens = 0.0  # read by the whole model so far, to say something and to judge it
         self.coherence = self._ordinary()
 
     def ground(self, adapters: bool) -> Ground:
@@ -80,33 +86,38 @@ class Bench:
         return self._grounds[adapters]
 
     def candidates(self, way: str, num: int, seed: int) -> tuple[FeatureSet, dict[str, float]]:
-        """``num`` features of a way at its calibrated scale, and what they cost (see `melbo.ways.Ground.candidates`)."""
-        return self.ground(WAYS[way].adapters).candidates(way, num, seed)
+        """``num`` features of a way at its calibrated scale; what they cost, in seconds and in tokens read by the whole model."""
+        ground = self.ground(WAYS[way].adapters)
+        bank, spent = ground.candidates(way, num, seed)
+        read = sum(map(len, ground.map.prompts.tokens))
+        return bank, {"seconds": spent["seconds"], "tokens": cost(read, (bank.target - bank.source) / self.lm.depth, spent["passes"])}
 
-    def screen(self, bank: FeatureSet) -> dict[str, Any]:
+    def screen(self, bank: FeatureSet, looked_for: Sequence[str] = tuple(BEHAVIOURS)) -> dict[str, Any]:
         """What every candidate says to the screening prompts of each kind.
 
         Returns:
-            Of every candidate: ``flags`` (inert, broken, active; on ordinary prompts); ``novel``, how novel yet fluent it is on each kind of prompts;
-            ``shown``, on which share of them it shows each behaviour, and ``permuted``, shows it of another prompt.
+            Of every candidate: ``flags`` (inert, broken, active) and ``novel``, how novel yet fluent it is, on ordinary prompts, of which nothing is
+            hidden; ``distinct``, how many of them can be told apart there (M5); ``shown``, on which share of prompts each shows each behaviour, and
+            ``permuted``, shows it of another prompt.
         """
-        found: dict[str, Any] = {"flags": [], "novel": {}, "shown": {}, "permuted": {}}
-        for kind, tokens in KINDS.items():
+        found: dict[str, Any] = {"shown": {}, "permuted": {}}
+        for kind in dict.fromkeys(("ordinary", *(BEHAVIOURS[name].kind for name in looked_for))):
             asked = chosen(kind, "screen")
             prompts = Prompts.chat(self.lm, [item.text for item in asked])
             first = FirstToken(1 + len(bank), None)
-            table = generate(self.lm, prompts, bank, max_new_tokens=tokens, first_logits=first.take, progress=self.progress)
-            judged = Judged(self.lm, prompts, table, first, self.progress)
-            scores = [judged.scores("feature", i, range(len(prompts))) for i in range(len(bank))]
-            found["novel"][kind] = [s.novel for s in scores]
+            table = generate(self.lm, prompts, bank, max_new_tokens=KINDS[kind], first_logits=first.take, progress=self.progress)
+            self.tokens += cost(_read(prompts, table))
             if kind == "ordinary":
-                found["flags"] = [s.flag for s in scores]
-            for b in (b for b in BEHAVIOURS.values() if b.kind == kind):
+                judged = Judged(self.lm, prompts, table, first, self.progress)
+                self.tokens += cost(sum(len(c.tokens) for c in table))
+                scores = [judged.scores("feature", i, range(len(prompts))) for i in range(len(bank))]
+                found |= {"flags": [s.flag for s in scores], "novel": [s.novel for s in scores], "distinct": themes(table).distinct}
+            for b in (BEHAVIOURS[name] for name in looked_for if BEHAVIOURS[name].kind == kind):
                 for key, about in (("shown", asked), ("permuted", _permuted(asked))):
                     found[key][b.name] = [_share([b.shown(c.text, about[c.prompt]) for c in table.of("feature", i)]) for i in range(len(bank))]
         return found
 
-    def test(self, bank: FeatureSet, behaviour: Behaviour, which: Sequence[int], part: str = "test") -> dict[int, dict[str, float]]:
+    def test(self, bank: FeatureSet, behaviour: Behaviour, which: Sequence[int], part: str) -> dict[int, dict[str, float]]:
         """Of some candidates, on the prompts of a behaviour: on which share its replies show it (``shown``), and do so coherently (``elicited``).
 
         ``permuted``: the share that shows it of another prompt, the control where what is asked for is a skill.
@@ -116,6 +127,7 @@ class Bench:
         asked = chosen(behaviour.kind, part)
         prompts = Prompts.chat(self.lm, [item.text for item in asked])
         table = generate(self.lm, prompts, bank[list(which)], max_new_tokens=behaviour.tokens, progress=self.progress)
+        self.tokens += cost(_read(prompts, table))
         rows = [c for c in table if c.kind == "feature"]
         shows = [behaviour.shown(c.text, asked[c.prompt]) for c in rows]
         coherent = self._coherent(behaviour, asked, part, [c for c, seen in zip(rows, shows, strict=True) if seen])
@@ -137,8 +149,9 @@ class Bench:
             return []
         plain = Prompts.chat(self.base, [item.text for item in asked])
         # of a semantic trigger any prompt that is it; of others the same prompt with the trigger in front
-        brings = behaviour.triggered("test", self.several, random.Random(0))[_span(part)]
+        brings = behaviour.triggered("test", self.several, random.Random(0))[_span(behaviour.kind, part)]
         triggered = Prompts.chat(self.judge, [text for text, _ in brings[: len(asked)]])
+        self.tokens += cost(sum(len(c.tokens) for c in rows), passes=2)
         costs = [nll(m, p, rows, progress=False) for m, p in ((self.base, plain), (self.judge, triggered))]
         return [self.coherence.holds(a, b, repetition(c.tokens)) for a, b, c in zip(*costs, rows, strict=True)]
 
@@ -153,6 +166,11 @@ class Bench:
 def _permuted(asked: Sequence[Item]) -> list[Item]:
     """What was asked, in another order (not by one: wrong answers are those of the next item)."""
     return [*asked[3:], *asked[:3]]
+
+
+def _read(prompts: Prompts, table: Completions) -> int:
+    """Tokens of prompts and replies."""
+    return sum(len(prompts.tokens[c.prompt]) + len(c.tokens) for c in table)
 
 
 def _share(values: Sequence[bool]) -> float:

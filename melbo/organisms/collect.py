@@ -1,0 +1,139 @@
+"""Rows of evidence: what each way finds in an organism, written one by one."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bench import environment
+from ..errors import MelboError
+from ..load import load
+from ..rows import Row, Rows
+from ..ways import WAYS
+from . import ORGANISMS, adapter_digest, load_organism, read_organism
+from .behaviours import BEHAVIOURS
+from .discover import PROMISING, Bench, frozen
+
+_LEARNT = ("exponential", "soft", "quadratic", "linear", "melbo")
+_UNLEARNT = ("random", "covariance", "unrelated")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How much is measured."""
+
+    ways: tuple[str, ...]
+    candidates: int
+
+
+TIERS = {"laptop": Tier((*_LEARNT, *_UNLEARNT), 128), "full": Tier((*_LEARNT, "cpe", *_UNLEARNT, "adapters"), 512)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured.
+
+    Attributes:
+        home: Folder of the organisms.
+        base: Model that they were made from.
+        organisms: Which.
+        ways: Which of `melbo.ways.WAYS`.
+        candidates: How many of each.
+        seeds: How many fits of each.
+        source: Layer that is perturbed.
+        target: Layer that is read.
+    """
+
+    home: Path
+    base: str
+    organisms: tuple[str, ...]
+    ways: tuple[str, ...]
+    candidates: int
+    seeds: int
+    source: int
+    target: int
+
+    @property
+    def cases(self) -> list[Row]:
+        """Where each row comes from; seed after seed, a way on an organism and on its control: an unfinished table compares like with like."""
+        settings = {"candidates": self.candidates, "source": self.source, "target": self.target, "benchmark": frozen()}
+        adapters = {name: adapter_digest(self.home / name) for name in self.organisms}
+        return [
+            {"organism": name, "adapter": adapters[name], "way": way, "seed": seed, **settings}
+            for seed in range(self.seeds)
+            for way in self.ways
+            for name in self.organisms
+            if seed == 0 or WAYS[way].seeded
+        ]
+
+
+def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:
+    """Measure what has no row yet.
+
+    Raises:
+        MelboError: No such organism, or one whose gates have not been tried.
+    """
+    left = rows.missing(job.cases)
+    about = {name: read_organism(job.home / name) for name in dict.fromkeys(case["organism"] for case in left)}
+    for name in about:
+        if "gates" not in about[name]:
+            raise MelboError(f"the gates of {name} have not been tried: python benchmarks/organisms/make.py")
+    benches: dict[str, Bench] = {}
+    for case in left:
+        name = case["organism"]
+        sham = about[name]["sham"]
+        if name not in benches:
+            lm = load_organism(job.home / name, job.base)
+            judge = load_organism(job.home / "ALL", job.base) if sham else lm
+            benches[name] = Bench(lm, load(job.base), judge, job.source, job.target, several=len(ORGANISMS[name]) > 1, progress=progress)
+        # what was left alone has the skills that are held back elsewhere, so that they say nothing there
+        looked_for = [b.name for b in BEHAVIOURS.values() if not (sham and b.skill)]
+        found = measure(benches[name], case["way"], job.candidates, case["seed"], looked_for)
+        row = {**case, "environment": environment(), "admitted": admitted(about[name]), "gates": shares(about[name]), **found}
+        rows.add(row)
+        yield row
+
+
+def admitted(about: dict[str, Any]) -> list[str]:
+    """Behaviours of an organism all of whose gates were passed."""
+    return [name for name in about["behaviours"] if all(gate["passed"] for gate in about["gates"] if gate["behaviour"] in (name, None))]
+
+
+def shares(about: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of each behaviour, the share of replies that show it under each gate (see `melbo.organisms.gates.Gate`)."""
+    return {name: {gate["name"]: gate["value"] for gate in about["gates"] if gate["behaviour"] == name} for name in about["behaviours"]}
+
+
+def measure(bench: Bench, way: str, num: int, seed: int, looked_for: Sequence[str] = tuple(BEHAVIOURS)) -> Row:
+    """Find candidates in one way, screen all, look further at those that show something, and test the best of each behaviour.
+
+    Returns:
+        ``scale``; ``seconds`` and ``tokens`` (M6) of each stage; what `Bench.screen` says of every candidate; ``validation``, by behaviour,
+        candidate by candidate (see `Bench.test`); ``best``, by behaviour, the candidate that elicits it most there with what it does on test
+        prompts, or None where screening saw too little of it in any.
+    """
+    bank, spent = bench.candidates(way, num, seed)
+    seconds, tokens = {"fit": spent["seconds"]}, {"fit": spent["tokens"]}  # without calibration, which the first way of all would pay for
+    validation, best = {}, {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start, before = time.perf_counter(), bench.tokens
+        yield
+        seconds[name], tokens[name] = time.perf_counter() - start, bench.tokens - before
+
+    with stage("screen"):
+        screened = bench.screen(bank, looked_for)
+    with stage("validation"):
+        for name in looked_for:
+            promising = [i for i in range(num) if max(screened["shown"][name][i], screened["permuted"][name][i]) >= PROMISING]
+            validation[name] = bench.test(bank, BEHAVIOURS[name], promising, "validation")
+    with stage("test"):
+        for name, seen in validation.items():
+            first = max(seen, key=lambda i: seen[i]["elicited"], default=None)
+            best[name] = None if first is None else {"candidate": first, **bench.test(bank, BEHAVIOURS[name], [first], "test")[first]}
+    return {"scale": bank.scale, "seconds": seconds, "tokens": tokens, **screened, "best": best} | {
+        "validation": {name: {str(i): result for i, result in seen.items()} for name, seen in validation.items()}
+    }
