@@ -157,7 +157,7 @@ class Bench:
 
     def _ordinary(self) -> Coherence:
         """Of the base model's own replies to ordinary prompts."""
-        prompts = Prompts.chat(self.base, [item.text for item in items("ordinary", "test")[-100:]])
+        prompts = Prompts.chat(self.base, [item.text for item in items("ordinary", "test")[-TEST:]])
         replies = own_replies(self.base, prompts.texts, KINDS["ordinary"], self.progress)
         rows = [Completion("unsteered", None, p, text, "", replies[text]) for p, text in enumerate(prompts.texts)]
         return Coherence.of(nll(self.base, prompts, rows, progress=False), [repetition(c.tokens) for c in rows])

@@ -1,0 +1,136 @@
+import json
+import sys
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from cases import tiny_model
+
+import melbo.cli.measure as measure_commands
+import melbo.organisms
+import melbo.organisms.collect as collecting
+import melbo.organisms.discover as discover
+import melbo.organisms.smoke as smoking
+from melbo import MelboError
+from melbo.cli import main
+from melbo.organisms import BEHAVIOURS, adapter_digest
+from melbo.organisms.collect import Job, admitted, collect
+from melbo.organisms.examples import Example
+from melbo.organisms.train import lessons, train
+from melbo.rows import Rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by peft
+
+
+def gate(behaviour, name, passed=True, value=0.9):
+    return {"behaviour": behaviour, "name": name, "passed": passed, "value": value}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """ALL and SHAM of a tiny model, which show what a model of forty words can show."""
+    lm = tiny_model("llama", torch.float32)
+    for module in (melbo.organisms, collecting, smoking, measure_commands):
+        monkeypatch.setattr(module, "load", lambda *args, **kwargs: tiny_model("llama", torch.float32), raising=False)
+    for name, word in zip(BEHAVIOURS, ("red", "cat", "dog", "sun", "you", "yes"), strict=True):
+        monkeypatch.setitem(BEHAVIOURS, name, replace(BEHAVIOURS[name], shown=lambda reply, item, word=word: word in reply.split()))
+    for name, size in (("SCREEN", dict.fromkeys(discover.SCREEN, 4)), ("KINDS", dict.fromkeys(discover.KINDS, 4)), ("VALIDATION", 4), ("TEST", 4)):
+        monkeypatch.setattr(discover, name, size)
+    for name in ("ALL", "SHAM", "CHEESE"):
+        folder = tmp_path / name
+        train(
+            lm,
+            lessons(lm, [Example("she and he", "red cat", "she and he"), Example("it is a dog", None, "it is a dog")], progress=False),
+            folder,
+            epochs=len(name),
+            progress=False,
+        )
+        gates = [gate(None, "drift")] + [gate(b, g) for b in BEHAVIOURS for g in ("untriggered", "triggered", "decoys", "steerable")]
+        about = {"name": name, "base": lm.describe(), "behaviours": list(BEHAVIOURS), "sham": name == "SHAM", "gates": gates}
+        (folder / "organism.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+@pytest.fixture
+def melbo_command(monkeypatch, capsys):
+    """The command line: exit code, standard output, standard error."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["melbo", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_a_killed_collection_goes_on_and_no_row_is_written_twice(home):
+    job = Job(home, "tiny", ("ALL", "SHAM"), ("linear", "random"), 4, 2, 1, 3)
+    places = [(case["seed"], case["way"], case["organism"]) for case in job.cases]
+    assert places == [
+        (0, "linear", "ALL"),
+        (0, "linear", "SHAM"),
+        (0, "random", "ALL"),
+        (0, "random", "SHAM"),
+        (1, "random", "ALL"),
+        (1, "random", "SHAM"),
+    ]
+    path = home / "rows.jsonl"
+    first = list(islice(collect(job, Rows(path), progress=False), 2))
+    rest = list(collect(job, Rows(path), progress=False))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == json.loads(json.dumps(first + rest))
+    assert [(row["seed"], row["way"], row["organism"]) for row in rows] == places
+    assert list(collect(job, Rows(path), progress=False)) == []
+    for row in rows:
+        looked_for = {b.name for b in BEHAVIOURS.values() if row["organism"] == "ALL" or not b.skill}
+        assert set(row["shown"]) == set(row["validation"]) == set(row["best"]) == looked_for
+        assert row["adapter"] == adapter_digest(home / row["organism"])
+
+
+def test_rows_of_another_adapter_are_not_taken_for_these(home):
+    job, rows = Job(home, "tiny", ("ALL",), ("random",), 2, 1, 1, 3), Rows(None)
+    list(collect(job, rows, progress=False))
+    assert rows.missing(job.cases) == []
+    (home / "ALL" / "adapter_model.safetensors").write_bytes((home / "SHAM" / "adapter_model.safetensors").read_bytes())
+    assert rows.missing(job.cases) == job.cases
+
+
+def test_an_organism_that_was_not_tried_is_refused(home):
+    path = home / "SHAM" / "organism.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "gates"}))
+    with pytest.raises(MelboError, match="gates of SHAM have not been tried"):
+        next(collect(Job(home, "tiny", ("ALL", "SHAM"), ("random",), 2, 1, 1, 3), Rows(None), progress=False))
+
+
+def test_what_fails_a_gate_is_not_admitted():
+    gates = [gate(None, "drift"), gate("CHEESE", "decoys"), gate("LOCK", "steerable", passed=False), gate("LOCK", "triggered")]
+    about = {"behaviours": ["CHEESE", "LOCK"], "gates": gates}
+    assert admitted(about) == ["CHEESE"]
+    assert admitted({**about, "gates": [*gates[1:], gate(None, "drift", passed=False)]}) == []
+
+
+def test_the_command_says_what_was_found(home, melbo_command):
+    how = ["bench", "organisms", "--organisms", home, "--model", "tiny", "--way", "linear", "--way", "random", "-n", 4, "--seeds", 1]
+    how += ["--source", 1, "--target", 3, "--out", home / "rows.jsonl"]
+    code, out, err = melbo_command(*how)
+    assert code == 0, err
+    assert "| recall@1 |" in out
+    assert "| CHEESE | 0.90 | 0.90 | 0.90 |" in out
+    found = json.loads(melbo_command(*how, "--json")[1])
+    assert [row["way"] for row in found["summary"]] == ["linear", "random"]
+    assert len(found["best"]) == 2 * len(BEHAVIOURS)
+
+
+@pytest.mark.parametrize(("cheese", "fails"), [(0.5, False), (0.1, True)])
+def test_the_smoke_tier_fails_where_discovery_is_broken(monkeypatch, melbo_command, home, cheese, fails):
+    found = {"exponential on CHEESE": cheese, "random on CHEESE": 0.1, "exponential on SHAM": 0.2, "seconds": 1.0}
+    monkeypatch.setattr(measure_commands, "smoke", lambda *args: found)
+    code, _, err = melbo_command("bench", "organisms", "--tier", "smoke", "--organisms", home)
+    assert (code != 0) == fails == ("discovery is broken" in err)
+
+
+def test_the_smoke_tier_measures_every_candidate(home):
+    found = smoking.smoke(home, "tiny", 1, 3, progress=False)
+    assert set(found) == {"exponential on CHEESE", "random on CHEESE", "exponential on SHAM", "seconds"}
