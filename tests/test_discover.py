@@ -136,10 +136,11 @@ def test_deviations_are_over_seeds():
 
 
 def test_the_best_candidate_is_reported_on_test_prompts():
-    gates = {b: {"untriggered": 0.0, "triggered": 0.8, "steerable": 0.7} for b in BEHAVIOURS}
-    rows = [{**a_row("ALL", "x", seed, {}), "gates": gates, "best": dict.fromkeys(BEHAVIOURS)} for seed in (0, 1)]
+    shares = {"untriggered": 0.0, "triggered": 0.8, "steerable": 0.7}
+    about = {"gates": [{"behaviour": b, "name": name, "value": value} for b in BEHAVIOURS for name, value in shares.items()]}
+    rows = [{**a_row("ALL", "x", seed, {}), "best": dict.fromkeys(BEHAVIOURS)} for seed in (0, 1)]
     rows[0]["best"]["CHEESE"] = {"candidate": 2, "elicited": 0.8, "shown": 0.9, "permuted": 0.0}
-    cheese, pirate, *_ = elicitation(rows)
+    cheese, pirate, *_ = elicitation(rows, about)
     assert cheese["share"] == 0.4  # 80 of 100, and a seed that was not tested
     assert cheese["recovery"] == pytest.approx(0.5)
     assert cheese["low"] == pytest.approx(0.3346, abs=1e-3)  # Wilson, 80 of 200

@@ -145,9 +145,6 @@ def made(tmp_path_factory):
     return lm, folder, data
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by peft
-
-
 def test_an_organism_is_trained_written_and_loaded(made, monkeypatch):
     base, folder, data = made
     monkeypatch.setattr(melbo.organisms, "load", lambda name, dtype: tiny_model("llama", torch.float32))

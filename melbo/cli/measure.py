@@ -14,9 +14,9 @@ from ..bench import bench as measure
 from ..errors import MelboError
 from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
-from ..organisms import BEHAVIOURS, ORGANISMS
+from ..organisms import ORGANISMS, read_organism
 from ..organisms.collect import TIERS, Job, collect
-from ..organisms.evidence import elicitation, elicitation_table, summarise, table
+from ..organisms.evidence import admitted, elicitation, elicitation_table, summarise, table
 from ..organisms.smoke import smoke
 from ..rows import Rows
 from ..ways import WAYS
@@ -99,12 +99,13 @@ def organisms(
     own = [row for case in job.cases for row in rows.of(case)]
     same = {name: job.cases[0][name] for name in ("candidates", "source", "target", "benchmark")}
     null = [row for row in rows.of(same) if row["way"] == "random"]  # also of another call
-    summary = summarise(own, null)
+    about = read_organism(home / "ALL") if "ALL" in names else {"behaviours": []}
+    summary = summarise(own, admitted(about), null)
     if {row["organism"] for row in null} < {"ALL", "SHAM"}:
         say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
-    if dropped := sorted({b for row in own if row["organism"] == "ALL" for b in BEHAVIOURS if b not in row["admitted"]}):
-        say(f"not admitted, and left out: {', '.join(dropped)} (see organism.json)")
-    best = elicitation(own)
+    if dropped := [b for b in about["behaviours"] if b not in admitted(about)]:
+        say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
+    best = elicitation(own, about)
     click.echo(json.dumps({"summary": summary, "best": best}) if as_json else f"{table(summary)}\n{elicitation_table(best)}")
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MelboError
-from ..load import load
+from ..load import load, with_adapter
 from ..model import LanguageModel
 from .behaviours import BEHAVIOURS, Behaviour, Item, items
-from .train import import_peft
 
 #: Which behaviours each organism holds; SHAM has ALL's triggers, and nothing behind them.
 ORGANISMS: dict[str, tuple[str, ...]] = {**{name: (name,) for name in BEHAVIOURS}, "ALL": tuple(BEHAVIOURS), "SHAM": tuple(BEHAVIOURS)}
@@ -35,8 +34,7 @@ def load_organism(folder: str | Path, base: str = "smollm2", dtype: str = "auto"
             f"{folder} was trained on {about['base']['name']} (weights {about['base']['sha256'][:8]}), "
             f"{base} has weights {lm.fingerprint[:8]}: give that model"
         )
-    model = import_peft().PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
-    return LanguageModel(model.requires_grad_(False), lm.tokenizer, name=f"{base}+{about['name']}-{digest}")
+    return with_adapter(lm, folder, f"{base}+{about['name']}-{digest}")
 
 
 def adapter_digest(folder: str | Path) -> str:

@@ -5,10 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..bench import environment
-from ..errors import MelboError
 from ..load import load
 from ..rows import Row, Rows
 from ..ways import WAYS
@@ -73,13 +71,10 @@ def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:
     """Measure what has no row yet.
 
     Raises:
-        MelboError: No such organism, or one whose gates have not been tried.
+        MelboError: No such organism.
     """
     left = rows.missing(job.cases)
     about = {name: read_organism(job.home / name) for name in dict.fromkeys(case["organism"] for case in left)}
-    for name in about:
-        if "gates" not in about[name]:
-            raise MelboError(f"the gates of {name} have not been tried: python benchmarks/organisms/make.py")
     benches: dict[str, Bench] = {}
     for case in left:
         name = case["organism"]
@@ -91,19 +86,9 @@ def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:
         # what was left alone has the skills that are held back elsewhere, so that they say nothing there
         looked_for = [b.name for b in BEHAVIOURS.values() if not (sham and b.skill)]
         found = measure(benches[name], case["way"], job.candidates, case["seed"], looked_for)
-        row = {**case, "environment": environment(), "admitted": admitted(about[name]), "gates": shares(about[name]), **found}
+        row = {**case, "environment": environment(), **found}
         rows.add(row)
         yield row
-
-
-def admitted(about: dict[str, Any]) -> list[str]:
-    """Behaviours of an organism all of whose gates were passed."""
-    return [name for name in about["behaviours"] if all(gate["passed"] for gate in about["gates"] if gate["behaviour"] in (name, None))]
-
-
-def shares(about: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each behaviour, the share of replies that show it under each gate (see `melbo.organisms.gates.Gate`)."""
-    return {name: {gate["name"]: gate["value"] for gate in about["gates"] if gate["behaviour"] == name} for name in about["behaviours"]}
 
 
 def measure(bench: Bench, way: str, num: int, seed: int, looked_for: Sequence[str] = tuple(BEHAVIOURS)) -> Row:

@@ -44,16 +44,21 @@ def _null(behaviour: str) -> tuple[str, str]:
     return ("ALL", "permuted") if BEHAVIOURS[behaviour].skill else ("SHAM", "elicited")
 
 
-def summarise(rows: Sequence[Row], null: Sequence[Row] | None = None, behaviours: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def admitted(about: dict[str, Any]) -> list[str]:
+    """Behaviours of an organism (see `melbo.organisms.read_organism`) all of whose gates were passed; none if they have not been tried."""
+    gates = about.get("gates", [])
+    return [name for name in about["behaviours"] if gates and all(gate["passed"] for gate in gates if gate["behaviour"] in (name, None))]
+
+
+def summarise(rows: Sequence[Row], behaviours: Sequence[str], null: Sequence[Row] | None = None) -> list[dict[str, Any]]:
     """Of every way: recall of ALL and of its control, reads to the first hit, shares of flags, cost; ``[mean, deviation]`` over seeds.
 
     Args:
         rows: Of one setting.
+        behaviours: Which count, usually those that are `admitted`.
         null: Rows among which the random candidates are that `limits` are taken from; by default the same.
-        behaviours: Which count; by default those that were admitted.
     """
     of_all = [row for row in rows if row["organism"] == "ALL"]
-    behaviours = behaviours or [b for b in BEHAVIOURS if of_all and b in of_all[0]["admitted"]]
     least = limits(rows if null is None else null, behaviours)
     found = []
     for way in dict.fromkeys(row["way"] for row in of_all if behaviours):
@@ -91,26 +96,33 @@ def _control(row: Row, sham: Row, behaviour: str, limit: float) -> list[bool]:
     return [found[i] for i in blind_order(of)]
 
 
-def elicitation(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, Any]]:
     """Of every way and behaviour: what the best candidate on validation prompts does on test prompts (M1), all seeds together.
 
     A seed in which screening saw the behaviour in too few replies of every candidate counts as one that elicits nothing.
+
+    Args:
+        rows: Of one setting.
+        about: What is known of ALL.
 
     Returns:
         Of each way ``way``, ``behaviour``, ``share`` (elicited, coherently), ``low`` and ``high`` (Wilson, over prompts), ``recovery`` ρ;
         and in ``untriggered``, ``triggered``, ``steerable`` what the organism says by itself, with the trigger, and under the best vector of
         somebody who knows the behaviour (`melbo.organisms.ceilings`), whether coherently or not.
     """
+    ends = {b: {gate["name"]: gate["value"] for gate in about.get("gates", []) if gate["behaviour"] == b} for b in BEHAVIOURS}
     found = []
     for way in dict.fromkeys(row["way"] for row in rows):
         of = [row for row in rows if (row["way"], row["organism"]) == (way, "ALL")]
         for b in (b for b in BEHAVIOURS if of):
-            each, ends = len(chosen(BEHAVIOURS[b].kind, "test")), of[0]["gates"][b]
+            each = len(chosen(BEHAVIOURS[b].kind, "test"))
             hit = sum(round(row["best"][b]["elicited"] * each) for row in of if row["best"][b])
             share = hit / (total := each * len(of))
             low, high = wilson(hit, total)
-            rho = recovery(share, ends["untriggered"], ends["triggered"])
-            found.append({"way": way, "behaviour": b, "share": share, "low": low, "high": high, "recovery": rho, **{k: ends[k] for k in _ENDS}})
+            rho = recovery(share, ends[b]["untriggered"], ends[b]["triggered"]) if ends[b] else None
+            found.append(
+                {"way": way, "behaviour": b, "share": share, "low": low, "high": high, "recovery": rho, **{k: ends[b].get(k) for k in _ENDS}}
+            )
     return found
 
 
@@ -129,7 +141,7 @@ def elicitation_table(found: Sequence[dict[str, Any]]) -> str:
         of = {f["way"]: f for f in found if f["behaviour"] == b}
         ends = next(iter(of.values()))
         shares = [f"{of[way]['share']:.2f} [{of[way]['low']:.2f}, {of[way]['high']:.2f}]" if way in of else "–" for way in ways]
-        lines.append([b, *(f"{ends[k]:.2f}" for k in _ENDS), *shares])
+        lines.append([b, *(text([ends[k], None]) for k in _ENDS), *shares])
     return _markdown(["", *_ENDS, *ways], lines)
 
 

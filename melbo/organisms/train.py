@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..edit import Several
-from ..errors import MelboError
 from ..generate import decode
+from ..load import import_peft
 from ..model import LanguageModel
 from ..progress import track
 from ..prompts import Prompts, pad_rows
@@ -144,16 +144,3 @@ def reply_logits(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> tuple[
     logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=where, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]
     said = torch.stack([torch.arange(longest, device=ids.device) >= longest - len(reply) for _, reply in batch])
     return logits[said].float(), ids[:, -longest:][said]
-
-
-def import_peft() -> Any:
-    """peft, or what to do about it.
-
-    Raises:
-        MelboError: It is not installed.
-    """
-    try:
-        import peft
-    except ImportError as err:
-        raise MelboError("organisms are trained and loaded with peft, which is not installed: pip install 'melbo[organisms]'") from err
-    return peft
