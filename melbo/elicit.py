@@ -1,9 +1,6 @@
-"""Scores of replies: what `melbo.select` asks a steered model, and how answers become numbers."""
+"""What `melbo.select` asks a steered model, and how a judge's scores come back."""
 
-import importlib.util
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,57 +9,11 @@ from .bank import Bank
 from .edit import Edit
 from .errors import MelboError
 from .generate import decode
+from .judge import Score
 from .model import LanguageModel
 from .prompts import Prompts
 from .rank import first_tokens
 from .select import Ask
-
-Score = Callable[[str, str], float]  # of a prompt and a reply
-
-
-def matches(pattern: str) -> Score:
-    """1 where a reply matches a regular expression somewhere, case ignored.
-
-    Raises:
-        MelboError: Not a regular expression.
-    """
-    try:
-        found = re.compile(pattern, re.IGNORECASE)
-    except re.error as err:
-        raise MelboError(f"{pattern!r} is not a regular expression ({err}): write it anew") from err
-    return lambda prompt, reply: float(bool(found.search(reply)))
-
-
-def answers(expected: Mapping[str, str]) -> Score:
-    """1 where a reply begins with the answer expected to its prompt, as a whole word, case ignored."""
-
-    def score(prompt: str, reply: str) -> float:
-        # not a part of a longer word or number: "-5", "5.5" and "1,000" do not answer "5" or "1"
-        return float(bool(re.match(rf"[^\w+−-]*{re.escape(expected[prompt].strip())}(?!\w|[.,]\d)", reply, re.IGNORECASE)))
-
-    return score
-
-
-def function(spec: str) -> Score:
-    """A function of the user's, ``file.py:name``, from prompt and reply to a number.
-
-    Raises:
-        MelboError: No such file or function, or a file that cannot be run.
-    """
-    path, _, name = spec.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise MelboError(f"got the function {spec!r}: expected FILE.py:NAME with a file that is there")
-    made = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if made is None or made.loader is None:
-        raise MelboError(f"{path} is not a Python file: expected FILE.py:NAME")
-    module = importlib.util.module_from_spec(made)
-    try:
-        made.loader.exec_module(module)
-    except Exception as err:  # the user's code, which may fail in any way
-        raise MelboError(f"{path} cannot be run ({type(err).__name__}: {err})") from err
-    if not callable(getattr(module, name, None)):
-        raise MelboError(f"{path} has no function {name!r}: expected FILE.py:NAME")
-    return getattr(module, name)
 
 
 def asking(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts], score: Score, max_new_tokens: int = 32, strength: float = 1.0) -> Ask:

@@ -426,21 +426,21 @@ def test_select_reports_the_test_and_goes_on_where_it_was(melbo, run, tmp_path):
     (tmp_path / "b.txt").write_text("".join(f"w{i} and cat\n" for i in range(40, 43)))
     (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return len(reply)\n")
     argv = ("select", run, "--validation", tmp_path / "a.txt", "--test", tmp_path / "b.txt", *SHORT, "--budget", 24)
-    ended = melbo(*argv, "--function", f"{tmp_path / 'mine.py'}:long")
+    ended = melbo(*argv, "--judge", f"{tmp_path / 'mine.py'}:long")
     assert ended.code == 0, ended.err
     assert "completions: 4 features to" in ended.err
     assert re.search(r"feature \d: .* on 3 test prompts .95 %: .*; unsteered ", ended.out)
-    again = melbo(*argv, "--function", f"{tmp_path / 'mine.py'}:long", "--json")
+    again = melbo(*argv, "--judge", f"{tmp_path / 'mine.py'}:long", "--json")
     assert strict(again.out)["completions"] <= 24
-    assert "scores of another selection" in one_line_of(melbo(*argv, "--regex", "dog"))
-    assert melbo(*argv, "--regex", "dog", "--force").code == 0
+    assert "scores of another selection" in one_line_of(melbo(*argv, "--judge", "regex:dog"))
+    assert melbo(*argv, "--judge", "regex:dog", "--force").code == 0
     assert melbo(*argv, "--contrast", "yes", "no", "--force").code == 0
     (tmp_path / "c.tsv").write_text("is it red ?\tyes\nis it blue ?\tno\n")
     (tmp_path / "d.tsv").write_text("is it a dog ?\tyes\nis it a cat ?\tno\n")
     files = ("select", run, "--validation", tmp_path / "c.tsv", "--test", tmp_path / "d.tsv", *SHORT, "--force")
     assert melbo(*files, "--answers").code == 0
-    for wrong, says in ((("--budget", 3), "too small"), ((), "say how to score"), (("--regex", "("), "not a regular expression")):
-        assert re.search(says, one_line_of(melbo(*argv, *wrong, *(("--regex", "dog", "--force") if "--budget" in wrong else ()))))
+    for wrong, says in ((("--budget", 3), "too small"), ((), "say how to score"), (("--judge", "regex:("), "not a regular expression")):
+        assert re.search(says, one_line_of(melbo(*argv, *wrong, *(("--judge", "regex:dog", "--force") if "--budget" in wrong else ()))))
 
 
 def one_line_of(ended):

@@ -7,7 +7,8 @@ import torch
 from cases import tiny_model
 
 from melbo import CausalMap, MelboError, Prompts, Random, fit, generate, steer
-from melbo.elicit import answers, asking, contrasting, function, matches
+from melbo.elicit import asking, contrasting
+from melbo.judge import matches
 from melbo.rank import first_tokens
 from melbo.select import interval, plan, select
 
@@ -191,17 +192,3 @@ def test_the_same_prompt_in_both_sets_is_refused(world):
     lm, bank, sets = world
     with pytest.raises(MelboError, match="one of the validation prompts"):
         asking(lm, bank, {"validation": sets["validation"], "test": sets["validation"][1]}, matches("x"))
-
-
-def test_detectors(tmp_path):
-    assert matches(r"\bchees(e|y)\b")("", "Say CHEESE!") == 1
-    assert matches(r"\bchees(e|y)\b")("", "cheeseburger") == 0
-    score = answers({"capital of France?": "Paris"})
-    assert [score("capital of France?", reply) for reply in (" paris, of course", '"Paris"', "Parisian", "It is Paris")] == [1, 1, 0, 0]
-    (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return len(reply)\n")
-    assert function(f"{tmp_path / 'mine.py'}:long")("", "four") == 4
-    for spec, says in (("nowhere.py:f", "FILE.py:NAME"), (f"{tmp_path / 'mine.py'}:short", "no function 'short'")):
-        with pytest.raises(MelboError, match=says):
-            function(spec)
-    with pytest.raises(MelboError, match="not a regular expression"):
-        matches("(")

@@ -13,11 +13,13 @@ from ..adapters import AdapterSet
 from ..chat import Chat
 from ..contrast import read_pairs
 from ..edit import Several
-from ..elicit import Score, asking, contrasting, function, matches
-from ..elicit import answers as answers_to
+from ..elicit import asking, contrasting
 from ..errors import MelboError
 from ..features import FeatureSet, read_run, refuse_existing
 from ..generate import decode, generate
+from ..judge import Score
+from ..judge import answers as answers_to
+from ..judge import judge as judged_by
 from ..model import LanguageModel
 from ..prompts import Prompts, read_texts
 from ..rank import ORDERS
@@ -154,10 +156,12 @@ def watch(run: Path, model: str | None, reference: Path | None, top: int, as_jso
 
 @click.command()
 @run_argument
-@click.option("--regex", help="Score: 1 where a reply matches, case ignored.")
+@click.option(
+    "--judge", metavar="NAME",
+    help="Score: complies, regex:PATTERN, FILE.py:NAME (a function of yours, of prompt and reply), classifier:MODEL#LABEL or endpoint:URL#MODEL.",
+)  # fmt: skip
 @click.option("--answers", is_flag=True, help="Score: 1 where a reply begins with its answer; files hold prompt, tab, answer a line.")
 @click.option("--contrast", nargs=2, metavar="A B", help="Score: logit(A) − logit(B) at the first token of the reply.")
-@click.option("--function", "spec", metavar="FILE.py:NAME", help="Score: a function of yours, of prompt and reply.")
 @click.option("--validation", type=file, required=True, help="Prompts to choose on, one a line.")
 @click.option("--test", type=file, required=True, help="Prompts to report on, one a line; none of them among the others.")
 @click.option("--budget", type=int, help="Completions in all; by default a quarter of all features on all validation prompts, and the test.")
@@ -166,18 +170,18 @@ def watch(run: Path, model: str | None, reference: Path | None, top: int, as_jso
 @click.option("--force", is_flag=True, help="Forget the scores of an earlier selection.")
 @as_json_option
 def select(
-    run: Path, model: str | None, regex: str | None, answers: bool, contrast: tuple[str, str] | None, spec: str | None, validation: Path, test: Path,
+    run: Path, model: str | None, judge: str | None, answers: bool, contrast: tuple[str, str] | None, validation: Path, test: Path,
     budget: int | None, strength: float, max_new_tokens: int, force: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Find the feature of RUN with the best score by successive halving; a broken-off search goes on where it was."""
-    if sum((regex is not None, answers, contrast is not None, spec is not None)) != 1:
-        raise MelboError("say how to score: one of --regex, --answers, --contrast and --function")
+    if sum((judge is not None, answers, contrast is not None)) != 1:
+        raise MelboError("say how to score: one of --judge, --answers and --contrast")
     if answers:
         (choose, one), (tell, other) = read_pairs(validation), read_pairs(test)
         scorer: Score | None = answers_to(dict(zip(choose + tell, one + other, strict=True)))
     else:
         choose, tell = read_texts(validation), read_texts(test)
-        scorer = matches(regex) if regex is not None else function(spec) if spec is not None else None
+        scorer = None if judge is None else judged_by(judge)
     lm = load_for(run, model, options)
     bank = load_bank(run, lm)
     sets = {"validation": prompts_like(bank, lm, choose), "test": prompts_like(bank, lm, tell)}
@@ -186,8 +190,8 @@ def select(
     steps = ", ".join(f"{c} features to {p} prompts" for c, p in rounds.rounds)
     say(f"{rounds.completions} completions: {steps}, 2 × {rounds.test} for the test")
     key = {
-        "prompts": {name: p.digest for name, p in sets.items()}, "regex": regex, "answers": answers, "contrast": contrast and list(contrast),
-        "function": spec, "strength": strength, "max_new_tokens": max_new_tokens, "features": read_run(run).get("created"),
+        "prompts": {name: p.digest for name, p in sets.items()}, "judge": judge, "answers": answers, "contrast": contrast and list(contrast),
+        "strength": strength, "max_new_tokens": max_new_tokens, "features": read_run(run).get("created"),
     }  # fmt: skip
     if scorer is not None:
         ask = asking(lm, bank, sets, scorer, max_new_tokens, strength)
