@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import tiny_model
 
-import melbo.experiments.contest as contest
+import melbo.experiments.pool as pool
 from melbo import CausalMap, Exponential, MelboError, ablate, fit, steer
 from melbo.experiments import EXPERIMENTS, Depth, Multiplicity, SampleComplexity, run
 from melbo.rows import Rows
@@ -17,9 +17,12 @@ TEXTS = [f"{a} {b}" for a in ("red dog", "blue cat", "sun is", "how do") for b i
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """The experiment on a tiny model."""
-    monkeypatch.setattr(contest, "load", lambda name, dtype: tiny_model("llama", torch.float32))
+    monkeypatch.setattr(pool, "load", lambda name, dtype: tiny_model("llama", torch.float32))
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
-    return SampleComplexity("tiny", str(tmp_path / "prompts.txt"), ("yes", "no"), ("exponential", "linear", "random"), (1, 2), 2, 4, 1, 3, 3, 4)
+    return SampleComplexity(
+        model="tiny", prompts=str(tmp_path / "prompts.txt"), contrast=("yes", "no"), ways=("exponential", "linear", "random"), numbers=(1, 2),
+        shuffles=2, num_factors=4, source=1, target=3, validation=3, test=4,
+    )  # fmt: skip
 
 
 def test_every_case_has_one_row_and_a_killed_run_goes_on(small, tmp_path):

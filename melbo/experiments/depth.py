@@ -9,54 +9,37 @@ from ..causal_map import CausalMap
 from ..errors import MelboError
 from ..rows import Row
 from ..ways import Ground
-from .base import Experiment
-from .contest import Contest, cell, digest
+from .contest import Contest, Contested
 from .plot import lines
+from .pool import cell
 
 
-@dataclass(frozen=True)
-class Depth(Experiment):
+@dataclass(frozen=True, kw_only=True)
+class Depth(Contested):
     """Source layers × ways × shuffles; R is calibrated anew for every source.
 
     Attributes:
-        model: As `melbo.load` takes it.
-        prompts: A file with one prompt a line.
-        contrast: Two strings A and B.
         ways: Some of `melbo.ways.WAYS`.
         sources: Layers that are perturbed.
         horizon: Layers from there to the one that is read.
         number: How many prompts are learnt from.
-        shuffles: How often prompts are dealt anew.
-        num_factors: m.
-        validation: Number of validation prompts.
-        test: Number of test prompts.
-        dtype: As `melbo.load` takes it.
     """
 
     question: ClassVar[str] = "Where should one push?"
     varied: ClassVar[tuple[str, ...]] = ("sources", "ways", "shuffles")
-    model: str
-    prompts: str
-    contrast: tuple[str, str]
     ways: tuple[str, ...]
     sources: tuple[int, ...]
     horizon: int
     number: int
-    shuffles: int
-    num_factors: int
-    validation: int
-    test: int
-    dtype: str = "auto"
 
     @property
     def cases(self) -> list[Row]:
         """Shuffle after shuffle."""
-        fixed = {"settings": self.settings, "pool": digest(self.prompts)}
-        return [{**fixed, "shuffle": s, "source": layer, "way": way} for s in range(self.shuffles) for layer in self.sources for way in self.ways]
+        return [self.case(s, source=layer, way=way) for s in range(self.shuffles) for layer in self.sources for way in self.ways]
 
     def prepare(self) -> tuple[Contest, dict[int, float]]:
         """The contest, and R of every source."""
-        contest = Contest.of(self.model, self.dtype, self.prompts, self.contrast, self.number, self.validation, self.test)
+        contest = self.contest(self.number)
         if max(self.sources) + self.horizon > contest.lm.depth:
             raise MelboError(f"source {max(self.sources)} and horizon {self.horizon} reach past layer {contest.lm.depth}: lower one of them")
         return contest, {layer: contest.scale(layer, layer + self.horizon) for layer in self.sources}

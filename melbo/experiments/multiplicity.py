@@ -14,58 +14,41 @@ from ..features import FeatureSet
 from ..geometry import spread
 from ..rows import Row
 from ..ways import Ground
-from .base import Experiment
-from .contest import Contest, cell, digest
+from .contest import Contest, Contested
+from .pool import cell
 
 _SINGLES = 8  # that are ablated one by one
 _WHAT = ("add v", "ablate v", "ablate u")
 _WHO = ("mean single", "best single", "mean vector", "SVD vector")
 
 
-@dataclass(frozen=True)
-class Multiplicity(Experiment):
+@dataclass(frozen=True, kw_only=True)
+class Multiplicity(Contested):
     """Features whose contrast on validation prompts reaches a threshold, on test prompts (METHOD §11, multiplicity).
 
     Attributes:
-        model: As `melbo.load` takes it.
-        prompts: A file with one prompt a line.
-        contrast: Two strings A and B.
         threshold: From which contrast on a feature counts.
         way: One of `melbo.ways.WAYS`.
         number: How many prompts are learnt from.
-        shuffles: How often prompts are dealt anew.
-        num_factors: m.
         source: Layer that is perturbed.
         target: Layer that is read.
-        validation: Number of validation prompts.
-        test: Number of test prompts.
-        dtype: As `melbo.load` takes it.
     """
 
     question: ClassVar[str] = "How many features do the same, and are they one?"
-    varied: ClassVar[tuple[str, ...]] = ("shuffles",)
-    model: str
-    prompts: str
-    contrast: tuple[str, str]
     threshold: float
     way: str
     number: int
-    shuffles: int
-    num_factors: int
     source: int
     target: int
-    validation: int
-    test: int
-    dtype: str = "auto"
 
     @property
     def cases(self) -> list[Row]:
         """One a shuffle."""
-        return [{"settings": self.settings, "pool": digest(self.prompts), "shuffle": s} for s in range(self.shuffles)]
+        return [self.case(s) for s in range(self.shuffles)]
 
     def prepare(self) -> tuple[Contest, float]:
         """The contest, and R."""
-        contest = Contest.of(self.model, self.dtype, self.prompts, self.contrast, self.number, self.validation, self.test)
+        contest = self.contest(self.number)
         return contest, contest.scale(self.source, self.target)
 
     def measure(self, ready: tuple[Contest, float], case: Row) -> Row:

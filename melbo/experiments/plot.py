@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from ..ways import WAYS
-from .contest import over
+from .pool import over
 
 
 def lines(

@@ -8,61 +8,40 @@ from typing import ClassVar
 from ..causal_map import CausalMap
 from ..rows import Row
 from ..ways import Ground
-from .base import Experiment
-from .contest import Contest, cell, digest
+from .contest import Contest, Contested
 from .plot import lines
+from .pool import cell
 
 
-@dataclass(frozen=True)
-class SampleComplexity(Experiment):
+@dataclass(frozen=True, kw_only=True)
+class SampleComplexity(Contested):
     """Methods × numbers of prompts × shuffles (METHOD §11, figure 1 of the published method).
 
     Every shuffle deals prompts to learn from, to validate and to test: the vector with the highest contrast on validation prompts is reported on test
     prompts. Ways that give no sign are tried with both. R is calibrated once, so that all are pushed alike.
 
     Attributes:
-        model: As `melbo.load` takes it.
-        prompts: A file with one prompt a line.
-        contrast: Two strings A and B: the contrast is logit(A) − logit(B) of the first token of the reply.
         ways: Some of `melbo.ways.WAYS`.
         numbers: How many prompts are learnt from.
-        shuffles: How often prompts are dealt anew.
-        num_factors: m.
         source: Layer that is perturbed.
         target: Layer that is read.
-        validation: Number of validation prompts.
-        test: Number of test prompts.
-        dtype: As `melbo.load` takes it.
     """
 
     question: ClassVar[str] = "How many prompts does it take?"
     varied: ClassVar[tuple[str, ...]] = ("numbers", "ways", "shuffles")
-    model: str
-    prompts: str
-    contrast: tuple[str, str]
     ways: tuple[str, ...]
     numbers: tuple[int, ...]
-    shuffles: int
-    num_factors: int
     source: int
     target: int
-    validation: int
-    test: int
-    dtype: str = "auto"
 
     @property
     def cases(self) -> list[Row]:
         """Shuffle after shuffle."""
-        return [
-            {"settings": self.settings, "pool": digest(self.prompts), "shuffle": s, "number": n, "way": way}
-            for s in range(self.shuffles)
-            for n in self.numbers
-            for way in self.ways
-        ]
+        return [self.case(s, number=n, way=way) for s in range(self.shuffles) for n in self.numbers for way in self.ways]
 
     def prepare(self) -> tuple[Contest, float]:
         """The contest, and R."""
-        contest = Contest.of(self.model, self.dtype, self.prompts, self.contrast, max(self.numbers), self.validation, self.test)
+        contest = self.contest(max(self.numbers))
         return contest, contest.scale(self.source, self.target)
 
     def measure(self, ready: tuple[Contest, float], case: Row) -> Row:

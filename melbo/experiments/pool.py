@@ -1,0 +1,119 @@
+"""What experiments on one pool of prompts have in common: a model, prompts dealt into three parts that share none, and the settings of all that."""
+
+import random
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, ClassVar
+
+from ..causal_map import CausalMap
+from ..errors import MelboError
+from ..load import load
+from ..model import LanguageModel
+from ..prompts import Prompts
+from ..rows import Row
+from ..ways import Ground
+from .base import Experiment
+
+_CALIBRATION = 4  # prompts of the pool that the scale is found on
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Prompts to learn from, to validate and to test; none in two of them."""
+
+    learn: Prompts
+    validation: Prompts
+    test: Prompts
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A model and prompts for it.
+
+    Attributes:
+        lm: The model.
+        texts: The prompts.
+        validation: How many of them validate.
+        test: How many of them test.
+    """
+
+    lm: LanguageModel
+    texts: tuple[str, ...]
+    validation: int
+    test: int
+
+    def deal(self, shuffle: int, number: int) -> Deal:
+        """Of one shuffle; more prompts to learn from are those of fewer, and others."""
+        dealt = list(self.texts[_CALIBRATION:])
+        random.Random(shuffle).shuffle(dealt)
+        test, rest = dealt[: self.test], dealt[self.test :]
+        learn, validation = rest[self.validation :][:number], rest[: self.validation]
+        return Deal(*(Prompts.chat(self.lm, texts) for texts in (learn, validation, test)))
+
+    def scale(self, source: int, target: int) -> float:
+        """R for these layers, on prompts that are never dealt: one for all ways and numbers of prompts."""
+        return Ground(CausalMap(self.lm, Prompts.chat(self.lm, self.texts[:_CALIBRATION]), source, target), progress=False).scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled(Experiment, ABC):
+    """An experiment on a pool of prompts, dealt anew a few times.
+
+    Attributes:
+        model: As `melbo.load` takes it.
+        prompts: A file with one prompt a line.
+        shuffles: How often prompts are dealt anew.
+        num_factors: m.
+        validation: Number of validation prompts.
+        test: Number of test prompts.
+        dtype: As `melbo.load` takes it.
+    """
+
+    varied: ClassVar[tuple[str, ...]] = ("shuffles",)
+    model: str
+    prompts: str
+    shuffles: int
+    num_factors: int
+    validation: int
+    test: int
+    dtype: str = "auto"
+
+    def case(self, shuffle: int, **more: Any) -> Row:
+        """A case: the settings, the pool, and what is varied."""
+        return {"settings": self.settings, "pool": _digest(self.prompts), "shuffle": shuffle, **more}
+
+    def pool(self, texts: Sequence[str], learn: int) -> Pool:
+        """The model and the pool.
+
+        Raises:
+            MelboError: Too few prompts.
+        """
+        texts, need = tuple(dict.fromkeys(texts)), _CALIBRATION + learn + self.validation + self.test
+        if len(texts) < need:
+            raise MelboError(
+                f"{self.prompts} holds {len(texts)} prompts, expected {need}: add some, or lower what is learnt from, validation or test"
+            )
+        return Pool(load(self.model, self.dtype), texts, self.validation, self.test)
+
+
+def _digest(path: str) -> str:
+    """Of a file of prompts, so that rows of another are told apart; of one that is not there, its name.
+
+    The experiment says that it is not there when it runs.
+    """
+    return sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else path
+
+
+def over(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard error; None where there is too little for them."""
+    return (mean(values) if values else None), (stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
+
+
+def cell(values: Sequence[float]) -> str:
+    """The two, in a table."""
+    middle, error = over(values)
+    return "–" if middle is None else f"{middle:.2f}" + (f" ± {error:.2f}" if error is not None else "")
