@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .calibrate import calibrate
 from .causal_map import CausalMap
 from .edit import Add
-from .generate import decode, greedy
+from .generate import continued, decode
 from .linalg import random_rows, unit
 from .methods import Exponential
 from .progress import track
@@ -286,7 +286,7 @@ def _generation(cmap: CausalMap, m: int, repeats: int, reference: bool, progress
     times = in_turn(
         {
             "ours": lambda: decode(endless, [prompt] * len(V), place, _NEW_TOKENS, progress=False),
-            "unsteered": lambda: greedy(endless, ids, mask, _NEW_TOKENS),
+            "unsteered": lambda: continued(endless, ids, mask, _NEW_TOKENS),
             "one at a time": lambda: [decode(endless, [prompt], Add(cmap.source, v), _NEW_TOKENS, progress=False) for v in V[:_FEW]],
         },
         repeats,

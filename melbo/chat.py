@@ -7,7 +7,7 @@ from transformers import TextStreamer
 
 from .bank import Bank, check_strength
 from .errors import MelboError
-from .generate import greedy
+from .generate import continued
 from .model import LanguageModel
 from .prompts import render_chat
 from .steer import steer
@@ -86,7 +86,7 @@ class Chat:
         streamer = TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
         steering = nullcontext() if self.feature is None else steer(self.lm, self.bank[self.feature], strength=self.strength)
         with steering:
-            out = greedy(self.lm, ids, inputs["attention_mask"], self.max_new_tokens, streamer=streamer)
+            out = continued(self.lm, ids, inputs["attention_mask"], self.max_new_tokens, streamer=streamer)
         answer = self.lm.tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
         self.turns += [said, {"role": "assistant", "content": answer}]
         return answer

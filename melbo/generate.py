@@ -122,11 +122,22 @@ def decode(
     batch_size: int = 128,
     first_logits: Callable[[int, Tensor], None] | None = None,
     progress: bool = True,
+    temperature: float = 0.0,
 ) -> list[list[int]]:
-    """Greedy replies to prompts of token ids, the i-th steered as row i of ``place``; token ids, up to and with the end-of-reply token.
+    """Replies to prompts of token ids, the i-th steered as row i of ``place``; token ids, up to and with the end-of-reply token.
 
     The rows of a prompt run together and read it once, as far as they do not differ; other rows by length. Rows that have ended make room.
     When memory runs out the batch is halved and tried again.
+
+    Args:
+        lm: The model.
+        prompts: What it replies to, as token ids.
+        place: The edit.
+        max_new_tokens: Length of a reply at most.
+        batch_size: Rows decoded together.
+        first_logits: Called with each row's number and its logits ``[vocabulary]`` for the first token of the reply.
+        progress: Draw a bar.
+        temperature: 0 for greedy replies; else replies are drawn (by torch's own generator) from softmax(logits / temperature).
 
     Raises:
         MelboError: Memory runs out on a single row.
@@ -136,7 +147,7 @@ def decode(
     replies: list[list[int]] = [[] for _ in prompts]
 
     def run(batch: list[int]) -> None:
-        found = _decode_batch(lm, [prompts[i] for i in batch], place.rows(torch.tensor(batch)), max_new_tokens)
+        found = _decode_batch(lm, [prompts[i] for i in batch], place.rows(torch.tensor(batch)), max_new_tokens, temperature)
         for i, reply, logits in zip(batch, *found, strict=True):
             replies[i] = reply
             if first_logits is not None:
@@ -184,7 +195,9 @@ def batches_that_fit(groups: Sequence[Sequence[int]], size: int, run: Callable[[
             yield len(batch)
 
 
-def _decode_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], place: Edit, max_new_tokens: int) -> tuple[list[list[int]], Tensor]:
+def _decode_batch(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], place: Edit, max_new_tokens: int, temperature: float
+) -> tuple[list[list[int]], Tensor]:
     """Replies, and logits of their first tokens.
 
     A prompt that all rows have in common is read once. Decoding goes in legs, after each of which the rows that have ended are taken out.
@@ -198,7 +211,8 @@ def _decode_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], place: Ed
     first: Any = None  # logits of the first token
     if len(prompts) >= _WORTH_SHARING and all(prompt == prompts[0] for prompt in prompts) and can_read_once(lm, place):
         cache, first = read_once(lm, ids[:1], place, len(prompts))
-        ids, mask = torch.cat([ids, first.argmax(-1, keepdim=True)], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        drawn = first.argmax(-1, keepdim=True) if temperature == 0 else (first / temperature).softmax(-1).multinomial(1)
+        ids, mask = torch.cat([ids, drawn], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     while True:
         for i, new in zip(rows.tolist(), ids[:, width:].tolist(), strict=True):
             replies[i] = _until_end(new, lm.eos)
@@ -212,15 +226,15 @@ def _decode_batch(lm: LanguageModel, prompts: Sequence[Sequence[int]], place: Ed
         processor = _FirstLogits()
         with edit(lm, place.rows(rows.cpu())):
             watch = LogitsProcessorList([processor] if first is None else [])
-            out = greedy(lm, ids, mask, min(leg, left), past_key_values=give_room(cache), logits_processor=watch)
+            out = continued(lm, ids, mask, min(leg, left), temperature, past_key_values=give_room(cache), logits_processor=watch)
         first = processor.logits if first is None else first
         cache = out.past_key_values
         mask = torch.cat([mask, mask.new_ones(len(mask), out.sequences.shape[1] - ids.shape[1])], 1)
         ids = out.sequences
 
 
-def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **more: Any) -> Any:
-    """Greedy continuation of ids ``[n, T]`` by the model's own ``generate``, which ``more`` is handed on to.
+def continued(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, temperature: float = 0.0, **more: Any) -> Any:
+    """Continuation of ids ``[n, T]``, greedy or drawn, by the model's own ``generate``, which ``more`` is handed on to.
 
     Its output: ``sequences`` ``[n, T + at most max_new_tokens]`` and the cache, ``past_key_values``.
 
@@ -231,9 +245,8 @@ def greedy(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int, **
         MelboError: No tokens asked for, or more than the model can read.
     """
     _check_length(lm, ids.shape[1], max_new_tokens)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=lm.pad, eos_token_id=lm.eos or None, return_dict_in_generate=True
-    )
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    config = GenerationConfig(max_new_tokens=max_new_tokens, pad_token_id=lm.pad, eos_token_id=lm.eos or None, return_dict_in_generate=True, **drawn)
     own = getattr(lm.model, "generation_config", None)
     lm.model.generation_config = GenerationConfig()
     try:

@@ -7,6 +7,7 @@ from cases import tiny_model
 from toys import directions
 
 from melbo import FeatureSet, MelboError, Prompts, generate, steer
+from melbo.edit import Several
 
 generation = sys.modules["melbo.generate"]  # the name in the package is the function's
 
@@ -137,14 +138,39 @@ def test_finished_rows_make_room(lm, nine, some, monkeypatch):
     monkeypatch.setattr(type(lm), "eos", property(lambda self: [ended]))
     monkeypatch.setattr(generation, "_LEG", 4)
     sizes = []
-    greedy = generation.greedy
-    monkeypatch.setattr(generation, "greedy", lambda lm, ids, *a, **k: sizes.append(len(ids)) or greedy(lm, ids, *a, **k))
+    continued = generation.continued
+    monkeypatch.setattr(generation, "continued", lambda lm, ids, *a, **k: sizes.append(len(ids)) or continued(lm, ids, *a, **k))
     short = generate(lm, some[0], nine, max_new_tokens=12, progress=False)
     for long, cut in zip(plain, short, strict=True):
         end = long.tokens.index(ended) + 1 if ended in long.tokens else 12
         assert cut.tokens == long.tokens[:end]
     assert sizes[0] >= sizes[-1]
     assert sizes[-1] < 10
+
+
+@pytest.mark.parametrize("together", [True, False])  # rows of a prompt read it once, or each by itself
+def test_drawn_replies_are_as_likely_as_the_model_says(lm, some, together, monkeypatch):
+    if not together:
+        monkeypatch.setattr(generation, "_WORTH_SHARING", 10_000)
+    rows, prompt = 4000, some.tokens[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = generation.decode(lm, [prompt] * rows, Several(()), 2, batch_size=rows, progress=False, temperature=0.5)
+    logits = lm.model(torch.tensor([prompt])).logits[0, -1]
+    wanted = (logits / 0.5).softmax(-1)
+    seen = torch.bincount(torch.tensor([reply[0] for reply in found]), minlength=len(wanted)) / rows
+    assert (seen - wanted).abs().max() < 5 * (wanted.max() / rows) ** 0.5
+    first = max(range(len(wanted)), key=lambda i: wanted[i])
+    after = (lm.model(torch.tensor([[*prompt, first]])).logits[0, -1] / 0.5).softmax(-1)
+    second = torch.tensor([reply[1] for reply in found if len(reply) == 2 and reply[0] == first])
+    seen = torch.bincount(second, minlength=len(after)) / len(second)
+    assert (seen - after).abs().max() < 5 * (after.max() / len(second)) ** 0.5
+
+
+def test_next_to_no_temperature_is_greedy(lm, some):
+    asked = [prompt for prompt in some.tokens for _ in range(5)]
+    plain, drawn = (generation.decode(lm, asked, Several(()), 6, progress=False, temperature=t) for t in (0.0, 1e-6))
+    assert plain == drawn
 
 
 def test_rows_of_a_prompt_get_batches_of_their_own_and_the_rest_go_by_length():
