@@ -31,12 +31,12 @@ NLL_WEIGHT = 0.15
 def novelty(completions: Completions) -> list[float]:
     """1 − tf-idf cosine between each completion and the unsteered one to the same prompt; the vocabulary weights are this table's own."""
     rows = list(completions)
-    return _novelty(rows, _words(rows))
+    return _novelty(rows, _words([c.text for c in rows]))
 
 
-def _words(rows: Sequence[Completion]) -> Any:
-    """tf-idf of each completion, a sparse matrix of unit rows."""
-    return TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([c.text for c in rows] + ["word"])[:-1]  # never an empty vocabulary
+def _words(texts: Sequence[str]) -> Any:
+    """tf-idf of each text, a sparse matrix of unit rows."""
+    return TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([*texts, "word"])[:-1]  # never an empty vocabulary
 
 
 def _novelty(rows: Sequence[Completion], words: Any) -> list[float]:
@@ -81,6 +81,12 @@ def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], 
             for done in batches_that_fit([to_prompt], batch_size, run):
                 bar.update(done)
     return found
+
+
+def coherent(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion]) -> list[bool]:
+    """Of each completion, whether it is not broken: the unsteered model finds it likely enough, and it does not repeat itself."""
+    costs = nll(lm, prompts, completions, progress=False)
+    return [cost <= BROKEN_NLL and repetition(c.tokens) <= BROKEN_REPETITION for cost, c in zip(costs, completions, strict=True)]
 
 
 def _shareable_prefix(lm: LanguageModel, head: Tensor) -> Any:
@@ -162,7 +168,7 @@ class Judged:
 
     def __init__(self, lm: LanguageModel, prompts: Prompts, table: Completions, first: FirstToken, progress: bool = True) -> None:
         rows = list(table)
-        self.first, self._words = first, _words(rows)
+        self.first, self._words = first, _words([c.text for c in rows])
         self._novelty, self._nll = _novelty(rows, self._words), nll(lm, prompts, rows, progress=progress)
         self._repetition = [repetition(c.tokens) for c in rows]
         self._at = {(c.kind, c.feature, c.prompt): i for i, c in enumerate(rows)}
@@ -189,13 +195,19 @@ class Judged:
         """
         if not features:
             return 0.0
-        alike = []
-        for p in prompts:
-            words = self._words[[self._at["feature", i, p] for i in features]]
-            cosines = (words @ words.T).toarray()
-            empty = cosines.diagonal() == 0  # replies without a word are all alike
-            alike.append(float((cosines + np.outer(empty, empty)).mean()))
-        return 1 / mean(alike)
+        return 1 / mean([_alike(self._words[[self._at["feature", i, p] for i in features]]) for p in prompts])
+
+
+def distinct(texts: Sequence[str]) -> float:
+    """How many different replies there are, as `Judged.distinct`; the weights of words are those of these texts."""
+    return 1 / _alike(_words(texts)) if texts else 0.0
+
+
+def _alike(words: Any) -> float:
+    """Mean cosine over all pairs of rows, a row with itself included."""
+    cosines = (words @ words.T).toarray()
+    empty = cosines.diagonal() == 0  # replies without a word are all alike
+    return float((cosines + np.outer(empty, empty)).mean())
 
 
 def mean(values: Sequence[float]) -> float:

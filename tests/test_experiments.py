@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,13 @@ import torch
 from cases import tiny_model
 
 import melbo.experiments.pool as pool
-from melbo import CausalMap, Exponential, MelboError, ablate, fit, steer
-from melbo.experiments import EXPERIMENTS, Depth, Multiplicity, SampleComplexity, run
+from melbo import CausalMap, Exponential, MelboError, Prompts, ablate, fit, generate, steer
+from melbo.edit import Several
+from melbo.experiments import EXPERIMENTS, Depth, Diversity, Elicitation, Multiplicity, PassAtK, SampleComplexity, TrainingCurves, run
+from melbo.generate import Completion, decode
 from melbo.rows import Rows
+from melbo.score import coherent
+from melbo.ways import Ground
 
 TEXTS = [f"{a} {b}" for a in ("red dog", "blue cat", "sun is", "how do") for b in ("you", "she", "he", "we", "one")]
 
@@ -142,3 +147,92 @@ def test_depth_pushes_at_every_source_with_its_own_scale(small, tmp_path):
     assert len({row["scale"] for row in rows}) == 2
     with pytest.raises(MelboError, match="past layer 4"):
         replace(experiment, horizon=3).prepare()
+
+
+@pytest.fixture
+def alike(small):
+    """Settings that all experiments share."""
+    return {"model": "tiny", "prompts": small.prompts, "shuffles": 2, "test": 4, "source": 1, "target": 3, "number": 1}
+
+
+def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_path):
+    about = {"judge": "regex:cat", "trigger": "red ", "ways": ("exponential", "random"), "num_factors": 4, "validation": 3, "max_new_tokens": 5}
+    experiment = Elicitation(**alike, **about)
+    rows = list(run(experiment, tmp_path / "out", progress=False))
+    assert [(row["shuffle"], row["way"]) for row in rows] == [(0, "exponential"), (0, "random"), (1, "exponential"), (1, "random")]
+    found, _, scale = experiment.prepare()
+    dealt, lm = found.deal(1, 1), found.lm
+    bank = fit(CausalMap(lm, dealt.learn, 1, 3), Exponential(4, scale), seed=1, progress=False).features
+
+    def judged(prompts, texts, feature=None):
+        """Replies that say cat and are not broken, one by one."""
+        shares = []
+        for tokens, text in zip(prompts.tokens, texts, strict=True):
+            with steer(lm, bank[feature]) if feature is not None else nullcontext():
+                [reply] = decode(lm, [tokens], Several(()), 5, progress=False)
+            said = Completion("feature", 0, 0, text, lm.tokenizer.decode(reply), tuple(reply))
+            shares.append(("cat" in said.text) * ((feature is None and prompts is triggered) or coherent(lm, Prompts.chat(lm, [text]), [said])[0]))
+        return sum(shares) / len(shares)
+
+    triggered = Prompts.chat(lm, ["red " + text for text in dealt.texts["test"]])
+    each = [judged(dealt.validation, dealt.texts["validation"], i) for i in range(4)]
+    assert rows[2]["validation"] == pytest.approx(each)
+    best = max(range(4), key=each.__getitem__)
+    assert rows[2]["test"] == pytest.approx(judged(dealt.test, dealt.texts["test"], best))
+    assert rows[2]["unsteered"] == pytest.approx(judged(dealt.test, dealt.texts["test"]))
+    assert rows[2]["triggered"] == pytest.approx(judged(triggered, dealt.texts["test"]))
+    assert "| exponential |" in experiment.table(rows)
+
+
+def test_answers_stand_after_a_tab(alike, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("".join(f"{text}\tcat\n" for text in TEXTS))
+    about = {"judge": "answers", "trigger": "", "ways": ("random",), "num_factors": 2, "validation": 2, "max_new_tokens": 2}
+    experiment = Elicitation(**alike | {"prompts": str(tmp_path / "pairs.tsv"), "shuffles": 1}, **about)
+    [row] = run(experiment, tmp_path / "out", progress=False)
+    assert row["triggered"] is None
+    assert "triggered" not in experiment.table([row])
+
+
+def test_pass_at_k_counts_what_each_reply_solves(alike, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("".join(f"{text}\t{answer}\n" for text, answer in zip(TEXTS, ["cat", "dog", "you", "red"] * 5, strict=True)))
+    about = {"ways": ("random",), "strengths": (0.5, 2.0), "temperatures": (1.0, 8.0), "num_factors": 6, "validation": 3, "max_new_tokens": 2}
+    experiment = PassAtK(**alike | {"prompts": str(tmp_path / "pairs.tsv")}, **about)
+    rows = list(run(experiment, tmp_path / "out", progress=False))
+    assert [row["way"] for row in rows] == ["random", "temperature"] * 2
+    for row in rows:
+        assert len(row["solved"]) == 4
+        assert all(0 <= c <= 6 for c in row["solved"])
+        assert row["at"] == max(row["validation"], key=lambda of: of[1:])[0]
+    found, score, scale = experiment.prepare()
+    dealt = found.deal(0, 1)
+    bank, _ = Ground(CausalMap(found.lm, dealt.learn, 1, 3), scale).candidates("random", 6, 0)
+    table = generate(found.lm, dealt.test, bank, max_new_tokens=2, strength=rows[0]["at"], progress=False)
+    solved = [sum(score(c.prompt_text, c.text) for c in table if c.prompt == p and c.kind == "feature") for p in range(4)]
+    assert rows[0]["solved"] == solved
+    assert sum(sum(row["solved"]) for row in rows) > 0
+    assert "| 6 |" in experiment.table(rows)
+
+
+def test_diversity_of_one_reply_is_one_and_grows_with_the_temperature(alike, tmp_path):
+    about = {"ways": ("random",), "strengths": (0.0, 1.0), "temperatures": (1e-6, 30.0), "num_factors": 6, "max_new_tokens": 6}
+    experiment = Diversity(**alike, **about)
+    rows = list(run(experiment, tmp_path / "out", progress=False))
+    for row in rows:
+        first, last = row["curve"]
+        assert first["distinct"] == pytest.approx(first["coherent"], abs=1e-6)  # all six say the same, where they say anything coherent
+        assert 0 <= last["coherent"] <= 1
+        assert last["distinct"] > 1 or last["coherent"] < 0.2
+    assert "| temperature | 30 |" in experiment.table(rows)
+
+
+def test_training_curves_are_those_of_a_fit(alike, tmp_path):
+    experiment = TrainingCurves(**alike | {"shuffles": 1}, factors=(2, 4), sweeps=3)
+    rows = list(run(experiment, tmp_path / "out", progress=False))
+    found, scale = experiment.prepare()
+    dealt = found.deal(0, 1)
+    alone = fit(CausalMap(found.lm, dealt.learn, 1, 3), Exponential(4, scale, max_steps=3, tol=0.0), progress=False)
+    assert rows[1]["explained"] == pytest.approx([record["explained"] for record in alone.history])
+    assert len(rows[0]["explained"]) == 3
+    others = CausalMap(found.lm, dealt.test, 1, 3).value(scale * alone.features.V).norm(dim=-1).mean().item()
+    assert rows[1]["effects_others"][0] == pytest.approx(others, rel=1e-4)
+    assert "| 4 |" in experiment.table(rows)

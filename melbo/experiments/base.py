@@ -14,7 +14,7 @@ from ..progress import track
 from ..rows import Row, Rows
 from ..ways import WAYS
 
-_COUNTS = ("shuffles", "number", "num_factors", "validation", "test", "horizon")
+_COUNTS = ("shuffles", "number", "num_factors", "validation", "test", "horizon", "max_new_tokens", "sweeps")
 
 
 class Experiment(ABC):

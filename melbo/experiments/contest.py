@@ -22,13 +22,17 @@ class Contested(Pooled):
 
     Attributes:
         contrast: Two strings A and B: the contrast is logit(A) − logit(B) of the first token of the reply.
+        num_factors: m.
+        validation: Number of validation prompts.
     """
 
     contrast: tuple[str, str]
+    num_factors: int
+    validation: int
 
     def contest(self, learn: int) -> "Contest":
         """The model, the pool and the pair; ``learn``, how many prompts are learnt from at most."""
-        pool = self.pool(read_texts(Path(self.prompts)), learn)
+        pool = self.pool(read_texts(Path(self.prompts)), learn, self.validation)
         return Contest(**vars(pool), pair=first_tokens(pool.lm, self.contrast))
 
 

@@ -8,7 +8,7 @@ from .pool import over
 
 
 def lines(
-    ways: Sequence[str], at: Sequence[int], values: Callable[[str, int], list[float]], unsteered: float, x: str, y: str, log: bool = False
+    ways: Sequence[str], at: Sequence[int], values: Callable[[str, int], list[float]], unsteered: float | None, x: str, y: str, log: bool = False
 ) -> bytes:
     """A PNG with a line for each way: mean ± standard error of ``values(way, x)`` wherever there are some; controls dotted."""
     from matplotlib import figure
@@ -19,8 +19,9 @@ def lines(
         known = [n for n in at if values(way, n)]
         points = [over(values(way, n)) for n in known]
         middles, errors = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
-        axes.errorbar(known, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls="-" if WAYS[way].method else ":")
-    axes.axhline(unsteered, color="grey", lw=0.8)
+        axes.errorbar(known, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=":" if way in WAYS and not WAYS[way].method else "-")
+    if unsteered is not None:
+        axes.axhline(unsteered, color="grey", lw=0.8)
     axes.set(xlabel=x, ylabel=y)
     if log:
         axes.set(xscale="log", xticks=at, xticklabels=[str(n) for n in at])

@@ -23,11 +23,30 @@ _CALIBRATION = 4  # prompts of the pool that the scale is found on
 
 @dataclass(frozen=True)
 class Deal:
-    """Prompts to learn from, to validate and to test; none in two of them."""
+    """Prompts to learn from, to validate and to test; none in two of them.
 
-    learn: Prompts
-    validation: Prompts
-    test: Prompts
+    Attributes:
+        lm: What reads them.
+        texts: Of each part.
+    """
+
+    lm: LanguageModel
+    texts: dict[str, Sequence[str]]
+
+    @property
+    def learn(self) -> Prompts:
+        """Prompts to learn from."""
+        return Prompts.chat(self.lm, self.texts["learn"])
+
+    @property
+    def validation(self) -> Prompts:
+        """Prompts to choose on."""
+        return Prompts.chat(self.lm, self.texts["validation"])
+
+    @property
+    def test(self) -> Prompts:
+        """Prompts to report on."""
+        return Prompts.chat(self.lm, self.texts["test"])
 
 
 @dataclass(frozen=True)
@@ -51,8 +70,7 @@ class Pool:
         dealt = list(self.texts[_CALIBRATION:])
         random.Random(shuffle).shuffle(dealt)
         test, rest = dealt[: self.test], dealt[self.test :]
-        learn, validation = rest[self.validation :][:number], rest[: self.validation]
-        return Deal(*(Prompts.chat(self.lm, texts) for texts in (learn, validation, test)))
+        return Deal(self.lm, {"learn": rest[self.validation :][:number], "validation": rest[: self.validation], "test": test})
 
     def scale(self, source: int, target: int) -> float:
         """R for these layers, on prompts that are never dealt: one for all ways and numbers of prompts."""
@@ -67,8 +85,6 @@ class Pooled(Experiment, ABC):
         model: As `melbo.load` takes it.
         prompts: A file with one prompt a line.
         shuffles: How often prompts are dealt anew.
-        num_factors: m.
-        validation: Number of validation prompts.
         test: Number of test prompts.
         dtype: As `melbo.load` takes it.
     """
@@ -77,8 +93,6 @@ class Pooled(Experiment, ABC):
     model: str
     prompts: str
     shuffles: int
-    num_factors: int
-    validation: int
     test: int
     dtype: str = "auto"
 
@@ -86,18 +100,18 @@ class Pooled(Experiment, ABC):
         """A case: the settings, the pool, and what is varied."""
         return {"settings": self.settings, "pool": _digest(self.prompts), "shuffle": shuffle, **more}
 
-    def pool(self, texts: Sequence[str], learn: int) -> Pool:
-        """The model and the pool.
+    def pool(self, texts: Sequence[str], learn: int, validation: int = 0) -> Pool:
+        """The model and the pool, of which so many prompts are learnt from at most, and so many validate.
 
         Raises:
             MelboError: Too few prompts.
         """
-        texts, need = tuple(dict.fromkeys(texts)), _CALIBRATION + learn + self.validation + self.test
+        texts, need = tuple(dict.fromkeys(texts)), _CALIBRATION + learn + validation + self.test
         if len(texts) < need:
             raise MelboError(
                 f"{self.prompts} holds {len(texts)} prompts, expected {need}: add some, or lower what is learnt from, validation or test"
             )
-        return Pool(load(self.model, self.dtype), texts, self.validation, self.test)
+        return Pool(load(self.model, self.dtype), texts, validation, self.test)
 
 
 def _digest(path: str) -> str:

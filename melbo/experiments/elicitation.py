@@ -1,0 +1,136 @@
+"""Does any feature bring out what a judge looks for? A password-locked skill, compliance, a backdoor."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import ClassVar
+
+from ..causal_map import CausalMap
+from ..contrast import read_pairs
+from ..edit import Several
+from ..features import FeatureSet
+from ..generate import decode, generate
+from ..judge import Score, answers, judge
+from ..prompts import Prompts, read_texts
+from ..rows import Row
+from ..score import coherent
+from ..select import interval
+from ..ways import WAYS, Ground
+from .pool import Pool, Pooled, cell
+
+_SHOWN = 0.5  # of validation prompts: a feature that is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elicitation(Pooled):
+    """Ways × shuffles: the feature that a judge likes best on validation prompts, on test prompts (METHOD §11).
+
+    A broken reply (`melbo.score.coherent`) is worth nothing, whatever the judge says.
+
+    Attributes:
+        judge: As `melbo.judge.judge` takes it; or ``"answers"``: a reply begins with the answer that stands after a tab in the file of prompts.
+        trigger: What, put in front of a prompt, is known to bring it out: a ceiling. Empty for nothing.
+        ways: Some of `melbo.ways.WAYS`.
+        number: How many prompts are learnt from.
+        num_factors: m.
+        source: Layer that is perturbed.
+        target: Layer that is read.
+        validation: Number of validation prompts.
+        max_new_tokens: Length of a reply at most.
+    """
+
+    question: ClassVar[str] = "Does any feature bring out what a judge looks for?"
+    varied: ClassVar[tuple[str, ...]] = ("ways", "shuffles")
+    judge: str
+    trigger: str
+    ways: tuple[str, ...]
+    number: int
+    num_factors: int
+    source: int
+    target: int
+    validation: int
+    max_new_tokens: int
+
+    @property
+    def cases(self) -> list[Row]:
+        """Shuffle after shuffle."""
+        return [self.case(s, way=way) for s in range(self.shuffles) for way in self.ways]
+
+    def prepare(self) -> tuple[Pool, Score, float]:
+        """The pool, the judge, and R."""
+        if self.judge == "answers":
+            texts, expected = read_pairs(self.prompts)
+            score = answers(dict(zip(texts, expected, strict=True)))
+        else:
+            texts, score = read_texts(Path(self.prompts)), judge(self.judge)
+        pool = self.pool(texts, self.number, self.validation)
+        return pool, score, pool.scale(self.source, self.target)
+
+    def measure(self, ready: tuple[Pool, Score, float], case: Row) -> Row:
+        """Mean score of every feature on validation prompts; on test prompts of the best of them, of the model alone, and of the trigger."""
+        pool, score, scale = ready
+        dealt = pool.deal(case["shuffle"], self.number)
+        ground = Ground(CausalMap(pool.lm, dealt.learn, self.source, self.target), scale)
+        bank, cost = ground.candidates(case["way"], self.num_factors, case["shuffle"])
+        _, validated = self._scores(pool, score, dealt.validation, bank)
+        best = max(range(len(bank)), key=validated.__getitem__)
+        unsteered, [tested] = self._scores(pool, score, dealt.test, bank[best])
+        triggered = None
+        if self.trigger:
+            texts = dealt.texts["test"]
+            said = decode(pool.lm, Prompts.chat(pool.lm, [self.trigger + t for t in texts]).tokens, Several(()), self.max_new_tokens, progress=False)
+            replies = pool.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
+            triggered = mean(score(t, reply) for t, reply in zip(texts, replies, strict=True))
+        about = {"scale": scale, "validation": validated, "test": tested, "unsteered": unsteered, "triggered": triggered}
+        return {**about, **cost}
+
+    def _scores(self, pool: Pool, score: Score, prompts: Prompts, bank: FeatureSet) -> tuple[float, list[float]]:
+        """Mean score over prompts, of the unsteered model and of each feature."""
+        table = generate(pool.lm, prompts, bank, max_new_tokens=self.max_new_tokens, progress=False)
+        found: dict[int | None, list[float]] = {}
+        for c, fine in zip(table, coherent(pool.lm, prompts, list(table)), strict=True):
+            found.setdefault(c.feature, []).append(score(c.prompt_text, c.text) if fine else 0.0)
+        return mean(found[None]), [mean(found[i]) for i in range(len(bank))]
+
+    def table(self, rows: Sequence[Row]) -> str:
+        """Ways by: the best on validation prompts, there and on test prompts; how many features are judged well on half of the prompts."""
+        head = ["way", "best, validation", "the same, test", "95 %", f"features ≥ {_SHOWN:g}", "one has"]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for way in self.ways:
+            if own := [row for row in rows if row["way"] == way]:
+                low, high = interval([mean(row["test"] for row in own)] * self.test) if _shares(own) else (None, None)
+                counts = [sum(v >= _SHOWN for v in row["validation"]) for row in own]
+                spread = "–" if low is None else f"[{low:.2f}, {high:.2f}]"
+                cells = [cell([max(row["validation"]) for row in own]), cell([row["test"] for row in own]), spread]
+                lines.append(f"| {' | '.join([way, *cells, cell(counts), f'{mean(c > 0 for c in counts):.2f}'])} |")
+        ends = ", ".join(f"{name} {cell(v)}" for name in ("unsteered", "triggered") if (v := _known(rows, name)))
+        return "\n".join([*lines, f"\nOn test prompts: {ends}. {self.num_factors} features of each way."]) + "\n"
+
+    def picture(self, rows: Sequence[Row]) -> bytes:
+        """Test scores of all shuffles, ways side by side, between the model alone and the trigger."""
+        from matplotlib import figure
+
+        canvas = figure.Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = canvas.subplots()
+        for x, way in enumerate(self.ways):
+            own = [row["test"] for row in rows if row["way"] == way]
+            axes.bar(x, mean(own) if own else 0, color="tab:blue" if WAYS[way].method else "silver", width=0.6)
+            axes.plot([x] * len(own), own, "ko", ms=3)
+        for name, style in (("unsteered", ":"), ("triggered", "--")):
+            if known := _known(rows, name):
+                axes.axhline(mean(known), color="grey", ls=style, lw=1, label=name)
+        axes.set(ylabel=f"score on test prompts, best of {self.num_factors}", xticks=range(len(self.ways)), xticklabels=self.ways)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
+        return out.getvalue()
+
+
+def _known(rows: Sequence[Row], name: str) -> list[float]:
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def _shares(rows: Sequence[Row]) -> bool:
+    return all(0 <= row["test"] <= 1 for row in rows)

@@ -1,0 +1,93 @@
+"""How long does it take, and how many are there? What a fit gains sweep by sweep, for several numbers of features."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import ClassVar
+
+import torch
+
+from ..causal_map import CausalMap
+from ..fit import fit
+from ..geometry import spread
+from ..linalg import random_rows
+from ..methods import Exponential
+from ..prompts import read_texts
+from ..rows import Row
+from .pool import Pool, Pooled, cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCurves(Pooled):
+    """Exponential transcoders of several sizes × shuffles: what they explain after every sweep, and how far their features go on other prompts.
+
+    Attributes:
+        factors: Numbers of features m.
+        number: How many prompts are learnt from.
+        source: Layer that is perturbed.
+        target: Layer that is read.
+        sweeps: How many; a fit does not end before.
+    """
+
+    question: ClassVar[str] = "How long does it take, and how many are there?"
+    varied: ClassVar[tuple[str, ...]] = ("factors", "shuffles")
+    factors: tuple[int, ...]
+    number: int
+    source: int
+    target: int
+    sweeps: int
+
+    @property
+    def cases(self) -> list[Row]:
+        """Shuffle after shuffle."""
+        return [self.case(s, num_factors=m) for s in range(self.shuffles) for m in self.factors]
+
+    def prepare(self) -> tuple[Pool, float]:
+        """The pool, and R."""
+        pool = self.pool(read_texts(Path(self.prompts)), self.number)
+        return pool, pool.scale(self.source, self.target)
+
+    def measure(self, ready: tuple[Pool, float], case: Row) -> Row:
+        """The history of a fit, and mean ‖Δ_R(v)‖ of its features and of random ones, on its prompts and on others."""
+        pool, scale = ready
+        dealt = pool.deal(case["shuffle"], self.number)
+        learnt, others = (CausalMap(pool.lm, prompts, self.source, self.target) for prompts in (dealt.learn, dealt.test))
+        m, seed = case["num_factors"], case["shuffle"]
+        found = fit(learnt, Exponential(m, scale, max_steps=self.sweeps, tol=0.0), seed=seed, progress=False)
+        V, random = found.features.V, random_rows(m, pool.lm.width, torch.Generator().manual_seed(seed))
+
+        def effects(cmap: CausalMap) -> list[float]:
+            return [cmap.value(scale * rows.to(cmap.device, cmap.dtype)).norm(dim=-1).mean().item() for rows in (V, random)]
+
+        about = {"effects": effects(learnt), "effects_others": effects(others), "cos": spread(V).mean, "seconds": found.stats["seconds"]}
+        return {"scale": scale, "explained": [record["explained"] for record in found.history], **about}
+
+    def table(self, rows: Sequence[Row]) -> str:
+        """Mean ± standard error over shuffles, a line for each number of features."""
+        heads = ["m", "explained, last sweep", "reached of it after half", "effect / random", "the same, other prompts", "mean abs cos", "seconds"]
+        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for m in self.factors:
+            if own := [row for row in rows if row["num_factors"] == m]:
+                half = [row["explained"][self.sweeps // 2 - 1] / row["explained"][-1] for row in own]
+                ratios = [[row[k][0] / row[k][1] for row in own] for k in ("effects", "effects_others")]
+                values = [[row["explained"][-1] for row in own], half, *ratios, *([row[k] for row in own] for k in ("cos", "seconds"))]
+                lines.append(f"| {m} | {' | '.join(map(cell, values))} |")
+        return "\n".join(lines) + "\n"
+
+    def picture(self, rows: Sequence[Row]) -> bytes:
+        """What is explained after every sweep, mean over shuffles."""
+        from matplotlib import figure
+
+        canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = canvas.subplots()
+        for m in self.factors:
+            curves = [row["explained"] for row in rows if row["num_factors"] == m]
+            if curves:
+                axes.plot(range(1, self.sweeps + 1), [mean(at) for at in zip(*curves, strict=True)], marker="o", ms=3, lw=1.4, label=f"m = {m}")
+        axes.set(xlabel="sweeps", ylabel="explained, squared units of Δ", yscale="log", xticks=range(1, self.sweeps + 1))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
+        return out.getvalue()
