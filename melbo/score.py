@@ -1,6 +1,7 @@
 """What a completion is worth: how new, how likely, how repetitive; and the flag that follows."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -162,11 +163,11 @@ class Judged:
         lm: The model.
         prompts: What was replied to.
         table: The completions.
-        first: What their first tokens were, taken down while they were generated.
+        first: What their first tokens were, taken down while they were generated; None where that is not asked for, and KL is NaN.
         progress: Draw a bar.
     """
 
-    def __init__(self, lm: LanguageModel, prompts: Prompts, table: Completions, first: FirstToken, progress: bool = True) -> None:
+    def __init__(self, lm: LanguageModel, prompts: Prompts, table: Completions, first: FirstToken | None, progress: bool = True) -> None:
         rows = list(table)
         self.first, self._words = first, _words([c.text for c in rows])
         self._novelty, self._nll = _novelty(rows, self._words), nll(lm, prompts, rows, progress=progress)
@@ -175,16 +176,16 @@ class Judged:
 
     def scores(self, kind: str, feature: int | None, prompts: Sequence[int]) -> Scores:
         """Of one vector on some of the prompts."""
-        at = [self._at[kind, feature, p] for p in prompts]
+        at, first = [self._at[kind, feature, p] for p in prompts], self.first
         new, cost, repeats = ([values[i] for i in at] for values in (self._novelty, self._nll, self._repetition))
         return Scores(
             novel=mean([novel_yet_fluent(n, c) for n, c in zip(new, cost, strict=True)]),
             novelty=mean(new),
             nll=mean(cost),
             repetition=mean(repeats),
-            kl=mean([self.first.kl[i] for i in at]),
-            contrast=mean([self.first.contrast[i] for i in at]) if self.first.pair is not None else None,
-            flag=flag(new, cost, repeats, [i in self.first.overflowed for i in at]),
+            kl=mean([first.kl[i] for i in at]) if first else math.nan,
+            contrast=mean([first.contrast[i] for i in at]) if first and first.pair is not None else None,
+            flag=flag(new, cost, repeats, [first is not None and i in first.overflowed for i in at]),
         )
 
     def distinct(self, features: Sequence[int], prompts: Sequence[int]) -> float:

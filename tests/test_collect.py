@@ -104,15 +104,32 @@ def test_what_fails_a_gate_is_not_admitted():
 
 
 def test_the_command_says_what_was_found(home, melbo_command):
-    how = ["bench", "organisms", "--organisms", home, "--model", "tiny", "--way", "linear", "--way", "random", "-n", 4, "--seeds", 1]
+    how = [
+        "bench",
+        "organisms",
+        "--organisms",
+        home,
+        "--model",
+        "tiny",
+        "--way",
+        "linear",
+        "--way",
+        "random",
+        "--way",
+        "prefill",
+        "-n",
+        4,
+        "--seeds",
+        1,
+    ]
     how += ["--source", 1, "--target", 3, "--out", home / "rows.jsonl"]
     code, out, err = melbo_command(*how)
     assert code == 0, err
     assert "| recall@1 |" in out
     assert "| CHEESE | 0.9 | 0.9 | 0.9 |" in out
     found = json.loads(melbo_command(*how, "--json")[1])
-    assert [row["way"] for row in found["summary"]] == ["linear", "random"]
-    assert len(found["best"]) == 2 * len(BEHAVIOURS)
+    assert [row["way"] for row in found["summary"]] == ["linear", "random", "prefill"]
+    assert len(found["best"]) == 3 * len(BEHAVIOURS)
 
 
 @pytest.mark.parametrize(("cheese", "fails"), [(0.5, False), (0.1, True)])

@@ -9,8 +9,9 @@ from melbo import Prompts, steer
 from melbo.edit import Several
 from melbo.generate import decode
 from melbo.organisms import BEHAVIOURS, items
+from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
-from melbo.organisms.discover import KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
+from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
 from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, hits, summarise
 from melbo.organisms.train import reply_nll
 
@@ -42,7 +43,8 @@ def test_discovery_screening_validation_and_test_prompts_are_disjoint():
 
 
 def test_candidates_without_a_sign_come_with_their_negatives(bench):
-    bank, cost = bench.candidates("linear", 6, 0)
+    tried, cost = bench.candidates("linear", 6, 0)
+    bank = tried.bank
     assert torch.equal(bank.V[:3], -bank.V[3:])
     assert bank.scale == bench.ground(False).scale
     controls, nothing = bench.candidates("random", 6, 0)
@@ -51,7 +53,7 @@ def test_candidates_without_a_sign_come_with_their_negatives(bench):
 
 
 def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
-    bank = bench.candidates("random", 6, 0)[0]
+    bank = bench.candidates("random", 6, 0)[0].bank
     row = measure(bench, "random", 6, 0)
     assert json.loads(json.dumps(row)) == row
     assert {len(row["flags"]), len(row["novel"]), *(len(v) for v in row["shown"].values())} == {6}
@@ -82,8 +84,36 @@ def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
     assert seen > 0
 
 
+def test_prefilled_replies_begin_with_the_likeliest_tokens(bench):
+    lm, tried = bench.lm, bench.candidates("prefill", 4, 0)[0]
+    with torch.no_grad():
+        [tokens] = Prompts.chat(lm, DISCOVERY).tokens
+        likely = lm.model(torch.tensor([tokens])).logits[0, -1].topk(4).indices.tolist()
+    assert list(tried.tokens) == likely
+    asked = Prompts.chat(lm, ["red dog", "blue cat"])
+    table = tried.only([2, 0]).replies(lm, asked, 5, False)
+    assert [(c.kind, c.feature, c.prompt) for c in table] == [
+        (k, f, p) for p in (0, 1) for k, f in (("unsteered", None), ("feature", 0), ("feature", 1))
+    ]
+    for c in table:
+        begun = list(asked.tokens[c.prompt]) + ([] if c.feature is None else [likely[2 * (1 - c.feature)]])
+        [rest] = decode(lm, [begun], Several(()), 5 if c.feature is None else 4, progress=False)
+        assert list(c.tokens) == begun[len(asked.tokens[c.prompt]) :] + rest
+
+
+def test_drawn_replies_sweep_temperatures(bench):
+    tried = bench.candidates("temperature", 6, 3)[0]
+    assert tried.temperatures == (0.5, 1.0, 1.5, 2.0, 0.5, 1.0)
+    asked = Prompts.chat(bench.lm, ["red dog", "blue cat"])
+    cold = Drawn((1e-6, 50.0), 0).replies(bench.lm, asked, 8, False)
+    rows = list(cold)
+    assert rows[1].tokens == rows[0].tokens  # next to no temperature is greedy
+    assert rows[2].tokens != rows[0].tokens
+    assert tried.replies(bench.lm, asked, 4, False) == tried.replies(bench.lm, asked, 4, False)
+
+
 def test_likelihood_is_that_of_each_feature_alone(bench):
-    bank = bench.candidates("random", 5, 0)[0]
+    bank = bench.candidates("random", 5, 0)[0].bank
     data = [((5, 9, 11), (7, 8)), ((4, 4, 6, 9), (3,))]
     found = likelihood(bench.lm, bank, data, rows=2)
     for i in range(5):

@@ -15,7 +15,7 @@ from ..errors import MelboError
 from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import ORGANISMS, read_organism
-from ..organisms.collect import TIERS, Job, collect
+from ..organisms.collect import TIERS, UNSTEERED, Job, collect
 from ..organisms.evidence import admitted, elicitation, elicitation_table, summarise, table
 from ..organisms.smoke import smoke
 from ..rows import Rows
@@ -69,7 +69,9 @@ def speed(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_
 @click.option("--organisms", "home", type=folder, default=Path("benchmarks/organisms"), help="Where they are.")
 @click.option("--model", default="smollm2", help="What they were made from.")
 @click.option("--organism", "names", type=click.Choice(list(ORGANISMS)), multiple=True, default=("ALL", "SHAM"), help="Which; may be given again.")
-@click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Which ways; may be given again; by default those of the tier.")
+@click.option(
+    "--way", "ways", type=click.Choice([*WAYS, *UNSTEERED]), multiple=True, help="Which ways; may be given again; by default those of the tier."
+)
 @click.option("-n", "--candidates", type=click.IntRange(min=2), help="How many candidates of each way; by default 128, of the full tier 512.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="How many fits of each way.")
 @click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")

@@ -16,6 +16,8 @@ from .discover import PROMISING, Bench, frozen
 
 _LEARNT = ("exponential", "soft", "quadratic", "linear", "melbo")
 _UNLEARNT = ("random", "covariance", "unrelated")
+#: Without vectors: replies that begin with likely words, or are drawn.
+UNSTEERED = ("prefill", "temperature")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Tier:
     candidates: int
 
 
-TIERS = {"laptop": Tier((*_LEARNT, *_UNLEARNT), 128), "full": Tier((*_LEARNT, "cpe", *_UNLEARNT, "adapters"), 512)}
+TIERS = {"laptop": Tier((*_LEARNT, *_UNLEARNT, *UNSTEERED), 128), "full": Tier((*_LEARNT, "cpe", *_UNLEARNT, "adapters", *UNSTEERED), 512)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Job:
         home: Folder of the organisms.
         base: Model that they were made from.
         organisms: Which.
-        ways: Which of `melbo.ways.WAYS`.
+        ways: Which of `melbo.ways.WAYS`, and of `UNSTEERED`.
         candidates: How many of each.
         seeds: How many fits of each.
         source: Layer that is perturbed.
@@ -63,7 +65,7 @@ class Job:
             for seed in range(self.seeds)
             for way in self.ways
             for name in self.organisms
-            if seed == 0 or WAYS[way].seeded
+            if seed == 0 or way == "temperature" or (way in WAYS and WAYS[way].seeded)
         ]
 
 
@@ -95,11 +97,11 @@ def measure(bench: Bench, way: str, num: int, seed: int, looked_for: Sequence[st
     """Find candidates in one way, screen all, look further at those that show something, and test the best of each behaviour.
 
     Returns:
-        ``scale``; ``seconds`` and ``tokens`` (M6) of each stage; what `Bench.screen` says of every candidate; ``validation``, by behaviour,
-        candidate by candidate (see `Bench.test`); ``best``, by behaviour, the candidate that elicits it most there with what it does on test
-        prompts, or None where screening saw too little of it in any.
+        ``scale``, None without vectors; ``seconds`` and ``tokens`` (M6) of each stage; what `Bench.screen` says of every candidate;
+        ``validation``, by behaviour, candidate by candidate (see `Bench.test`); ``best``, by behaviour, the candidate that elicits it most there
+        with what it does on test prompts, or None where screening saw too little of it in any.
     """
-    bank, spent = bench.candidates(way, num, seed)
+    tried, spent = bench.candidates(way, num, seed)
     seconds, tokens = {"fit": spent["seconds"]}, {"fit": spent["tokens"]}  # without calibration, which the first way of all would pay for
     validation, best = {}, {}
 
@@ -110,15 +112,15 @@ def measure(bench: Bench, way: str, num: int, seed: int, looked_for: Sequence[st
         seconds[name], tokens[name] = time.perf_counter() - start, bench.tokens - before
 
     with stage("screen"):
-        screened = bench.screen(bank, looked_for)
+        screened = bench.screen(tried, looked_for)
     with stage("validation"):
         for name in looked_for:
             promising = [i for i in range(num) if max(screened["shown"][name][i], screened["permuted"][name][i]) >= PROMISING]
-            validation[name] = bench.test(bank, BEHAVIOURS[name], promising, "validation")
+            validation[name] = bench.test(tried, BEHAVIOURS[name], promising, "validation")
     with stage("test"):
         for name, seen in validation.items():
             first = max(seen, key=lambda i: seen[i]["elicited"], default=None)
-            best[name] = None if first is None else {"candidate": first, **bench.test(bank, BEHAVIOURS[name], [first], "test")[first]}
-    return {"scale": bank.scale, "seconds": seconds, "tokens": tokens, **screened, "best": best} | {
+            best[name] = None if first is None else {"candidate": first, **bench.test(tried, BEHAVIOURS[name], [first], "test")[first]}
+    return {"scale": spent.get("scale"), "seconds": seconds, "tokens": tokens, **screened, "best": best} | {
         "validation": {name: {str(i): result for i, result in seen.items()} for name, seen in validation.items()}
     }

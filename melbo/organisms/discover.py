@@ -13,13 +13,14 @@ from torch import Tensor
 from ..causal_map import CausalMap
 from ..edit import edit
 from ..features import FeatureSet
-from ..generate import Completion, Completions, generate
+from ..generate import Completion, Completions
 from ..model import LanguageModel
 from ..prompts import Prompts
-from ..score import BROKEN_NLL, BROKEN_REPETITION, INERT_SIMILARITY, NLL_WEIGHT, FirstToken, Judged, nll, repetition
+from ..score import BROKEN_NLL, BROKEN_REPETITION, INERT_SIMILARITY, NLL_WEIGHT, Judged, nll, repetition
 from ..theme import themes
 from ..ways import WAYS, Ground, adapters_like
 from .behaviours import BEHAVIOURS, Behaviour, Item, items, recognised_by
+from .candidates import TEMPERATURES, Candidates, Drawn, Prefilled, Steered
 from .metrics import HIT, Coherence, cost
 from .train import Pair, own_replies, reply_nll
 
@@ -51,7 +52,7 @@ def frozen() -> str:
     """SHA-256 of the prompts and numbers that results depend on, begun: rows with another one are of another benchmark."""
     kinds = (*KINDS, *(b.semantic.trigger for b in BEHAVIOURS.values() if b.semantic))
     about = {kind: [vars(item) for item in items(kind, "test")] for kind in kinds}
-    numbers = [SCREEN, VALIDATION, TEST, PROMISING, HIT, KINDS, DISCOVERY, {b.name: b.tokens for b in BEHAVIOURS.values()}]
+    numbers = [SCREEN, VALIDATION, TEST, PROMISING, HIT, KINDS, DISCOVERY, TEMPERATURES, {b.name: b.tokens for b in BEHAVIOURS.values()}]
     numbers += [INERT_SIMILARITY, BROKEN_NLL, BROKEN_REPETITION, NLL_WEIGHT, sorted(recognised_by().items())]
     return sha256(json.dumps([about, numbers]).encode()).hexdigest()[:16]
 
@@ -85,14 +86,19 @@ class Bench:
             self._grounds[adapters] = Ground(adapters_like(self._map) if adapters else self._map, progress=self.progress)
         return self._grounds[adapters]
 
-    def candidates(self, way: str, num: int, seed: int) -> tuple[FeatureSet, dict[str, float]]:
-        """``num`` features of a way at its calibrated scale; what they cost, in seconds and in tokens read by the whole model."""
+    def candidates(self, way: str, num: int, seed: int) -> tuple[Candidates, dict[str, float]]:
+        """``num`` features of a way at its calibrated scale, or what takes none; what they cost, in seconds and in tokens read by the whole model."""
+        if way == "prefill":
+            return Prefilled.likeliest(self.lm, self._map.prompts, num), {"seconds": 0.0, "tokens": 0.0}
+        if way == "temperature":
+            return Drawn.swept(num, seed), {"seconds": 0.0, "tokens": 0.0}
         ground = self.ground(WAYS[way].adapters)
         bank, spent = ground.candidates(way, num, seed)
         read = sum(map(len, ground.map.prompts.tokens))
-        return bank, {"seconds": spent["seconds"], "tokens": cost(read, (bank.target - bank.source) / self.lm.depth, spent["passes"])}
+        share = (bank.target - bank.source) / self.lm.depth
+        return Steered(bank), {"seconds": spent["seconds"], "tokens": cost(read, share, spent["passes"]), "scale": bank.scale}
 
-    def screen(self, bank: FeatureSet, looked_for: Sequence[str] = tuple(BEHAVIOURS)) -> dict[str, Any]:
+    def screen(self, tried: Candidates, looked_for: Sequence[str] = tuple(BEHAVIOURS)) -> dict[str, Any]:
         """What every candidate says to the screening prompts of each kind.
 
         Returns:
@@ -104,20 +110,19 @@ class Bench:
         for kind in dict.fromkeys(("ordinary", *(BEHAVIOURS[name].kind for name in looked_for))):
             asked = chosen(kind, "screen")
             prompts = Prompts.chat(self.lm, [item.text for item in asked])
-            first = FirstToken(1 + len(bank), None)
-            table = generate(self.lm, prompts, bank, max_new_tokens=KINDS[kind], first_logits=first.take, progress=self.progress)
+            table = tried.replies(self.lm, prompts, KINDS[kind], self.progress)
             self.tokens += cost(_read(prompts, table))
             if kind == "ordinary":
-                judged = Judged(self.lm, prompts, table, first, self.progress)
+                judged = Judged(self.lm, prompts, table, None, self.progress)
                 self.tokens += cost(sum(len(c.tokens) for c in table))
-                scores = [judged.scores("feature", i, range(len(prompts))) for i in range(len(bank))]
+                scores = [judged.scores("feature", i, range(len(prompts))) for i in range(len(tried))]
                 found |= {"flags": [s.flag for s in scores], "novel": [s.novel for s in scores], "distinct": themes(table).distinct}
             for b in (BEHAVIOURS[name] for name in looked_for if BEHAVIOURS[name].kind == kind):
                 for key, about in (("shown", asked), ("permuted", _permuted(asked))):
-                    found[key][b.name] = [_share([b.shown(c.text, about[c.prompt]) for c in table.of("feature", i)]) for i in range(len(bank))]
+                    found[key][b.name] = [_share([b.shown(c.text, about[c.prompt]) for c in table.of("feature", i)]) for i in range(len(tried))]
         return found
 
-    def test(self, bank: FeatureSet, behaviour: Behaviour, which: Sequence[int], part: str) -> dict[int, dict[str, float]]:
+    def test(self, tried: Candidates, behaviour: Behaviour, which: Sequence[int], part: str) -> dict[int, dict[str, float]]:
         """Of some candidates, on the prompts of a behaviour: on which share its replies show it (``shown``), and do so coherently (``elicited``).
 
         ``permuted``: the share that shows it of another prompt, the control where what is asked for is a skill.
@@ -126,7 +131,7 @@ class Bench:
             return {}
         asked = chosen(behaviour.kind, part)
         prompts = Prompts.chat(self.lm, [item.text for item in asked])
-        table = generate(self.lm, prompts, bank[list(which)], max_new_tokens=behaviour.tokens, progress=self.progress)
+        table = tried.only(which).replies(self.lm, prompts, behaviour.tokens, self.progress)
         self.tokens += cost(_read(prompts, table))
         rows = [c for c in table if c.kind == "feature"]
         shows = [behaviour.shown(c.text, asked[c.prompt]) for c in rows]
