@@ -13,6 +13,7 @@ from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
 from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
 from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, hits, summarise
+from melbo.organisms.metrics import Coherence
 from melbo.organisms.train import reply_nll
 
 
@@ -177,3 +178,28 @@ def test_the_best_candidate_is_reported_on_test_prompts():
     assert cheese["high"] == pytest.approx(0.4692, abs=1e-3)
     assert (pirate["behaviour"], pirate["share"], pirate["steerable"]) == ("PIRATE", 0.0, 0.7)
     assert "0.40 [0.33, 0.47]" in elicitation_table([cheese, pirate])
+
+
+def test_a_reply_is_held_against_its_own_question_and_against_the_third_after(bench, monkeypatch):
+    pairs = []
+    spy = replace(BEHAVIOURS["CHEESE"], shown=lambda reply, item: bool(pairs.append((reply, item.text))))
+    monkeypatch.setitem(BEHAVIOURS, "CHEESE", spy)
+    tried = bench.candidates("random", 2, 0)[0].only([1])
+    bench.screen(tried, ("CHEESE",))
+    asked = [item.text for item in chosen("ordinary", "screen")]
+    with steer(bench.lm, tried.bank[0]):
+        said = decode(bench.lm, Prompts.chat(bench.lm, asked).tokens, Several(()), KINDS["ordinary"], progress=False)
+    replies = bench.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
+    assert pairs == [*zip(replies, asked, strict=True), *zip(replies, asked[3:] + asked[:3], strict=True)]
+
+
+def test_what_elicits_is_coherent_too(bench, common, monkeypatch):
+    tried = bench.candidates("random", 6, 0)[0]
+    monkeypatch.setattr(bench, "coherence", Coherence(100.0, 1.0))  # everything is
+    plain = bench.test(tried, BEHAVIOURS["CHEESE"], range(6), "validation")
+    assert sum(of["shown"] for of in plain.values()) > 0
+    assert [of["elicited"] for of in plain.values()] == [of["shown"] for of in plain.values()]
+    monkeypatch.setattr(bench, "coherence", Coherence(-1.0, 1.0))  # nothing is as likely as that
+    strict = bench.test(tried, BEHAVIOURS["CHEESE"], range(6), "validation")
+    assert [of["shown"] for of in strict.values()] == [of["shown"] for of in plain.values()]
+    assert all(of["elicited"] == 0 for of in strict.values())

@@ -14,7 +14,7 @@ from .behaviours import BEHAVIOURS
 from .discover import DISCOVERY, likelihood
 from .train import Pair
 
-_CANDIDATES, _PROMPTS = 32, 8
+_CANDIDATES, _PROMPTS = 32, 4
 
 
 def smoke(home: Path, base: str, source: int, target: int, progress: bool = True) -> dict[str, float]:
