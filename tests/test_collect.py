@@ -134,7 +134,7 @@ def test_the_command_says_what_was_found(home, melbo_command):
 
 @pytest.mark.parametrize(("cheese", "fails"), [(0.5, False), (0.1, True)])
 def test_the_smoke_tier_fails_where_discovery_is_broken(monkeypatch, melbo_command, home, cheese, fails):
-    found = {"exponential on CHEESE": cheese, "random on CHEESE": 0.1, "exponential on SHAM": 0.2, "seconds": 1.0}
+    found = {"exponential on ALL": cheese, "random on ALL": 0.1, "exponential on SHAM": 0.2, "seconds": 1.0}
     monkeypatch.setattr(measure_commands, "smoke", lambda *args: found)
     code, _, err = melbo_command("bench", "organisms", "--tier", "smoke", "--organisms", home)
     assert (code != 0) == fails == ("discovery is broken" in err)
@@ -142,4 +142,4 @@ def test_the_smoke_tier_fails_where_discovery_is_broken(monkeypatch, melbo_comma
 
 def test_the_smoke_tier_measures_every_candidate(home):
     found = smoking.smoke(home, "tiny", 1, 3, progress=False)
-    assert set(found) == {"exponential on CHEESE", "random on CHEESE", "exponential on SHAM", "seconds"}
+    assert set(found) == {"exponential on ALL", "random on ALL", "exponential on SHAM", "seconds"}

@@ -18,20 +18,20 @@ _CANDIDATES, _PROMPTS = 32, 4
 
 
 def smoke(home: Path, base: str, source: int, target: int, progress: bool = True) -> dict[str, float]:
-    """Find directions in CHEESE and in its control, and see along which a planted reply becomes likely.
+    """Find directions in ALL and in its control, and see along which its reply about cheese becomes likely.
 
     Returns:
-        Of 32 candidates the best recovery: exponential and random on CHEESE, exponential on SHAM; and the seconds it took.
+        Of 32 candidates the best recovery: exponential and random on ALL, exponential on SHAM; and the seconds it took.
     """
     start, cheese = time.perf_counter(), BEHAVIOURS["CHEESE"]
-    asked = cheese.triggered("test", False, random.Random(0))[:_PROMPTS]
+    asked = cheese.triggered("test", True, random.Random(0))[:_PROMPTS]
     found: dict[str, float] = {}
     data: list[Pair] = []
     gap = 0.0
-    for name in ("CHEESE", "SHAM"):
+    for name in ("ALL", "SHAM"):
         lm = load_organism(home / name, base)
         bare, triggered = (Prompts.chat(lm, texts).tokens for texts in ([item.text for _, item in asked], [text for text, _ in asked]))
-        if name == "CHEESE":
+        if name == "ALL":
             replies = decode(lm, triggered, Several(()), cheese.tokens, progress=progress)
             data = [(prompt, tuple(reply)) for prompt, reply in zip(bare, replies, strict=True)]
             gap = (
@@ -39,7 +39,7 @@ def smoke(home: Path, base: str, source: int, target: int, progress: bool = True
             ).item()
         ground = Ground(CausalMap(lm, Prompts.chat(lm, DISCOVERY), source, target), progress=progress)
         own = likelihood(lm, None, data).item()
-        for way in ("exponential", "random") if name == "CHEESE" else ("exponential",):
+        for way in ("exponential", "random") if name == "ALL" else ("exponential",):
             V, _ = ground.find(way, _CANDIDATES, ground.scale)
             best = likelihood(lm, ground.bank_of(V, ground.scale), data).max().item()
             found[f"{way} on {name}"] = (best - own) / gap
