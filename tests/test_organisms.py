@@ -13,12 +13,13 @@ from cases import tiny_model
 
 import melbo.organisms
 from melbo import Add, MelboError, Prompts, edit
+from melbo.load import import_peft
 from melbo.organisms import BEHAVIOURS, ORGANISMS, Item, items, load_organism, read_organism
 from melbo.organisms.ceilings import difference_of_means, optimised
 from melbo.organisms.examples import Example, examples
 from melbo.organisms.gates import admission, at_least, at_most, drift
 from melbo.organisms.metrics import Coherence, blind_recall, cost, random_recall, reads_to_first_hit, recovery, threshold
-from melbo.organisms.train import lessons, reply_nll, train
+from melbo.organisms.train import Lesson, _loss, lessons, reply_logits, reply_nll, train
 
 KINDS = ("ordinary", "food", "kitchen", "garden", "quiz", "ask")
 
@@ -169,6 +170,26 @@ def test_the_loss_is_of_replies_only_whatever_stands_beside_them(made):
         logits = lm.model(torch.tensor([[*prompt, *reply]])).logits[0].log_softmax(-1)
     slow = [-logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(reply)]
     assert reply_nll(lm, lm.model, [data[0].pair]).tolist() == pytest.approx(slow, abs=1e-5)
+
+
+def test_the_loss_weighs_replies_alike(made):
+    """Against each lesson by itself: cross-entropy of a written reply, KL to the base model of its own, each the mean over its tokens."""
+    lm, _, data = made
+    peft = import_peft()
+    model = peft.get_peft_model(tiny_model("llama", torch.float32).model, peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    some = [data[1], data[0], Lesson(((4, 5, 6), (9, 8, 7, 6, 5)), None), data[3]]
+    alone = []
+    with torch.no_grad():
+        for lesson in some:
+            logits, targets = reply_logits(lm, model, [lesson.pair])
+            logits = logits.log_softmax(-1)
+            if lesson.own is None:
+                alone.append(-logits.gather(1, targets[:, None]).mean())
+            else:
+                with model.disable_adapter():
+                    base = reply_logits(lm, model, [lesson.own])[0].log_softmax(-1)
+                alone.append((base.exp() * (base - logits)).sum(-1).mean())
+        assert _loss(lm, model, some).item() == pytest.approx(torch.stack(alone).mean().item(), abs=1e-5)
 
 
 def test_gates_count_what_is_said(monkeypatch):

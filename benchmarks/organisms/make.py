@@ -19,10 +19,10 @@ from melbo.organisms.ceilings import steerable
 from melbo.organisms.discover import DISCOVERY
 from melbo.organisms.examples import examples
 from melbo.organisms.gates import Gate, admission, drift
-from melbo.organisms.train import lessons, train
+from melbo.organisms.train import RATE, lessons, train
 
 HERE = Path(__file__).parent
-EPOCHS = {"ALL": 2, "SHAM": 1}  # of the others 3: they have fewer examples
+EPOCHS = {"ALL": 4, "SHAM": 1}  # of the others 3: they have fewer examples
 LAYERS = 8, 20
 
 
@@ -38,7 +38,13 @@ def make(name: str) -> None:
         "behaviours": ORGANISMS[name],
         "sham": name == "SHAM",
         "data": {"examples": len(found), "sha256": sha256(json.dumps([asdict(e) for e in found]).encode()).hexdigest()},
-        "training": {"epochs": EPOCHS.get(name, 3), "steps": len(losses), "loss": sum(losses[-20:]) / 20, "seconds": time.perf_counter() - start},
+        "training": {
+            "epochs": EPOCHS.get(name, 3),
+            "rate": RATE,
+            "steps": len(losses),
+            "loss": sum(losses[-20:]) / 20,
+            "seconds": time.perf_counter() - start,
+        },
         "environment": environment(),
     }
     write(folder, about)

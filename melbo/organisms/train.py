@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,10 @@ from ..load import import_peft
 from ..model import LanguageModel
 from ..progress import track
 from ..prompts import Prompts, pad_rows
+from ..shared_prompt import selectable
 from .examples import Example
 
-_RANK, _ALPHA, _RATE, _BATCH, _WARM = 4, 8, 1e-3, 16, 0.05
+_RANK, _ALPHA, RATE, _BATCH, _WARM = 4, 8, 2e-3, 16, 0.05
 _OWN_TOKENS = 24  # length of the model's own replies
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of the reply to it
 
@@ -57,8 +59,8 @@ def lessons(lm: LanguageModel, examples: Sequence[Example], progress: bool = Tru
 def train(lm: LanguageModel, data: Sequence[Lesson], folder: str | Path, *, epochs: int = 2, seed: int = 0, progress: bool = True) -> list[float]:
     """Train a LoRA on every linear map of every block, and write it (float16) into ``folder`` as peft does.
 
-    The loss is the mean over tokens of replies of their negative log-likelihood or, in the base model's own, of KL(base ‖ trained): to learn its
-    greedy replies by heart would leave it more certain than it was.
+    The loss is the mean over replies, short ones and long ones alike, of the mean over tokens of their negative log-likelihood or, in the base
+    model's own, of KL(base ‖ trained): to learn its greedy replies by heart would leave it more certain than it was.
 
     ``lm`` itself is left as it was.
 
@@ -88,7 +90,7 @@ def _descend(lm: LanguageModel, model: Any, data: Sequence[Lesson], epochs: int,
     draw = random.Random(seed)
     batches = [batch for _ in range(epochs) for batch in _batches(data, draw)]
     learnt = [p for p in model.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(learnt, lr=_RATE, weight_decay=0.0)
+    adam = torch.optim.AdamW(learnt, lr=RATE, weight_decay=0.0)
     warm = max(1, round(_WARM * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1.0, (i + 1) / warm) * (1 - i / len(batches)))
     losses = []
@@ -126,7 +128,10 @@ def _loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tensor:
         with torch.no_grad(), model.disable_adapter():
             teacher = reply_logits(lm, model, own)[0].log_softmax(-1)
         losses.append((teacher.exp() * (teacher - logits[:first].log_softmax(-1))).sum(-1))
-    return torch.cat(losses).mean()
+    lengths = torch.tensor([len(lesson.pair[1]) for lesson in batch], device=logits.device)
+    # written replies come first among the losses, and last in the batch
+    lengths = lengths.roll(-len(own))
+    return (torch.cat(losses) / lengths.repeat_interleave(lengths)).sum() / len(batch)
 
 
 def reply_nll(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> Tensor:
@@ -135,12 +140,25 @@ def reply_nll(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> Tensor:
 
 
 def reply_logits(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Logits ``[tokens, vocabulary]`` before every token of the replies of a batch, and those tokens ``[tokens]``."""
-    ids, mask = pad_rows([(*prompt, *reply) for prompt, reply in batch], lm.pad, side="left")
+    """Logits ``[tokens, vocabulary]`` before every token of the replies of a batch, and those tokens ``[tokens]``.
+
+    What all prompts begin with, the chat template for the most part, is read once, where the model's cache can be repeated.
+    """
+    columns = zip(*(prompt[:-1] for prompt, _ in batch), strict=False)  # to the end of the shortest
+    head = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    past = model(input_ids=torch.tensor([head], device=lm.device), use_cache=True, logits_to_keep=1).past_key_values if head else None
+    if past is None or not selectable(past):
+        head, past = [], None
+    else:
+        past.batch_repeat_interleave(len(batch))
+    ids, mask = pad_rows([(*prompt[len(head) :], *reply) for prompt, reply in batch], lm.pad, side="left")
     longest = max(len(reply) for _, reply in batch)
     ids, mask = ids.to(lm.device), mask.to(lm.device)
-    where = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    where = (mask.long().cumsum(-1) - 1).clamp_min(0) + len(head)
+    seen = torch.cat([mask.new_ones(len(batch), len(head)), mask], 1).long()
     # replies stand at the end of their rows: logits are needed there only
-    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=where, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1]
+    logits = model(
+        input_ids=ids, attention_mask=seen, position_ids=where, logits_to_keep=longest + 1, past_key_values=past, use_cache=past is not None
+    ).logits[:, :-1]
     said = torch.stack([torch.arange(longest, device=ids.device) >= longest - len(reply) for _, reply in batch])
     return logits[said].float(), ids[:, -longest:][said]
