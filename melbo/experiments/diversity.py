@@ -5,52 +5,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..causal_map import CausalMap
 from ..generate import Completion
 from ..model import LanguageModel
 from ..prompts import Prompts, read_texts
 from ..rows import Row
 from ..score import coherent, distinct
-from ..ways import WAYS, Ground
-from .pool import Pool, Pooled, cell
-from .replies import TEMPERATURE, drawn, steered
+from ..ways import WAYS
+from .pool import Pool, cell
+from .replies import Replying
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diversity(Pooled):
+class Diversity(Replying):
     """Ways at several strengths, and sampling at several temperatures, × shuffles: coherent replies, and how many different ones among them.
 
     Every source gives m replies to a prompt. One is coherent if the unsteered model finds it likely enough and it does not repeat itself
     (`melbo.score`); how many different ones: `melbo.score.distinct`.
-
-    Attributes:
-        ways: Some of `melbo.ways.WAYS`.
-        strengths: Multiples of R.
-        temperatures: Of the samples.
-        number: How many prompts are learnt from.
-        num_factors: m.
-        source: Layer that is perturbed.
-        target: Layer that is read.
-        max_new_tokens: Length of a reply at most.
     """
 
     question: ClassVar[str] = "How differently can it speak?"
-    varied: ClassVar[tuple[str, ...]] = ("ways", "shuffles")
-    ways: tuple[str, ...]
-    strengths: tuple[float, ...]
-    temperatures: tuple[float, ...]
-    number: int
-    num_factors: int
-    source: int
-    target: int
-    max_new_tokens: int
-
-    @property
-    def cases(self) -> list[Row]:
-        """Shuffle after shuffle."""
-        return [self.case(s, way=way) for s in range(self.shuffles) for way in (*self.ways, TEMPERATURE)]
 
     def prepare(self) -> tuple[Pool, float]:
         """The pool, and R."""
@@ -60,20 +35,16 @@ class Diversity(Pooled):
     def measure(self, ready: tuple[Pool, float], case: Row) -> Row:
         """At every strength or temperature, on test prompts: share of coherent replies, different ones among them."""
         pool, scale = ready
-        dealt, way, m = pool.deal(case["shuffle"], self.number), case["way"], self.num_factors
-        cost: dict[str, Any] = {}
-        if way == TEMPERATURE:
-            said = {t: drawn(pool.lm, dealt.test, m, t, self.max_new_tokens, case["shuffle"]) for t in self.temperatures}
-        else:
-            bank, cost = Ground(CausalMap(pool.lm, dealt.learn, self.source, self.target), scale).candidates(way, m, case["shuffle"])
-            said = {s: steered(pool.lm, dealt.test, bank, s, self.max_new_tokens) for s in self.strengths}
+        dealt = pool.deal(case["shuffle"], self.number)
+        say, cost = self.speaker(pool, dealt, scale, case)
+        said = {at: say(dealt.test, at) for at in self.settings_of(case["way"])}
         return {"scale": scale, "curve": [{"at": at, **_measured(pool.lm, dealt.test, table)} for at, table in said.items()], **cost}
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles."""
         lines = ["| | strength × R, or temperature | coherent | different among them |", "|---" * 4 + "|"]
-        for way in (*self.ways, TEMPERATURE):
-            for at in self.temperatures if way == TEMPERATURE else self.strengths:
+        for way in self.every:
+            for at in self.settings_of(way):
                 if points := _points(rows, way, at):
                     lines.append(f"| {way} | {at:g} | {' | '.join(cell([p[k] for p in points]) for k in ('coherent', 'distinct'))} |")
         return "\n".join([*lines, f"\n{self.num_factors} replies to each of {self.test} test prompts."]) + "\n"
@@ -84,11 +55,11 @@ class Diversity(Pooled):
 
         canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = canvas.subplots()
-        for way in (*self.ways, TEMPERATURE):
-            every = [_points(rows, way, at) for at in (self.temperatures if way == TEMPERATURE else self.strengths)]
+        for way in self.every:
+            every = [_points(rows, way, at) for at in self.settings_of(way)]
             known = [points for points in every if points]
             x, y = ([mean(p[k] for p in points) for points in known] for k in ("coherent", "distinct"))
-            axes.plot(x, y, marker="o", ms=3, lw=1.4, label=way, ls="-" if way == TEMPERATURE or WAYS[way].method else ":")
+            axes.plot(x, y, marker="o", ms=3, lw=1.4, label=way, ls=":" if way in WAYS and not WAYS[way].method else "-")
             for points, a, b in zip(known, x, y, strict=True):
                 axes.annotate(f"{points[0]['at']:g}", (a, b), textcoords="offset points", xytext=(3, 3), fontsize=6, color="grey")
         axes.set(xlabel="share of coherent replies", ylabel=f"different coherent replies of {self.num_factors}")

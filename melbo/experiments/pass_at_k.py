@@ -2,56 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..causal_map import CausalMap
 from ..contrast import read_pairs
-from ..generate import Completion
 from ..judge import Score, answers
 from ..organisms.metrics import random_recall
 from ..prompts import Prompts
 from ..rows import Row
-from ..ways import Ground
 from .plot import lines
-from .pool import Pool, Pooled, cell
-from .replies import TEMPERATURE, drawn, steered
+from .pool import Pool, cell
+from .replies import Replying
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassAtK(Pooled):
+class PassAtK(Replying):
     """Ways, and sampling, × shuffles: pass@k on test problems, at the strength or temperature that is best on validation problems.
 
     Every source gives m replies to a problem, one of each feature or m drawn ones; pass@k is the expected share of problems that k of them, drawn
     without replacement, solve (Chen et al. 2021).
 
     Attributes:
-        ways: Some of `melbo.ways.WAYS`.
-        strengths: Multiples of R.
-        temperatures: Of the samples.
-        number: How many prompts are learnt from.
-        num_factors: m.
-        source: Layer that is perturbed.
-        target: Layer that is read.
         validation: Number of validation prompts.
-        max_new_tokens: Length of a reply at most.
     """
 
     question: ClassVar[str] = "Do features solve what samples do not?"
-    varied: ClassVar[tuple[str, ...]] = ("ways", "shuffles")
-    ways: tuple[str, ...]
-    strengths: tuple[float, ...]
-    temperatures: tuple[float, ...]
-    number: int
-    num_factors: int
-    source: int
-    target: int
     validation: int
-    max_new_tokens: int
-
-    @property
-    def cases(self) -> list[Row]:
-        """Shuffle after shuffle."""
-        return [self.case(s, way=way) for s in range(self.shuffles) for way in (*self.ways, TEMPERATURE)]
 
     def prepare(self) -> tuple[Pool, Score, float]:
         """The pool, what solves a problem, and R."""
@@ -62,20 +37,13 @@ class PassAtK(Pooled):
     def measure(self, ready: tuple[Pool, Score, float], case: Row) -> Row:
         """How many of m replies solve each test problem."""
         pool, score, scale = ready
-        dealt, way, m = pool.deal(case["shuffle"], self.number), case["way"], self.num_factors
-        cost: dict[str, Any] = {}
-        if way != TEMPERATURE:
-            bank, cost = Ground(CausalMap(pool.lm, dealt.learn, self.source, self.target), scale).candidates(way, m, case["shuffle"])
-
-        def said(prompts: Prompts, at: float) -> list[list[Completion]]:
-            if way == TEMPERATURE:
-                return drawn(pool.lm, prompts, m, at, self.max_new_tokens, case["shuffle"])
-            return steered(pool.lm, prompts, bank, at, self.max_new_tokens)
+        dealt, m = pool.deal(case["shuffle"], self.number), self.num_factors
+        say, cost = self.speaker(pool, dealt, scale, case)
 
         def solved(prompts: Prompts, at: float) -> list[int]:
-            return [sum(score(c.prompt_text, c.text) > 0 for c in of) for of in said(prompts, at)]
+            return [sum(score(c.prompt_text, c.text) > 0 for c in of) for of in say(prompts, at)]
 
-        settings = self.temperatures if way == TEMPERATURE else self.strengths
+        settings = self.settings_of(case["way"])
         # of all m; where that is the same, of one
         worth = {at: [random_recall(counts, m, k) for k in (m, 1)] for at in settings for counts in [solved(dealt.validation, at)]}
         best = max(settings, key=worth.__getitem__)
@@ -83,7 +51,7 @@ class PassAtK(Pooled):
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles of pass@k on test problems."""
-        ways = (*self.ways, TEMPERATURE)
+        ways = self.every
         text = ["| k | " + " | ".join(ways) + " |", "|---" * (1 + len(ways)) + "|"]
         text += [f"| {k} | " + " | ".join(cell(self._passes(rows, way, k)) for way in ways) + " |" for k in self._numbers]
         chosen = "; ".join(f"{way} {', '.join(str(row['at']) for row in rows if row['way'] == way)}" for way in ways)
@@ -91,9 +59,7 @@ class PassAtK(Pooled):
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""
-        return lines(
-            (*self.ways, TEMPERATURE), self._numbers, lambda way, k: self._passes(rows, way, k), None, "k", "pass@k, test problems", log=True
-        )
+        return lines(self.every, self._numbers, lambda way, k: self._passes(rows, way, k), None, "k", "pass@k, test problems", log=True)
 
     @property
     def _numbers(self) -> list[int]:
