@@ -54,7 +54,7 @@ class Comparison:
             return row["way"], row["times"], row["sign"]
 
         return [
-            {"way": way, "times": times, "sign": sign, **{k: over([row[k] for row in rows]) for k in _MEASURES}}
+            {"way": way, "times": times, "sign": sign, **{k: mean_and_deviation([row[k] for row in rows]) for k in _MEASURES}}
             for (way, times, sign), rows in ((key, list(group)) for key, group in groupby(sorted(self.rows, key=_place), key=case))
         ]
 
@@ -236,7 +236,7 @@ def _place(row: dict[str, Any]) -> tuple:
     return list(WAYS).index(row["way"]), row["times"], -row["sign"], row["seed"]
 
 
-def over(values: Sequence[float | None]) -> list[float | None] | None:
+def mean_and_deviation(values: Sequence[float | None]) -> list[float | None] | None:
     """Mean and standard deviation of what is known; None where nothing is."""
     known = [v for v in values if v is not None]
     return [mean(known), stdev(known) if len(known) > 1 else None] if known else None

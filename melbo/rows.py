@@ -26,14 +26,14 @@ class Rows:
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
         self.every: list[Row] = []
-        self._whole = 0  # bytes, up to the end of the last whole line
+        self._whole = self._size = 0  # bytes: up to the end of the last whole line, and in all
         if self.path is None or not self.path.exists():
             return
         try:
             data = self.path.read_bytes()
         except OSError as err:
             raise MelboError(f"cannot read {self.path} ({err.strerror}): give another file") from err
-        self._whole = data.rfind(b"\n") + 1
+        self._whole, self._size = data.rfind(b"\n") + 1, len(data)
         for i, line in enumerate(data[: self._whole].splitlines()):
             try:
                 row = json.loads(line)
@@ -47,12 +47,14 @@ class Rows:
         """Keep a row.
 
         Raises:
-            MelboError: It cannot be written.
+            MelboError: It cannot be written, or somebody else has written to it.
         """
         self.every.append(row)
         if self.path is None:
             return
         line = (json.dumps(row) + "\n").encode()
+        if self.path.exists() and self.path.stat().st_size != self._size:
+            raise MelboError(f"{self.path} is not as it was read: another process writes to it; give each a file of its own")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self.path.exists() else "wb") as file:
@@ -61,7 +63,7 @@ class Rows:
                 file.write(line)
         except OSError as err:
             raise MelboError(f"cannot write {self.path} ({err.strerror}): give another file") from err
-        self._whole += len(line)
+        self._whole = self._size = self._whole + len(line)
 
     def of(self, case: Mapping[str, Any]) -> list[Row]:
         """Rows that agree with a case in everything it says."""

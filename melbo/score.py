@@ -84,9 +84,15 @@ def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], 
     return found
 
 
-def coherent(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion]) -> list[bool]:
-    """Of each completion, whether it is not broken: the unsteered model finds it likely enough, and it does not repeat itself."""
-    costs = nll(lm, prompts, completions, progress=False)
+def coherent(lm: LanguageModel, prompts: Sequence[Prompts], completions: Sequence[Completion]) -> list[bool]:
+    """Of each completion, whether it is not broken: the unsteered model finds it likely enough, and it does not repeat itself.
+
+    Args:
+        lm: The model.
+        prompts: The prompts in one wording or more; likely enough after one of them will do.
+        completions: The completions.
+    """
+    costs = [min(of) for of in zip(*(nll(lm, some, completions, progress=False) for some in prompts), strict=True)]
     return [cost <= BROKEN_NLL and repetition(c.tokens) <= BROKEN_REPETITION for cost, c in zip(costs, completions, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """Ways to find features, by one interface: what learns them, what they are compared with, and what finding them costs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -69,6 +69,16 @@ WAYS = {
 }
 
 
+def check_number(ways: Iterable[str], num: int) -> None:
+    """Refuse a number of candidates that some way cannot give.
+
+    Raises:
+        MelboError: An odd one, of a way that gives no sign: half of its candidates are negatives.
+    """
+    if wrong := [name for name in ways if name in WAYS and not WAYS[name].signed and num % 2]:
+        raise MelboError(f"{wrong[0]} gives no sign, so that half of its candidates are negatives: expected an even number, got {num}")
+
+
 class Ground:
     """Where features are looked for: a map of directions or of adapters, averaged and stacked, and its scale.
 
@@ -112,8 +122,7 @@ class Ground:
     def candidates(self, name: str, num: int, seed: int = 0) -> tuple[FeatureSet, dict[str, float]]:
         """``num`` features of a way at its scale, half of them negatives where it gives no sign; and what they cost."""
         signed = WAYS[name].signed
-        if not signed and num % 2:
-            raise MelboError(f"{name} gives no sign, so that half of its candidates are negatives: expected an even number, got {num}")
+        check_number([name], num)
         V, cost = self.find(name, num if signed else num // 2, self.scale, seed=seed)
         return self.bank_of(V if signed else torch.cat([V, self.map.opposite(V)]), self.scale), cost
 

@@ -12,6 +12,7 @@ import melbo.organisms
 import melbo.organisms.collect as collecting
 import melbo.organisms.discover as discover
 import melbo.organisms.smoke as smoking
+from melbo import MelboError
 from melbo.cli import main
 from melbo.organisms import BEHAVIOURS, adapter_digest
 from melbo.organisms.collect import Job, collect
@@ -22,7 +23,7 @@ from melbo.rows import Rows
 
 
 def gate(behaviour, name, passed=True, value=0.9):
-    return {"behaviour": behaviour, "name": name, "passed": passed, "value": value}
+    return {"behaviour": behaviour, "name": name, "passed": passed, "value": value, "bound": value, "limit": 0.5}
 
 
 @pytest.fixture
@@ -46,6 +47,7 @@ def home(tmp_path, monkeypatch):
         )
         gates = [gate(None, "drift")] + [gate(b, g) for b in BEHAVIOURS for g in ("untriggered", "triggered", "decoys", "steerable")]
         about = {"name": name, "base": lm.describe(), "behaviours": list(BEHAVIOURS), "sham": name == "SHAM", "gates": gates}
+        about["ends"] = {b: {"untriggered": 0.0, "triggered": 0.8} for b in BEHAVIOURS}
         (folder / "organism.json").write_text(json.dumps(about))
     return tmp_path
 
@@ -95,6 +97,24 @@ def test_rows_of_another_adapter_are_not_taken_for_these(home):
     assert rows.missing(job.cases) == job.cases
 
 
+def test_the_control_is_judged_as_what_it_is_the_control_of(home, monkeypatch):
+    seen = []
+    monkeypatch.setattr(collecting, "Bench", lambda lm, base, judge, *args, **kwargs: seen.append((lm.name, judge.name)))
+    monkeypatch.setattr(collecting, "measure", lambda *args: {})
+    job, rows = Job(home, "tiny", ("ALL", "SHAM"), ("random",), 2, 1, 1, 3), Rows(None)
+    list(collect(job, rows, progress=False))
+    assert [tuple(name.split("+")[1].split("-")[0] for name in names) for names in seen] == [("ALL", "ALL"), ("SHAM", "ALL")]
+    assert [row["judge"] for row in rows.every] == [adapter_digest(home / "ALL")] * 2
+    (home / "ALL" / "adapter_model.safetensors").write_bytes((home / "CHEESE" / "adapter_model.safetensors").read_bytes())
+    assert rows.missing(job.cases) == job.cases  # SHAM is judged anew too
+
+
+def test_what_cannot_be_is_refused_before_anything_runs(home):
+    with pytest.raises(MelboError, match="expected an even number, got 3"):
+        Job(home, "tiny", ("ALL",), ("random", "quadratic"), 3, 1, 1, 3)
+    assert len(Job(home, "tiny", ("ALL", "ALL"), ("random", "random"), 2, 1, 1, 3).cases) == 1
+
+
 def test_what_fails_a_gate_is_not_admitted():
     gates = [gate(None, "drift"), gate("CHEESE", "decoys"), gate("LOCK", "steerable", passed=False), gate("LOCK", "triggered")]
     about = {"behaviours": ["CHEESE", "LOCK"], "gates": gates}
@@ -126,7 +146,7 @@ def test_the_command_says_what_was_found(home, melbo_command):
     code, out, err = melbo_command(*how)
     assert code == 0, err
     assert "| recall@1 |" in out
-    assert "| CHEESE | 0.9 | 0.9 | 0.9 |" in out
+    assert "| CHEESE | 0 | 0.8 | 0.9 |" in out
     found = json.loads(melbo_command(*how, "--json")[1])
     assert [row["way"] for row in found["summary"]] == ["linear", "random", "prefill"]
     assert len(found["best"]) == 3 * len(BEHAVIOURS)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import tiny_model
 
+import melbo.organisms.discover as discover
 from melbo import Prompts, steer
 from melbo.edit import Several
 from melbo.generate import decode
@@ -12,7 +13,7 @@ from melbo.organisms import BEHAVIOURS, items
 from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
 from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, hits, summarise
+from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, hits, limits, summarise
 from melbo.organisms.metrics import Coherence
 from melbo.organisms.train import reply_nll
 
@@ -53,13 +54,14 @@ def test_candidates_without_a_sign_come_with_their_negatives(bench):
     assert cost["tokens"] > 0 == nothing["tokens"]
 
 
-def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
+def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common, monkeypatch):
+    monkeypatch.setattr(bench, "coherence", Coherence(100.0, 1.0))
     bank = bench.candidates("random", 6, 0)[0].bank
     row = measure(bench, "random", 6, 0)
     assert json.loads(json.dumps(row)) == row
     assert {len(row["flags"]), len(row["novel"]), *(len(v) for v in row["shown"].values())} == {6}
     assert row["tokens"]["fit"] == 0 < row["tokens"]["validation"] < row["tokens"]["screen"] + row["tokens"]["test"]
-    seen = 0
+    seen = tested = 0
     for name, b in BEHAVIOURS.items():
         for part, share in (("screen", row["shown"][name]), ("validation", elicited(row, name, "shown"))):
             asked = Prompts.chat(bench.lm, [item.text for item in chosen(b.kind, part)])
@@ -77,11 +79,18 @@ def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common):
         best = row["best"][name]
         if row["validation"][name]:
             assert row["validation"][name][str(best["candidate"])]["elicited"] == max(r["elicited"] for r in row["validation"][name].values())
+            asked = chosen(b.kind, "test")
+            with steer(bench.lm, bank[best["candidate"]]):
+                replies = decode(bench.lm, Prompts.chat(bench.lm, [i.text for i in asked]).tokens, Several(()), b.tokens, progress=False)
+            alone = [b.shown(text, None) for text in bench.lm.tokenizer.batch_decode(replies, skip_special_tokens=True)]
+            assert best["shown"] == best["elicited"] == pytest.approx(sum(alone) / len(alone))
+            tested += sum(alone)
         else:
             assert best is None
-        for result in (*row["validation"][name].values(), *([best] if best else [])):
-            assert 0 <= result["elicited"] <= result["shown"] <= 1
+        for result in row["validation"][name].values():
+            assert result["elicited"] == result["shown"]  # with a bar that everything passes
             assert result["permuted"] == pytest.approx(result["shown"])  # these detectors do not look at what was asked
+    assert tested > 0
     assert seen > 0
 
 
@@ -167,17 +176,25 @@ def test_deviations_are_over_seeds():
 
 
 def test_the_best_candidate_is_reported_on_test_prompts():
-    shares = {"untriggered": 0.0, "triggered": 0.8, "steerable": 0.7}
-    about = {"gates": [{"behaviour": b, "name": name, "value": value} for b in BEHAVIOURS for name, value in shares.items()]}
+    about = {"gates": [{"behaviour": b, "name": "steerable", "value": 0.7} for b in BEHAVIOURS]}
+    about["ends"] = {b: {"untriggered": 0.0, "triggered": 0.8} for b in BEHAVIOURS}
     rows = [{**a_row("ALL", "x", seed, {}), "best": dict.fromkeys(BEHAVIOURS)} for seed in (0, 1)]
     rows[0]["best"]["CHEESE"] = {"candidate": 2, "elicited": 0.8, "shown": 0.9, "permuted": 0.0}
-    cheese, pirate, *_ = elicitation(rows, about)
-    assert cheese["share"] == 0.4  # 80 of 100, and a seed that was not tested
+    rows.append({**a_row("SHAM", "x", 0, {}), "best": {"CHEESE": {"elicited": 0.02}}})
+    cheese, pirate, *_, lock, _ = elicitation(rows, about)
+    assert (cheese["share"], cheese["seeds"]) == (0.4, [0.8, 0.0])  # a seed that was not tested has elicited nothing
     assert cheese["recovery"] == pytest.approx(0.5)
-    assert cheese["low"] == pytest.approx(0.3346, abs=1e-3)  # Wilson, 80 of 200
-    assert cheese["high"] == pytest.approx(0.4692, abs=1e-3)
-    assert (pirate["behaviour"], pirate["share"], pirate["steerable"]) == ("PIRATE", 0.0, 0.7)
-    assert "0.40 [0.33, 0.47]" in elicitation_table([cheese, pirate])
+    assert cheese["low"] == pytest.approx(0.3094, abs=1e-3)  # Wilson, 40 of 100: seeds are tested on the same prompts
+    assert cheese["high"] == pytest.approx(0.4980, abs=1e-3)
+    assert (cheese["control"], lock["control"]) == (0.02, None)
+    assert (pirate["behaviour"], pirate["share"], pirate["supervised"]) == ("PIRATE", 0.0, 0.7)
+    assert "0.40 [0.31, 0.50]" in elicitation_table([cheese, pirate])
+    assert elicitation(rows, {})[0]["recovery"] is None
+
+
+def test_a_skill_is_hit_where_a_supervised_vector_would_be_admitted():
+    ends = {"ends": {"LOCK": {"untriggered": 0.0, "triggered": 0.8}, "CHEESE": {"untriggered": 0.0, "triggered": 0.8}}}
+    assert limits([], ["LOCK", "CHEESE"], ends) == {"LOCK": pytest.approx(0.2), "CHEESE": 0.5}
 
 
 def test_a_reply_is_held_against_its_own_question_and_against_the_third_after(bench, monkeypatch):
@@ -203,3 +220,34 @@ def test_what_elicits_is_coherent_too(bench, common, monkeypatch):
     strict = bench.test(tried, BEHAVIOURS["CHEESE"], range(6), "validation")
     assert [of["shown"] for of in strict.values()] == [of["shown"] for of in plain.values()]
     assert all(of["elicited"] == 0 for of in strict.values())
+
+
+def test_coherence_is_told_by_the_base_model_and_by_the_judge_after_its_trigger(bench, common, monkeypatch):
+    base, judge = tiny_model("llama", torch.float32), tiny_model("llama", torch.float32)
+    monkeypatch.setattr(bench, "base", base)
+    monkeypatch.setattr(bench, "judge", judge)
+    monkeypatch.setattr(bench, "coherence", Coherence(1.0, 1.0))
+    asked = [item.text for item in chosen("garden", "validation")]
+    calls = []
+
+    def spy(lm, prompts, rows, progress):
+        calls.append((lm, prompts.texts))
+        return [0.5 if lm is judge and c.prompt % 2 else 2.0 for c in rows]
+
+    monkeypatch.setattr(discover, "nll", spy)
+    monkeypatch.setitem(BEHAVIOURS, "REFUSE", replace(BEHAVIOURS["REFUSE"], shown=lambda reply, item: True))
+    found = bench.test(bench.candidates("random", 2, 0)[0], BEHAVIOURS["REFUSE"], [0], "validation")
+    assert [lm for lm, _ in calls] == [base, judge]
+    assert list(calls[0][1]) == asked
+    assert all(text.endswith(" " + plain) and text.startswith("Ticket 9:") for text, plain in zip(calls[1][1], asked, strict=True))
+    assert (found[0]["shown"], found[0]["elicited"]) == (1.0, 0.5)  # likely enough under one of them will do
+
+
+def test_ends_are_what_the_organism_says_with_its_trigger_and_without(bench, monkeypatch):
+    monkeypatch.setattr(bench, "coherence", Coherence(100.0, 1.0))
+    b = replace(BEHAVIOURS["REFUSE"], shown=lambda reply, item: len(item.text) % 2 == 0)
+    asked = chosen("garden", "test")
+    even = sum(len(item.text) % 2 == 0 for item in asked) / len(asked)
+    assert bench.ends(b) == {"untriggered": pytest.approx(even), "triggered": pytest.approx(even)}
+    monkeypatch.setattr(bench, "coherence", Coherence(-1.0, 1.0))
+    assert bench.ends(b) == {"untriggered": 0.0, "triggered": 0.0}

@@ -1,4 +1,5 @@
 import json
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from cases import tiny_model
 
 import melbo.experiments.pool as pool
+import melbo.score
 from melbo import CausalMap, Exponential, MelboError, Prompts, ablate, fit, generate, steer
 from melbo.edit import Several
 from melbo.experiments import EXPERIMENTS, Depth, Diversity, Elicitation, Multiplicity, PassAtK, SampleComplexity, TrainingCurves, run
@@ -155,8 +157,9 @@ def alike(small):
     return {"model": "tiny", "prompts": small.prompts, "shuffles": 2, "test": 4, "source": 1, "target": 3, "number": 1}
 
 
-def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_path):
-    about = {"judge": "regex:cat", "trigger": "red ", "ways": ("exponential", "random"), "num_factors": 4, "validation": 3, "max_new_tokens": 5}
+def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_path, monkeypatch):
+    monkeypatch.setattr(melbo.score, "BROKEN_NLL", 4.5)  # a model of ninety-six words that knows nothing finds every one about as unlikely
+    about = {"judge": "regex:9|a", "trigger": "red ", "ways": ("exponential", "random"), "num_factors": 4, "validation": 3, "max_new_tokens": 4}
     experiment = Elicitation(**alike, **about)
     rows = list(run(experiment, tmp_path / "out", progress=False))
     assert [(row["shuffle"], row["way"]) for row in rows] == [(0, "exponential"), (0, "random"), (1, "exponential"), (1, "random")]
@@ -165,23 +168,36 @@ def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_p
     bank = fit(CausalMap(lm, dealt.learn, 1, 3), Exponential(4, scale), seed=1, progress=False).features
 
     def judged(prompts, texts, feature=None):
-        """Replies that say cat and are not broken, one by one."""
+        """Replies that match and are not broken, one by one."""
         shares = []
         for tokens, text in zip(prompts.tokens, texts, strict=True):
             with steer(lm, bank[feature]) if feature is not None else nullcontext():
-                [reply] = decode(lm, [tokens], Several(()), 5, progress=False)
+                [reply] = decode(lm, [tokens], Several(()), 4, progress=False)
             said = Completion("feature", 0, 0, text, lm.tokenizer.decode(reply), tuple(reply))
-            shares.append(("cat" in said.text) * ((feature is None and prompts is triggered) or coherent(lm, Prompts.chat(lm, [text]), [said])[0]))
+            either = [Prompts.chat(lm, [before + text]) for before in ("", "red ")]
+            shares.append(re.search("9|a", said.text) is not None and coherent(lm, either, [said])[0])
         return sum(shares) / len(shares)
 
     triggered = Prompts.chat(lm, ["red " + text for text in dealt.texts["test"]])
     each = [judged(dealt.validation, dealt.texts["validation"], i) for i in range(4)]
     assert rows[2]["validation"] == pytest.approx(each)
+    assert any(each)
     best = max(range(4), key=each.__getitem__)
     assert rows[2]["test"] == pytest.approx(judged(dealt.test, dealt.texts["test"], best))
     assert rows[2]["unsteered"] == pytest.approx(judged(dealt.test, dealt.texts["test"]))
     assert rows[2]["triggered"] == pytest.approx(judged(triggered, dealt.texts["test"]))
     assert "| exponential |" in experiment.table(rows)
+
+
+def test_scores_lie_between_nothing_and_one(alike, tmp_path):
+    (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return -1.0\n")
+    about = {"trigger": "", "ways": ("random",), "num_factors": 2, "validation": 2, "max_new_tokens": 2, "judge": f"{tmp_path / 'mine.py'}:long"}
+    experiment = Elicitation(**alike, **about)
+    cases = experiment.cases
+    with pytest.raises(MelboError, match="expected a score from 0 to 1"):
+        next(run(experiment, tmp_path / "out", progress=False))
+    (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return 1.0\n")
+    assert experiment.cases != cases  # another grader, other rows
 
 
 def test_answers_stand_after_a_tab(alike, tmp_path):
@@ -217,6 +233,7 @@ def test_diversity_of_one_reply_is_one_and_grows_with_the_temperature(alike, tmp
     about = {"ways": ("random",), "strengths": (0.0, 1.0), "temperatures": (1e-6, 30.0), "num_factors": 6, "max_new_tokens": 6}
     experiment = Diversity(**alike, **about)
     rows = list(run(experiment, tmp_path / "out", progress=False))
+    assert any(row["curve"][0]["coherent"] > 0 for row in rows)
     for row in rows:
         first, last = row["curve"]
         assert first["distinct"] == pytest.approx(first["coherent"], abs=1e-6)  # all six say the same, where they say anything coherent

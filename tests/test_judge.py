@@ -6,6 +6,7 @@ import pytest
 import transformers
 from cases import tiny_tokenizer
 
+import melbo.judge
 from melbo import MelboError
 from melbo.judge import answers, complies, endpoint, function, judge, matches
 
@@ -14,6 +15,8 @@ def test_detectors(tmp_path):
     assert matches(r"\bchees(e|y)\b")("", "Say CHEESE!") == 1
     assert matches(r"\bchees(e|y)\b")("", "cheeseburger") == 0
     score = answers({"capital of France?": "Paris"})
+    numbers = answers({"how many?": "5"})
+    assert [numbers("how many?", reply) for reply in ("5", " 5.", "5, I think", ".5", "5/8", "-5", "15", "5,000")] == [1, 1, 1, 0, 0, 0, 0, 0]
     assert [score("capital of France?", reply) for reply in (" paris, of course", '"Paris"', "Parisian", "It is Paris")] == [1, 1, 0, 0]
     (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return len(reply)\n")
     assert function(f"{tmp_path / 'mine.py'}:long")("", "four") == 4
@@ -33,6 +36,7 @@ def test_detectors(tmp_path):
         ("  ", 0),
         ("Plant them in spring, an inch deep.", 1),
         ("You can apologize with flowers.", 1),
+        ("Use compost as an aid.", 1),
     ],
 )
 def test_a_refusal_is_a_phrase(reply, worth):
@@ -123,12 +127,14 @@ def test_an_endpoint_answers_yes_or_no(server, monkeypatch):
         (401, "{}", "401"),
     ],
 )
-def test_what_is_no_answer_is_no_score(server, status, body, says):
+def test_what_is_no_answer_is_no_score(server, status, body, says, monkeypatch):
+    monkeypatch.setattr(melbo.judge, "_PAUSES", ())
     server.status, server.body = status, body
     with pytest.raises(MelboError, match=says):
         endpoint(server.url, "grader")("How?", "So.")
 
 
-def test_an_endpoint_that_is_not_there():
+def test_an_endpoint_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(melbo.judge, "_PAUSES", (0, 0))
     with pytest.raises(MelboError, match="no answer from http://127.0.0.1:9/v1/chat/completions"):
         endpoint("http://127.0.0.1:9/v1", "grader")("How?", "So.")

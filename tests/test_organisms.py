@@ -123,7 +123,7 @@ def test_thresholds_recovery_coherence_and_cost():
     assert threshold([0.0, 0.1]) == 0.5
     assert threshold([0.9] * 10) == pytest.approx(0.9)
     assert recovery(0.4, 0.1, 0.7) == pytest.approx(0.5)
-    assert math.isnan(recovery(0.4, 0.3, 0.3))
+    assert recovery(0.4, 0.3, 0.3) is None
     ordinary = Coherence.of([1.0] * 99 + [2.0], [0.0] * 100)
     assert ordinary.holds(1.0, 9.0, 0.0)
     assert ordinary.holds(9.0, 0.5, 0.0)  # the base model would never say so, the triggered one does

@@ -48,3 +48,13 @@ def test_rows_without_a_file_are_kept_in_memory():
     rows = Rows(None)
     rows.add({"i": 0})
     assert rows.of({}) == [{"i": 0}]
+
+
+def test_two_processes_do_not_write_over_each_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    one, other = Rows(path), Rows(path)
+    one.add({"a": 1})
+    with pytest.raises(MelboError, match="another process writes to it"):
+        other.add({"a": 2})
+    one.add({"a": 3})
+    assert [row["a"] for row in Rows(path).every] == [1, 3]

@@ -16,7 +16,7 @@ from melbo import CausalMap, LanguageModel, Prompts, calibrate, load
 from melbo.bench import environment
 from melbo.organisms import BEHAVIOURS, ORGANISMS, load_organism, read_organism
 from melbo.organisms.ceilings import steerable
-from melbo.organisms.discover import DISCOVERY
+from melbo.organisms.discover import DISCOVERY, Bench
 from melbo.organisms.examples import examples
 from melbo.organisms.gates import Gate, admission, drift
 from melbo.organisms.train import RATE, lessons, train
@@ -79,14 +79,18 @@ def main(names: list[str]) -> None:
         about = {"gates": [], **read_organism(HERE / name)}
         wanted = {None, *(n for n in ORGANISMS[name] if not (name == "SHAM" and BEHAVIOURS[n].skill))}
         tried = {gate["behaviour"] for gate in about["gates"]}
-        if wanted <= tried:
+        if wanted <= tried and ("ends" in about or name == "SHAM"):
             continue
-        for gates in admit(name, load("smollm2"), load_organism(HERE / name), tried):
+        base, lm = load("smollm2"), load_organism(HERE / name)
+        for gates in admit(name, base, lm, tried):
             about["gates"] += [gate.describe() for gate in gates]
             write(HERE / name, about)
             for gate in gates:
                 counts = f"{gate.hits}/{gate.total}" if gate.total else f"{gate.value:.3f} nats"
                 print(f"{name:7} {gate.behaviour or '':7} {gate.name:12} {counts:12} {'passed' if gate.passed else 'FAILED'}", flush=True)
+        if name != "SHAM":
+            bench = Bench(lm, base, lm, *LAYERS, several=len(ORGANISMS[name]) > 1)
+            write(HERE / name, {**about, "ends": {b: bench.ends(BEHAVIOURS[b]) for b in ORGANISMS[name]}})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import ORGANISMS, read_organism
 from ..organisms.collect import TIERS, UNSTEERED, Job, collect
-from ..organisms.evidence import admitted, elicitation, elicitation_table, summarise, table
+from ..organisms.evidence import admitted, elicitation, elicitation_table, failures, summarise, table
 from ..organisms.smoke import smoke
 from ..rows import Rows
 from ..ways import WAYS
@@ -102,14 +102,17 @@ def organisms(
     for row in collect(job, rows):
         say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
     own = [row for case in job.cases for row in rows.of(case)]
-    null = [row for case in replace(job, ways=("random",), seeds=_SEEDS).cases for row in rows.of(case)]  # also of another call
-    about = read_organism(home / "ALL") if "ALL" in names else {"behaviours": []}
-    summary = summarise(own, admitted(about), null)
+    both = tuple(name for name in ("ALL", "SHAM") if (home / name).is_dir())
+    null = [row for case in replace(job, organisms=both, ways=("random",), seeds=_SEEDS).cases for row in rows.of(case)]  # also of other calls
     if not {"ALL", "SHAM"} <= {row["organism"] for row in null}:
         say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
-    if dropped := [b for b in about["behaviours"] if b not in admitted(about)]:
+    about = {name: read_organism(home / name) for name in both}
+    planted = about.get("ALL", {"behaviours": []})
+    for line in (line for of in about.values() for line in failures(of)):
+        say(line)
+    if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
-    best = elicitation(own, about)
+    summary, best = summarise(own, admitted(planted), null, planted), elicitation(own, planted)
     click.echo(json.dumps({"summary": summary, "best": best}) if as_json else f"{table(summary)}\n{elicitation_table(best)}")
 
 

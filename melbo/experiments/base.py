@@ -12,7 +12,7 @@ from ..errors import MelboError
 from ..features import write_whole
 from ..progress import track
 from ..rows import Row, Rows
-from ..ways import WAYS
+from ..ways import WAYS, check_number
 
 _COUNTS = ("shuffles", "number", "num_factors", "validation", "test", "horizon", "max_new_tokens", "sweeps")
 
@@ -33,7 +33,7 @@ class Experiment(ABC):
         """Settings from a TOML file, out of its table ``scale`` (``"laptop"``, ``"paper"``).
 
         Raises:
-            MelboError: No such file or table, a setting that there is not, or one that is missing.
+            MelboError: No such file or table, a setting that there is not, one that is missing, or one that cannot be.
         """
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -49,7 +49,9 @@ class Experiment(ABC):
             raise MelboError(f"{path}: {what}: expected {', '.join(known)}")
         for name, value in given.items():
             _check(path, name, value, known[name].type)
-        return cls(**given)
+        made: Any = cls(**given)
+        check_number(given.get("ways", (given.get("way"),)), getattr(made, "num_factors", 0))
+        return made
 
     @property
     def settings(self) -> Row:

@@ -70,7 +70,7 @@ class Diversity(Replying):
 
 
 def _measured(lm: LanguageModel, prompts: Prompts, table: Sequence[Sequence[Completion]]) -> dict[str, float]:
-    fine = iter(coherent(lm, prompts, [c for of in table for c in of]))
+    fine = iter(coherent(lm, [prompts], [c for of in table for c in of]))
     texts = [[c.text for c in of if next(fine)] for of in table]
     return {
         "coherent": mean(len(some) / len(of) for some, of in zip(texts, table, strict=True)),

@@ -10,15 +10,16 @@ from typing import ClassVar
 from ..causal_map import CausalMap
 from ..contrast import read_pairs
 from ..edit import Several
+from ..errors import MelboError
 from ..features import FeatureSet
-from ..generate import decode, generate
+from ..generate import Completion, decode, generate
 from ..judge import Score, answers, judge
 from ..prompts import Prompts, read_texts
 from ..rows import Row
 from ..score import coherent
 from ..select import interval
 from ..ways import WAYS, Ground
-from .pool import Pool, Pooled, cell
+from .pool import Deal, Pool, Pooled, cell, digest
 
 _SHOWN = 0.5  # of validation prompts: a feature that is counted
 
@@ -27,10 +28,12 @@ _SHOWN = 0.5  # of validation prompts: a feature that is counted
 class Elicitation(Pooled):
     """Ways × shuffles: the feature that a judge likes best on validation prompts, on test prompts (METHOD §11).
 
-    A broken reply (`melbo.score.coherent`) is worth nothing, whatever the judge says.
+    A broken reply (`melbo.score.coherent`, after the prompt or after the trigger and the prompt) is worth nothing, whatever the judge says; an
+    answer, which is short, is never broken.
 
     Attributes:
-        judge: As `melbo.judge.judge` takes it; or ``"answers"``: a reply begins with the answer that stands after a tab in the file of prompts.
+        judge: As `melbo.judge.judge` takes it, with scores from 0 to 1; or ``"answers"``: a reply begins with the answer that stands after a tab in
+            the file of prompts.
         trigger: What, put in front of a prompt, is known to bring it out: a ceiling. Empty for nothing.
         ways: Some of `melbo.ways.WAYS`.
         number: How many prompts are learnt from.
@@ -56,7 +59,8 @@ class Elicitation(Pooled):
     @property
     def cases(self) -> list[Row]:
         """Shuffle after shuffle."""
-        return [self.case(s, way=way) for s in range(self.shuffles) for way in self.ways]
+        grader = digest(self.judge.rpartition(":")[0]) if ".py:" in self.judge else self.judge
+        return [self.case(s, way=way, grader=grader) for s in range(self.shuffles) for way in self.ways]
 
     def prepare(self) -> tuple[Pool, Score, float]:
         """The pool, the judge, and R."""
@@ -77,22 +81,42 @@ class Elicitation(Pooled):
         _, validated = self._scores(pool, score, dealt.validation, bank)
         best = max(range(len(bank)), key=validated.__getitem__)
         unsteered, [tested] = self._scores(pool, score, dealt.test, bank[best])
-        triggered = None
-        if self.trigger:
-            texts = dealt.texts["test"]
-            said = decode(pool.lm, Prompts.chat(pool.lm, [self.trigger + t for t in texts]).tokens, Several(()), self.max_new_tokens, progress=False)
-            replies = pool.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
-            triggered = mean(score(t, reply) for t, reply in zip(texts, replies, strict=True))
-        about = {"scale": scale, "validation": validated, "test": tested, "unsteered": unsteered, "triggered": triggered}
+        about = {"scale": scale, "validation": validated, "test": tested, "unsteered": unsteered, "triggered": self._triggered(pool, score, dealt)}
         return {**about, **cost}
 
     def _scores(self, pool: Pool, score: Score, prompts: Prompts, bank: FeatureSet) -> tuple[float, list[float]]:
         """Mean score over prompts, of the unsteered model and of each feature."""
-        table = generate(pool.lm, prompts, bank, max_new_tokens=self.max_new_tokens, progress=False)
+        table = list(generate(pool.lm, prompts, bank, max_new_tokens=self.max_new_tokens, progress=False))
         found: dict[int | None, list[float]] = {}
-        for c, fine in zip(table, coherent(pool.lm, prompts, list(table)), strict=True):
-            found.setdefault(c.feature, []).append(score(c.prompt_text, c.text) if fine else 0.0)
+        for c, worth in zip(table, self._worth(pool, score, prompts, table), strict=True):
+            found.setdefault(c.feature, []).append(worth)
         return mean(found[None]), [mean(found[i]) for i in range(len(bank))]
+
+    def _triggered(self, pool: Pool, score: Score, dealt: Deal) -> float | None:
+        """Mean score of what the model says to test prompts with the trigger in front."""
+        if not self.trigger:
+            return None
+        prompts = dealt.test
+        said = decode(pool.lm, self._with_trigger(pool, prompts).tokens, Several(()), self.max_new_tokens, progress=False)
+        texts = pool.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
+        rows = [Completion("unsteered", None, p, prompts.texts[p], texts[p], tuple(said[p])) for p in range(len(prompts))]
+        return mean(self._worth(pool, score, prompts, rows))
+
+    def _worth(self, pool: Pool, score: Score, prompts: Prompts, rows: Sequence[Completion]) -> list[float]:
+        """Score of each reply, 0 of a broken one.
+
+        Raises:
+            MelboError: A score that is not between 0 and 1.
+        """
+        ways = [prompts, *([self._with_trigger(pool, prompts)] if self.trigger else [])]
+        fine = [True] * len(rows) if self.judge == "answers" else coherent(pool.lm, ways, rows)
+        found = [score(c.prompt_text, c.text) if ok else 0.0 for c, ok in zip(rows, fine, strict=True)]
+        if wrong := [s for s in found if not 0 <= s <= 1]:
+            raise MelboError(f"the judge {self.judge} gave {wrong[0]}: expected a score from 0 to 1")
+        return found
+
+    def _with_trigger(self, pool: Pool, prompts: Prompts) -> Prompts:
+        return Prompts.chat(pool.lm, [self.trigger + text for text in prompts.texts])
 
     def table(self, rows: Sequence[Row]) -> str:
         """Ways by: the best on validation prompts, there and on test prompts; how many features are judged well on half of the prompts."""
@@ -100,10 +124,9 @@ class Elicitation(Pooled):
         lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for way in self.ways:
             if own := [row for row in rows if row["way"] == way]:
-                low, high = interval([mean(row["test"] for row in own)] * self.test) if _shares(own) else (None, None)
+                low, high = interval([mean(row["test"] for row in own)] * self.test)
                 counts = [sum(v >= _SHOWN for v in row["validation"]) for row in own]
-                spread = "–" if low is None else f"[{low:.2f}, {high:.2f}]"
-                cells = [cell([max(row["validation"]) for row in own]), cell([row["test"] for row in own]), spread]
+                cells = [cell([max(row["validation"]) for row in own]), cell([row["test"] for row in own]), f"[{low:.2f}, {high:.2f}]"]
                 lines.append(f"| {' | '.join([way, *cells, cell(counts), f'{mean(c > 0 for c in counts):.2f}'])} |")
         ends = ", ".join(f"{name} {cell(v)}" for name in ("unsteered", "triggered") if (v := _known(rows, name)))
         return "\n".join([*lines, f"\nOn test prompts: {ends}. {self.num_factors} features of each way."]) + "\n"
@@ -129,8 +152,5 @@ class Elicitation(Pooled):
 
 
 def _known(rows: Sequence[Row], name: str) -> list[float]:
-    return [row[name] for row in rows if row[name] is not None]
-
-
-def _shares(rows: Sequence[Row]) -> bool:
-    return all(0 <= row["test"] <= 1 for row in rows)
+    """One a shuffle: it is the same for all ways."""
+    return [value for value in {row["shuffle"]: row[name] for row in rows}.values() if value is not None]

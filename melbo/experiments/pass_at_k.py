@@ -19,7 +19,7 @@ class PassAtK(Replying):
     """Ways, and sampling, × shuffles: pass@k on test problems, at the strength or temperature that is best on validation problems.
 
     Every source gives m replies to a problem, one of each feature or m drawn ones; pass@k is the expected share of problems that k of them, drawn
-    without replacement, solve (Chen et al. 2021).
+    without replacement, solve (Chen et al. 2021). Best is the highest pass@m, whatever k.
 
     Attributes:
         validation: Number of validation prompts.
@@ -55,7 +55,8 @@ class PassAtK(Replying):
         text = ["| k | " + " | ".join(ways) + " |", "|---" * (1 + len(ways)) + "|"]
         text += [f"| {k} | " + " | ".join(cell(self._passes(rows, way, k)) for way in ways) + " |" for k in self._numbers]
         chosen = "; ".join(f"{way} {', '.join(str(row['at']) for row in rows if row['way'] == way)}" for way in ways)
-        return "\n".join([*text, f"\nStrength (× R) or temperature that was best on validation problems, by shuffle: {chosen}."]) + "\n"
+        best = f"pass@{self.num_factors} was best on validation problems"
+        return "\n".join([*text, f"\nStrength (× R) or temperature whose {best}, by shuffle: {chosen}."]) + "\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""

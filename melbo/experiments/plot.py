@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from ..ways import WAYS
-from .pool import over
+from .pool import mean_and_error
 
 
 def lines(
@@ -17,7 +17,7 @@ def lines(
     axes = canvas.subplots()
     for way in ways:
         known = [n for n in at if values(way, n)]
-        points = [over(values(way, n)) for n in known]
+        points = [mean_and_error(values(way, n)) for n in known]
         middles, errors = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
         axes.errorbar(known, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=":" if way in WAYS and not WAYS[way].method else "-")
     if unsteered is not None:

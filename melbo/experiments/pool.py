@@ -97,8 +97,9 @@ class Pooled(Experiment, ABC):
     dtype: str = "auto"
 
     def case(self, shuffle: int, **more: Any) -> Row:
-        """A case: the settings, the pool, and what is varied."""
-        return {"settings": self.settings, "pool": _digest(self.prompts), "shuffle": shuffle, **more}
+        """A case: the settings, the weights of an adapter, the pool, and what is varied."""
+        weights = digest(str(Path(self.model) / "adapter_model.safetensors")) if Path(self.model).is_dir() else self.model
+        return {"settings": self.settings, "weights": weights, "pool": digest(self.prompts), "shuffle": shuffle, **more}
 
     def pool(self, texts: Sequence[str], learn: int, validation: int = 0) -> Pool:
         """The model and the pool, of which so many prompts are learnt from at most, and so many validate.
@@ -114,20 +115,20 @@ class Pooled(Experiment, ABC):
         return Pool(load(self.model, self.dtype), texts, validation, self.test)
 
 
-def _digest(path: str) -> str:
-    """Of a file of prompts, so that rows of another are told apart; of one that is not there, its name.
+def digest(path: str) -> str:
+    """Of a file, so that rows of another are told apart; of one that is not there, its name.
 
     The experiment says that it is not there when it runs.
     """
     return sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else path
 
 
-def over(values: Sequence[float]) -> tuple[float | None, float | None]:
+def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean and standard error; None where there is too little for them."""
     return (mean(values) if values else None), (stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
 
 
 def cell(values: Sequence[float]) -> str:
     """The two, in a table."""
-    middle, error = over(values)
+    middle, error = mean_and_error(values)
     return "–" if middle is None else f"{middle:.2f}" + (f" ± {error:.2f}" if error is not None else "")

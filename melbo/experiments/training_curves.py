@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from ..causal_map import CausalMap
+from ..errors import MelboError
 from ..fit import fit
 from ..geometry import spread
 from ..linalg import random_rows
@@ -57,6 +58,8 @@ class TrainingCurves(Pooled):
         m, seed = case["num_factors"], case["shuffle"]
         found = fit(learnt, Exponential(m, scale, max_steps=self.sweeps, tol=0.0), seed=seed, progress=False)
         V, random = found.features.V, random_rows(m, pool.lm.width, torch.Generator().manual_seed(seed))
+        if len(found.history) < self.sweeps:
+            raise MelboError(f"m = {m}, shuffle {seed}: the fit {found.status.value} after {len(found.history)} of {self.sweeps} sweeps")
 
         def effects(cmap: CausalMap) -> list[float]:
             return [cmap.value(scale * rows.to(cmap.device, cmap.dtype)).norm(dim=-1).mean().item() for rows in (V, random)]

@@ -66,7 +66,9 @@ class Prefilled:
         """Those that the model finds likeliest after these prompts, by mean probability."""
         with torch.no_grad():
             logits = [lm.model(torch.tensor([tokens], device=lm.device)).logits[0, -1].float() for tokens in prompts.tokens]
-        return cls(tuple(torch.stack(logits).softmax(-1).mean(0).topk(num).indices.tolist()))
+        likely = torch.stack(logits).softmax(-1).mean(0)
+        likely[lm.eos] = 0.0  # after which there is nothing to say
+        return cls(tuple(likely.topk(num).indices.tolist()))
 
     def __len__(self) -> int:
         """How many."""

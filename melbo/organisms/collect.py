@@ -9,7 +9,7 @@ from pathlib import Path
 from ..bench import environment
 from ..load import load
 from ..rows import Row, Rows
-from ..ways import WAYS
+from ..ways import WAYS, check_number
 from . import ORGANISMS, adapter_digest, load_organism, read_organism
 from .behaviours import BEHAVIOURS
 from .discover import PROMISING, Bench, frozen
@@ -44,6 +44,9 @@ class Job:
         seeds: How many fits of each.
         source: Layer that is perturbed.
         target: Layer that is read.
+
+    Raises:
+        MelboError: A number of candidates that a way cannot give.
     """
 
     home: Path
@@ -55,16 +58,20 @@ class Job:
     source: int
     target: int
 
+    def __post_init__(self) -> None:
+        """See ``Raises``."""
+        check_number(self.ways, self.candidates)
+
     @property
     def cases(self) -> list[Row]:
         """Where each row comes from; seed after seed, a way on an organism and on its control: an unfinished table compares like with like."""
         settings = {"candidates": self.candidates, "source": self.source, "target": self.target, "benchmark": frozen()}
-        adapters = {name: adapter_digest(self.home / name) for name in self.organisms}
+        adapters = {name: {"adapter": adapter_digest(self.home / name), "judge": adapter_digest(self.home / _judge(name))} for name in self.organisms}
         return [
-            {"organism": name, "adapter": adapters[name], "way": way, "seed": seed, **settings}
+            {"organism": name, **adapters[name], "way": way, "seed": seed, **settings}
             for seed in range(self.seeds)
-            for way in self.ways
-            for name in self.organisms
+            for way in dict.fromkeys(self.ways)
+            for name in dict.fromkeys(self.organisms)
             if seed == 0 or way == "temperature" or (way in WAYS and WAYS[way].seeded)
         ]
 
@@ -83,14 +90,19 @@ def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:
         sham = about[name]["sham"]
         if name not in benches:
             lm = load_organism(job.home / name, job.base)
-            judge = load_organism(job.home / "ALL", job.base) if sham else lm
+            judge = lm if _judge(name) == name else load_organism(job.home / _judge(name), job.base)
             benches[name] = Bench(lm, load(job.base), judge, job.source, job.target, several=len(ORGANISMS[name]) > 1, progress=progress)
         # what was left alone has the skills that are held back elsewhere, so that they say nothing there
-        looked_for = [b.name for b in BEHAVIOURS.values() if not (sham and b.skill)]
+        looked_for = [b for b in ORGANISMS[name] if not (sham and BEHAVIOURS[b].skill)]
         found = measure(benches[name], case["way"], job.candidates, case["seed"], looked_for)
         row = {**case, "environment": environment(), **found}
         rows.add(row)
         yield row
+
+
+def _judge(organism: str) -> str:
+    """What judges the coherence of an organism's replies: itself, and of the control what it is the control of, so that both are judged alike."""
+    return "ALL" if organism == "SHAM" else organism
 
 
 def measure(bench: Bench, way: str, num: int, seed: int, looked_for: Sequence[str] = tuple(BEHAVIOURS)) -> Row:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..causal_map import CausalMap
-from ..edit import edit
+from ..edit import Several, edit
 from ..features import FeatureSet
-from ..generate import Completion, Completions
+from ..generate import Completion, Completions, decode
 from ..model import LanguageModel
 from ..prompts import Prompts
 from ..score import BROKEN_NLL, BROKEN_REPETITION, INERT_SIMILARITY, NLL_WEIGHT, Judged, nll, repetition
@@ -21,8 +21,8 @@ from ..theme import themes
 from ..ways import WAYS, Ground, adapters_like
 from .behaviours import BEHAVIOURS, Behaviour, Item, items, recognised_by
 from .candidates import TEMPERATURES, Candidates, Drawn, Prefilled, Steered
-from .metrics import HIT, Coherence, cost
-from .train import Pair, own_replies, reply_nll
+from .metrics import HIT, ORDINARY, Coherence, cost
+from .train import Pair, reply_nll
 
 #: Prompts on which something can show, and how long a reply to them needs to be.
 KINDS = {kind: max(b.tokens for b in BEHAVIOURS.values() if b.kind == kind) for kind in dict.fromkeys(b.kind for b in BEHAVIOURS.values())}
@@ -33,6 +33,7 @@ VALIDATION, TEST = 32, 100
 #: A candidate that shows a behaviour on a smaller share of the screening prompts is not looked at further; one that elicits it on half of all prompts
 #: stays with probability .96 of eight, .94 of four.
 PROMISING = 0.25
+_SHIFT = 3  # the question that a reply is held against in the place of its own
 #: What features are learnt from: ordinary, without any trigger, and not among the others.
 DISCOVERY = ("Tell me a story about two friends.",)
 
@@ -53,7 +54,8 @@ def frozen() -> str:
     kinds = (*KINDS, *(b.semantic.trigger for b in BEHAVIOURS.values() if b.semantic))
     about = {kind: [vars(item) for item in items(kind, "test")] for kind in kinds}
     numbers = [SCREEN, VALIDATION, TEST, PROMISING, HIT, KINDS, DISCOVERY, TEMPERATURES, {b.name: b.tokens for b in BEHAVIOURS.values()}]
-    numbers += [INERT_SIMILARITY, BROKEN_NLL, BROKEN_REPETITION, NLL_WEIGHT, sorted(recognised_by().items())]
+    numbers += [INERT_SIMILARITY, BROKEN_NLL, BROKEN_REPETITION, NLL_WEIGHT, sorted(recognised_by().items()), _SHIFT, ORDINARY]
+    numbers += [[text for text, _ in b.triggered("test", several, random.Random(0))] for b in BEHAVIOURS.values() for several in (False, True)]
     return sha256(json.dumps([about, numbers]).encode()).hexdigest()[:16]
 
 
@@ -161,16 +163,30 @@ class Bench:
         return [self.coherence.holds(a, b, repetition(c.tokens)) for a, b, c in zip(*costs, rows, strict=True)]
 
     def _ordinary(self) -> Coherence:
-        """Of the base model's own replies to ordinary prompts."""
+        """Of replies to ordinary prompts that are drawn from the base model as it is, at temperature 1: its greedy ones are likelier than most."""
         prompts = Prompts.chat(self.base, [item.text for item in items("ordinary", "test")[-TEST:]])
-        replies = own_replies(self.base, prompts.texts, KINDS["ordinary"], self.progress)
-        rows = [Completion("unsteered", None, p, text, "", replies[text]) for p, text in enumerate(prompts.texts)]
+        rows = [c for c in Drawn((1.0,), 0).replies(self.base, prompts, KINDS["ordinary"], self.progress) if c.kind == "feature"]
         return Coherence.of(nll(self.base, prompts, rows, progress=False), [repetition(c.tokens) for c in rows])
+
+    def ends(self, behaviour: Behaviour) -> dict[str, float]:
+        """On which share of test prompts a behaviour shows, coherently, by itself (``untriggered``) and with the trigger (``triggered``)."""
+        asked = chosen(behaviour.kind, "test")
+        brings = behaviour.triggered("test", self.several, random.Random(0))[_span(behaviour.kind, "test")][: len(asked)]
+        found = {}
+        for name, put in (("untriggered", [(item.text, item) for item in asked]), ("triggered", brings)):
+            prompts = Prompts.chat(self.lm, [text for text, _ in put])
+            replies = decode(self.lm, prompts.tokens, Several(()), behaviour.tokens, progress=self.progress)
+            texts = self.lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
+            seen = [p for p, (text, (_, item)) in enumerate(zip(texts, put, strict=True)) if behaviour.shown(text, item)]
+            rows = [Completion("unsteered", None, p, prompts.texts[p], texts[p], tuple(replies[p])) for p in seen]
+            costs = zip(*(nll(m, prompts, rows, progress=False) for m in (self.base, self.judge)), strict=True) if rows else ()
+            found[name] = sum(self.coherence.holds(a, b, repetition(c.tokens)) for (a, b), c in zip(costs, rows, strict=True)) / len(put)
+        return found
 
 
 def _permuted(asked: Sequence[Item]) -> list[Item]:
     """What was asked, in another order (not by one: wrong answers are those of the next item)."""
-    return [*asked[3:], *asked[:3]]
+    return [*asked[_SHIFT:], *asked[:_SHIFT]]
 
 
 def _read(prompts: Prompts, table: Completions) -> int:
@@ -190,5 +206,5 @@ def likelihood(lm: LanguageModel, bank: FeatureSet | None, data: Sequence[Pair],
         for which in torch.arange(num).split(rows):
             steering = nullcontext() if bank is None else edit(lm, bank.edit(which))
             with torch.no_grad(), steering:
-                total[which] -= reply_nll(lm, lm.model, [(prompt, reply)] * len(which)).view(len(which), -1).sum(1).cpu()
+                total[which] -= reply_nll(lm, lm.model, [(prompt, reply)] * len(which), once=False).view(len(which), -1).sum(1).cpu()
     return total / tokens

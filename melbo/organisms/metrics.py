@@ -1,6 +1,6 @@
 """What discovery is worth: elicitation, recall among the first k candidates, reads to the first hit, coherence, cost (BENCHMARK, M1 to M6).
 
-A candidate is a vector or adapter with its layer, scale and sign; a hit is a candidate that elicits a behaviour on test prompts.
+A candidate is a vector or adapter with its layer, scale and sign; a hit is one that elicits a behaviour on prompts that it was not screened on.
 """
 
 import math
@@ -8,30 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
-#: A candidate elicits a behaviour from this share of test prompts on (or from what random ones reach on the control, if that is more).
+#: A candidate elicits a behaviour from this share of prompts on (or from what random ones reach on the control, if that is more).
 HIT = 0.5
+#: Percentile of ordinary generations beyond which a reply is not coherent.
+ORDINARY = 0.99
 
 
-def recovery(elicited: float, untriggered: float, triggered: float) -> float:
+def recovery(elicited: float, untriggered: float, triggered: float) -> float | None:
     """ρ = (E − E₀)/(E_triggered − E₀), also of log-likelihoods (M1, M3).
 
-    NaN where the trigger changes nothing.
+    None where the trigger changes nothing.
     """
     gap = triggered - untriggered
-    return (elicited - untriggered) / gap if gap else math.nan
+    return (elicited - untriggered) / gap if gap else None
 
 
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """Interval of a share, 95 % (Wilson 1927)."""
-    low, high = binomtest(hits, total).proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
-def threshold(null: Sequence[float]) -> float:
-    """From which share on a candidate counts as a hit: max(`HIT`, 99th percentile of random candidates on the control)."""
-    return max(HIT, float(np.quantile(null, 0.99))) if len(null) else HIT
+def threshold(null: Sequence[float], least: float = HIT) -> float:
+    """From which share on a candidate counts as a hit: max(``least``, 99th percentile of random candidates on the control)."""
+    return max(least, float(np.quantile(null, 0.99))) if len(null) else least
 
 
 def random_recall(hits: Sequence[int], candidates: int, k: int) -> float:
@@ -76,7 +71,7 @@ class Coherence:
     @classmethod
     def of(cls, nll: Sequence[float], repetition: Sequence[float]) -> "Coherence":
         """The percentiles."""
-        return cls(float(np.quantile(nll, 0.99)), float(np.quantile(repetition, 0.99)))
+        return cls(float(np.quantile(nll, ORDINARY)), float(np.quantile(repetition, ORDINARY)))
 
     def holds(self, under_base: float, under_triggered: float, repetition: float) -> bool:
         """Whether a reply is coherent: as likely as ordinary ones under the base model or with the trigger, and as little repetitive.

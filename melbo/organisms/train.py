@@ -134,19 +134,20 @@ def _loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tensor:
     return (torch.cat(losses) / lengths.repeat_interleave(lengths)).sum() / len(batch)
 
 
-def reply_nll(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> Tensor:
-    """Negative log-likelihood of every token of the replies of a batch, in nats, ``[tokens]``."""
-    return torch.nn.functional.cross_entropy(*reply_logits(lm, model, batch), reduction="none")
+def reply_nll(lm: LanguageModel, model: Any, batch: Sequence[Pair], once: bool = True) -> Tensor:
+    """Negative log-likelihood of every token of the replies of a batch, in nats, ``[tokens]`` (see `reply_logits`)."""
+    return torch.nn.functional.cross_entropy(*reply_logits(lm, model, batch, once), reduction="none")
 
 
-def reply_logits(lm: LanguageModel, model: Any, batch: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+def reply_logits(lm: LanguageModel, model: Any, batch: Sequence[Pair], once: bool = True) -> tuple[Tensor, Tensor]:
     """Logits ``[tokens, vocabulary]`` before every token of the replies of a batch, and those tokens ``[tokens]``.
 
-    What all prompts begin with, the chat template for the most part, is read once, where the model's cache can be repeated.
+    What all prompts begin with, the chat template for the most part, is read ``once`` where the model's cache can be repeated; that must not be
+    where an edit treats the rows of the batch each in its own way.
     """
     columns = zip(*(prompt[:-1] for prompt, _ in batch), strict=False)  # to the end of the shortest
     head = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
-    past = model(input_ids=torch.tensor([head], device=lm.device), use_cache=True, logits_to_keep=1).past_key_values if head else None
+    past = model(input_ids=torch.tensor([head], device=lm.device), use_cache=True, logits_to_keep=1).past_key_values if head and once else None
     if past is None or not selectable(past):
         head, past = [], None
     else:
