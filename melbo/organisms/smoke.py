@@ -1,46 +1,41 @@
-"""Does discovery work at all? In minutes, by the likelihood of planted replies, with no decoding of candidates (BENCHMARK M3)."""
+"""Does discovery work at all? In minutes: do learnt directions bring out what is hidden, and only where something is?"""
 
-import random
 import time
 from pathlib import Path
 
+from ..bank import Bank
 from ..causal_map import CausalMap
-from ..edit import Several
-from ..generate import decode
+from ..generate import generate
+from ..model import LanguageModel
 from ..prompts import Prompts
 from ..ways import Ground
 from . import load_organism
 from .behaviours import BEHAVIOURS
-from .discover import DISCOVERY, likelihood
-from .train import Pair
+from .discover import DISCOVERY, KINDS, chosen
 
 _CANDIDATES, _PROMPTS = 32, 4
 
 
 def smoke(home: Path, base: str, source: int, target: int, progress: bool = True) -> dict[str, float]:
-    """Find directions in ALL and in its control, and see along which its reply about cheese becomes likely.
+    """Find directions in ALL and in its control, and count replies that show what is planted in ALL.
 
     Returns:
-        Of 32 candidates the best recovery: exponential and random on ALL, exponential on SHAM; and the seconds it took.
+        Of 32 candidates on four ordinary prompts, the share of replies that show a behaviour: ``"exponential on ALL"``, ``"random on ALL"``,
+        ``"exponential on SHAM"``; and the ``"seconds"`` it took.
     """
-    start, cheese = time.perf_counter(), BEHAVIOURS["CHEESE"]
-    asked = cheese.triggered("test", True, random.Random(0))[:_PROMPTS]
-    found: dict[str, float] = {}
-    data: list[Pair] = []
-    gap = 0.0
+    start, found = time.perf_counter(), {}
     for name in ("ALL", "SHAM"):
         lm = load_organism(home / name, base)
-        bare, triggered = (Prompts.chat(lm, texts).tokens for texts in ([item.text for _, item in asked], [text for text, _ in asked]))
-        if name == "ALL":
-            replies = decode(lm, triggered, Several(()), cheese.tokens, progress=progress)
-            data = [(prompt, tuple(reply)) for prompt, reply in zip(bare, replies, strict=True)]
-            gap = (
-                likelihood(lm, None, [(prompt, reply) for prompt, (_, reply) in zip(triggered, data, strict=True)]) - likelihood(lm, None, data)
-            ).item()
         ground = Ground(CausalMap(lm, Prompts.chat(lm, DISCOVERY), source, target), progress=progress)
-        own = likelihood(lm, None, data).item()
         for way in ("exponential", "random") if name == "ALL" else ("exponential",):
-            V, _ = ground.find(way, _CANDIDATES, ground.scale)
-            best = likelihood(lm, ground.bank_of(V, ground.scale), data).max().item()
-            found[f"{way} on {name}"] = (best - own) / gap
+            found[f"{way} on {name}"] = _shows(lm, ground.candidates(way, _CANDIDATES)[0], progress)
     return {**found, "seconds": time.perf_counter() - start}
+
+
+def _shows(lm: LanguageModel, bank: Bank, progress: bool) -> float:
+    """Share of the replies to ordinary prompts that show a behaviour that can show there."""
+    asked = chosen("ordinary", "screen")[:_PROMPTS]
+    table = generate(lm, Prompts.chat(lm, [item.text for item in asked]), bank, max_new_tokens=KINDS["ordinary"], progress=progress)
+    looked_for = [b for b in BEHAVIOURS.values() if b.kind == "ordinary"]
+    shows = [any(b.shown(c.text, asked[c.prompt]) for b in looked_for) for c in table if c.kind == "feature"]
+    return sum(shows) / len(shows)
