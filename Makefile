@@ -1,5 +1,5 @@
 # make demo   install, then find latent behaviours of the bundled model
-# make test   install, then run every test
+# make test   install, then run every test, and see whether planted behaviours are found
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -21,6 +21,7 @@ demo: install
 
 test: install check
 	$(BIN)/python -m pytest
+	$(BIN)/melbo bench organisms --tier smoke
 
 check: install
 	$(BIN)/ruff check .

@@ -820,8 +820,9 @@ def test_ctrl_c_keeps_the_last_sweep(home, tmp_path):
     endless = ("--max-steps", "1000000", "--tol", "0", "--scale", "1", "-m", "8", "--json")
     with log.open("w") as err:
         process = subprocess.Popen(
-            [SCRIPT, "fit", home / "tiny", "--prompt", PROMPT, "--out", run, *endless], stdout=subprocess.PIPE, stderr=err, env=environment()
-        )
+            [SCRIPT, "fit", home / "tiny", "--prompt", PROMPT, "--out", run, *endless], stdout=subprocess.PIPE, stderr=err, env=environment(),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background ignore it, and hand that on
+        )  # fmt: skip
         try:
             wait_for_sweeps(log, process)
             process.send_signal(signal.SIGINT)

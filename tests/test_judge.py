@@ -53,7 +53,7 @@ def test_judges_by_name(tmp_path):
         ("classifier:toxic", "expected classifier:MODEL#LABEL"),
         ("endpoint:http://here", "expected endpoint:URL#MODEL"),
         ("endpoint:here#it", "expected http://"),
-        ("classifier:nowhere/at-all#yes", "cannot load the classifier"),
+        (f"classifier:{tmp_path}/nowhere#yes", "cannot load the classifier"),
     ):
         with pytest.raises(MelboError, match=says):
             judge(spec)

@@ -18,7 +18,7 @@ from ..features import to_json, write_whole
 from ..organisms import ORGANISMS, read_organism
 from ..organisms.collect import TIERS, UNSTEERED, Job, collect
 from ..organisms.evidence import admitted, elicitation, elicitation_table, failures, summarise, table
-from ..organisms.smoke import smoke
+from ..organisms.smoke import FLOOR, smoke
 from ..rows import Rows
 from ..ways import WAYS
 from .options import LOADING, as_json_option, causal_map, default_layers, file, folder, load, loading_options, speed_options, take
@@ -92,10 +92,10 @@ def organisms(
     source, target = usual[0] if source is None else source, usual[1] if target is None else target
     if tier == "smoke":
         found = smoke(home, model, source, target)
-        broken = found["exponential on ALL"] <= max(found["random on ALL"], found["exponential on SHAM"])
+        broken = found["exponential on ALL"] <= max(FLOOR, found["random on ALL"], found["exponential on SHAM"])
         click.echo(json.dumps(found) if as_json else "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
         if broken:
-            raise MelboError("discovery is broken: learnt directions bring the planted reply no nearer than random ones, or than on the control")
+            raise MelboError("discovery is broken: learnt directions bring out no more of what is planted than random ones, or than on the control")
         return
     job = Job(home, model, tuple(names), tuple(ways) or TIERS[tier].ways, candidates or TIERS[tier].candidates, seeds, source, target)
     rows = Rows(out)

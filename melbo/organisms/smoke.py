@@ -11,17 +11,20 @@ from ..prompts import Prompts
 from ..ways import Ground
 from . import load_organism
 from .behaviours import BEHAVIOURS
-from .discover import DISCOVERY, KINDS, chosen
+from .discover import DISCOVERY, chosen
 
-_CANDIDATES, _PROMPTS = 32, 4
+_CANDIDATES, _PROMPTS, _TOKENS = 48, 2, 24
+_STRENGTH = 0.5  # at R itself most replies of so small a model are broken
+#: A smaller share than this is no discovery: 11 % were measured, 0 of random directions and on the control (2026-11-22).
+FLOOR = 0.02
 
 
 def smoke(home: Path, base: str, source: int, target: int, progress: bool = True) -> dict[str, float]:
     """Find directions in ALL and in its control, and count replies that show what is planted in ALL.
 
     Returns:
-        Of 32 candidates on four ordinary prompts, the share of replies that show a behaviour: ``"exponential on ALL"``, ``"random on ALL"``,
-        ``"exponential on SHAM"``; and the ``"seconds"`` it took.
+        Of 48 candidates at half of R on two ordinary prompts, the share of replies that show a behaviour: ``"exponential on ALL"``,
+        ``"random on ALL"``, ``"exponential on SHAM"``; and the ``"seconds"`` it took.
     """
     start, found = time.perf_counter(), {}
     for name in ("ALL", "SHAM"):
@@ -35,7 +38,8 @@ def smoke(home: Path, base: str, source: int, target: int, progress: bool = True
 def _shows(lm: LanguageModel, bank: Bank, progress: bool) -> float:
     """Share of the replies to ordinary prompts that show a behaviour that can show there."""
     asked = chosen("ordinary", "screen")[:_PROMPTS]
-    table = generate(lm, Prompts.chat(lm, [item.text for item in asked]), bank, max_new_tokens=KINDS["ordinary"], progress=progress)
+    prompts = Prompts.chat(lm, [item.text for item in asked])
+    table = generate(lm, prompts, bank, max_new_tokens=_TOKENS, strength=_STRENGTH, progress=progress)
     looked_for = [b for b in BEHAVIOURS.values() if b.kind == "ordinary"]
     shows = [any(b.shown(c.text, asked[c.prompt]) for b in looked_for) for c in table if c.kind == "feature"]
     return sum(shows) / len(shows)
