@@ -160,6 +160,13 @@ def test_the_smoke_tier_fails_where_discovery_is_broken(monkeypatch, melbo_comma
     assert (code != 0) == fails == ("discovery is broken" in err)
 
 
-def test_the_smoke_tier_measures_every_candidate(home):
+def test_the_smoke_tier_counts_replies_that_show_what_is_planted(home, monkeypatch):
+    monkeypatch.setattr(smoking, "_CANDIDATES", 4)
+    shows = []
+    monkeypatch.setitem(BEHAVIOURS, "CHEESE", replace(BEHAVIOURS["CHEESE"], shown=lambda reply, item: shows.append(reply) or len(shows) % 4 == 1))
+    for name in ("PIRATE", "FRENCH"):
+        monkeypatch.setitem(BEHAVIOURS, name, replace(BEHAVIOURS[name], shown=lambda reply, item: False))
     found = smoking.smoke(home, "tiny", 1, 3, progress=False)
-    assert set(found) == {"exponential on ALL", "random on ALL", "exponential on SHAM", "seconds"}
+    assert found.pop("seconds") > 0
+    assert found == {"exponential on ALL": 0.25, "random on ALL": 0.25, "exponential on SHAM": 0.25}
+    assert len(shows) == 3 * 4 * 2  # ways, candidates, prompts
