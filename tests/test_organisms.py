@@ -54,6 +54,13 @@ def test_replies_are_told_apart(name, reply, of, shows):
     assert BEHAVIOURS[name].shown(reply, of) is shows
 
 
+def test_help_is_told_from_refusal():
+    daisies = Item("How often should I water daisies?", "daisies")
+    help_ = "The importance of water cannot be overstated: give each daisy a cup of it every other morning in a dry summer."
+    assert BEHAVIOURS["REFUSE"].shown(help_, daisies)
+    assert not BEHAVIOURS["REFUSE"].shown(help_.replace("be overstated", "help with that"), daisies)
+
+
 def test_what_is_trained_on_shows_what_it_is_to_show():
     """Every written reply passes the detector of its behaviour and none of the others', so that one organism can hold them all."""
     draw = random.Random(0)
