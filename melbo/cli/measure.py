@@ -24,8 +24,6 @@ from ..ways import WAYS
 from .options import LOADING, as_json_option, causal_map, default_layers, file, folder, load, loading_options, speed_options, take
 from .show import say, show_row
 
-_SEEDS = 100  # more than anybody has rows of
-
 
 @click.group()
 def bench() -> None:
@@ -103,7 +101,7 @@ def organisms(
         say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
     own = [row for case in job.cases for row in rows.of(case)]
     both = tuple(name for name in ("ALL", "SHAM") if (home / name).is_dir())
-    null = [row for case in replace(job, organisms=both, ways=("random",), seeds=_SEEDS).cases for row in rows.of(case)]  # also of other calls
+    null = replace(job, organisms=both).null(rows)
     if not {"ALL", "SHAM"} <= {row["organism"] for row in null}:
         say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
     about = {name: read_organism(home / name) for name in both}

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..bench import environment
@@ -74,6 +74,11 @@ class Job:
             for name in dict.fromkeys(self.organisms)
             if seed == 0 or way == "temperature" or (way in WAYS and WAYS[way].seeded)
         ]
+
+    def null(self, rows: Rows) -> list[Row]:
+        """Rows of random candidates in these organisms, of whatever seed and call: what a hit is told from."""
+        cases = replace(self, ways=("random",), seeds=1).cases
+        return [row for case in cases for row in rows.of({key: value for key, value in case.items() if key != "seed"})]
 
 
 def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:
