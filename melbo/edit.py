@@ -28,10 +28,11 @@ class Tokens:
 
     Attributes:
         index: Place of each token among the real ones of its row, −1 on padding: ``[rows or 1, T]``.
-        generated: Whether the pass stands on a KV cache.
+        generated: Whether the pass stands on a KV cache that holds more than the first ``head`` tokens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: int = 0) -> None:
+        self.head = head
         self.index = torch.zeros(1, 1)
         self.generated = False
 
@@ -50,7 +51,7 @@ class Tokens:
             self.index = positions.reshape(-1, *positions.shape[-2:])[0]
         else:
             self.index = torch.arange(past, past + length, device=ids.device)[None]
-        self.generated = past > 0
+        self.generated = past > self.head
 
 
 Change = Callable[[Tensor, Tokens], Tensor | None]  # of the input of a block, [rows, T, d]; None leaves it as it is
@@ -62,10 +63,12 @@ class Edit(ABC):
     Attributes:
         layer: The first block that is touched (``hidden_states`` index, negative from the end).
         remembers: Whether what it does depends on passes before, so that rows cannot leave a batch under way.
+        splits: Whether it does the same to a prompt that is read in two passes.
     """
 
     layer: int
     remembers: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
 
     def check(self, lm: LanguageModel) -> None:
         """Refuse what cannot work on this model.
@@ -121,6 +124,11 @@ class Several(Edit):
         """Whether any of them does."""
         return any(e.remembers for e in self.edits)
 
+    @property
+    def splits(self) -> bool:  # type: ignore[override]  # likewise
+        """Whether all of them do."""
+        return all(e.splits for e in self.edits)
+
     def check(self, lm: LanguageModel) -> None:
         """See `Edit.check`."""
         for e in self.edits:
@@ -132,7 +140,8 @@ class Several(Edit):
 
     def rows(self, which: Tensor) -> "Several":
         """See `Edit.rows`."""
-        return Several(tuple(e.rows(which) for e in self.edits))
+        edits = tuple(e.rows(which) for e in self.edits)
+        return self if all(new is old for new, old in zip(edits, self.edits, strict=True)) else Several(edits)
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,11 @@ class Add(InputEdit):
     where: Where = "all"
     skip_first: bool = False
     last: int | None = None
+
+    @property
+    def splits(self) -> bool:  # type: ignore[override]  # depends on which tokens are steered
+        """Whether no token is counted from the end of the prompt."""
+        return self.last is None
 
     def check(self, lm: LanguageModel) -> None:
         """See `Edit.check`; also the vectors' width, and ``where``."""
@@ -183,17 +197,22 @@ class Add(InputEdit):
 
 
 @contextmanager
-def edit(lm: LanguageModel, *edits: Edit) -> Iterator[None]:
+def edit(lm: LanguageModel, *edits: Edit, head: int = 0) -> Iterator[None]:
     """Apply edits inside the ``with`` block, with a KV cache or without; undone exactly on leaving.
 
     Without a cache every token of a pass counts as prompt, so ``where`` other than ``"all"`` needs one.
+
+    Args:
+        lm: The model.
+        edits: The edits.
+        head: Length of what is read of the prompt beforehand; what runs on a cache of as much is prompt too.
 
     Raises:
         MelboError: A layer that no block reads, a width that does not fit, or (at the forward pass) another number of rows than vectors.
     """
     for e in edits:
         e.check(lm)
-    tokens = Tokens()
+    tokens = Tokens(head)
     trunk = getattr(lm.model, "base_model", lm.model)
     handles: list[Removable] = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
     try:

@@ -40,7 +40,7 @@ def asking(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts], score: Sc
 
     def ask(which: str, pairs: Sequence[tuple[int | None, int]]) -> list[float | str]:
         prompts = sets[which]
-        replies = decode(lm, [prompts.tokens[p] for _, p in pairs], _rows(bank, pairs, strength), max_new_tokens, progress=False)
+        replies = decode(lm, [prompts.tokens[p] for _, p in pairs], _rows(bank, pairs, strength), max_new_tokens, progress=False, alike=_alike(pairs))
         texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
         return [one(prompts.texts[p], text) for (_, p), text in zip(pairs, texts, strict=True)]
 
@@ -63,7 +63,7 @@ def contrasting(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts], pair
             found[row] = (logits[a] - logits[b]).item()
 
         prompts = [sets[which].tokens[p] for _, p in pairs]
-        decode(lm, prompts, _rows(bank, pairs, strength), 1, first_logits=take, progress=False)
+        decode(lm, prompts, _rows(bank, pairs, strength), 1, first_logits=take, progress=False, alike=_alike(pairs))
         return found
 
     return ask
@@ -73,6 +73,11 @@ def _rows(bank: Bank, pairs: Sequence[tuple[int | None, int]], strength: float) 
     """The edit that steers row i with the feature of pair i."""
     which = torch.tensor([0 if who is None else who for who, _ in pairs])
     return bank.edit(which, torch.tensor([0.0 if who is None else strength for who, _ in pairs]))
+
+
+def _alike(pairs: Sequence[tuple[int | None, int]]) -> list[int]:
+    """Which rows are edited alike."""
+    return [-1 if who is None else who for who, _ in pairs]
 
 
 def _check(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts]) -> None:

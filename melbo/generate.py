@@ -18,7 +18,7 @@ from .model import LanguageModel
 from .progress import track
 from .prompts import Prompts, pad_rows
 from .roomy_cache import give_room
-from .shared_prompt import can_read_once, read_once, selectable
+from .shared_prompt import Heads, can_read_once, read_once, selectable
 
 _LEG = 16  # tokens between looks at which rows have ended
 _WORTH_SHARING = 4  # rows
@@ -107,7 +107,8 @@ def generate(
     which = torch.tensor([0, *range(len(both))]).repeat(len(prompts))
     strengths = torch.cat([torch.zeros(1), torch.as_tensor(strength).cpu().expand(len(both))]).repeat(len(prompts))
     tokens = [prompt for prompt in prompts.tokens for _ in of_prompt]
-    replies = decode(lm, tokens, both.edit(which, strengths), max_new_tokens, batch_size, first_logits, progress)
+    alike = [*range(len(of_prompt))] * len(prompts)
+    replies = decode(lm, tokens, both.edit(which, strengths), max_new_tokens, batch_size, first_logits, progress, alike=alike)
     heads = [(kind, i, p) for p in range(len(prompts)) for kind, i in of_prompt]
     texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
     rows = (Completion(kind, i, p, prompts.texts[p], text, tuple(reply)) for (kind, i, p), text, reply in zip(heads, texts, replies, strict=True))
@@ -123,11 +124,12 @@ def decode(
     first_logits: Callable[[int, Tensor], None] | None = None,
     progress: bool = True,
     temperature: float = 0.0,
+    alike: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Replies to prompts of token ids, the i-th steered as row i of ``place``; token ids, up to and with the end-of-reply token.
 
-    The rows of a prompt run together and read it once, as far as they do not differ; other rows by length. Rows that have ended make room.
-    When memory runs out the batch is halved and tried again.
+    The rows of a prompt run together and read it once, as far as they do not differ; other rows by length. What all prompts begin with is read once
+    for rows that are edited alike. Rows that have ended make room. When memory runs out the batch is halved and tried again.
 
     Args:
         lm: The model.
@@ -138,6 +140,7 @@ def decode(
         first_logits: Called with each row's number and its logits ``[vocabulary]`` for the first token of the reply.
         progress: Draw a bar.
         temperature: 0 for greedy replies; else replies are drawn (by torch's own generator) from softmax(logits / temperature).
+        alike: Of each row a number, the same of rows that ``place`` edits alike; by default all or none.
 
     Raises:
         MelboError: Memory runs out on a single row.
@@ -145,9 +148,14 @@ def decode(
     for prompt in prompts:
         _check_length(lm, len(prompt), max_new_tokens)
     replies: list[list[int]] = [[] for _ in prompts]
+    heads = Heads(lm, prompts, place, alike)
 
     def run(batch: list[int]) -> None:
-        found = _decode_batch(lm, [prompts[i] for i in batch], place.rows(torch.tensor(batch)), max_new_tokens, temperature)
+        try:
+            found = _decode_batch(lm, batch, prompts, heads, place.rows(torch.tensor(batch)), max_new_tokens, temperature)
+        except RuntimeError:  # memory, most likely: smaller batches have heads of their own
+            heads.forget()
+            raise
         for i, reply, logits in zip(batch, *found, strict=True):
             replies[i] = reply
             if first_logits is not None:
@@ -196,23 +204,27 @@ def batches_that_fit(groups: Sequence[Sequence[int]], size: int, run: Callable[[
 
 
 def _decode_batch(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], place: Edit, max_new_tokens: int, temperature: float
+    lm: LanguageModel, batch: Sequence[int], every: Sequence[Sequence[int]], heads: Heads, place: Edit, max_new_tokens: int, temperature: float
 ) -> tuple[list[list[int]], Tensor]:
-    """Replies, and logits of their first tokens.
+    """Replies to some prompts, and logits of their first tokens.
 
     A prompt that all rows have in common is read once. Decoding goes in legs, after each of which the rows that have ended are taken out.
     """
-    ids, mask = (t.to(lm.device) for t in pad_rows(prompts, lm.pad, side="left"))
+    prompts, head = [every[i] for i in batch], len(heads)
+    # padding stands between what all have in common and the rest
+    ids, mask = pad_rows([prompt[head:] for prompt in prompts], lm.pad, side="left")
+    ids, mask = torch.cat([heads.ids.expand(len(ids), -1), ids], 1).to(lm.device), torch.cat([mask.new_ones(len(ids), head), mask], 1).to(lm.device)
     width = ids.shape[1]
     rows = torch.arange(len(prompts), device=lm.device)
     replies: list[list[int]] = [[] for _ in prompts]
     leg = max_new_tokens if place.remembers else _LEG
-    cache: Any = None
     first: Any = None  # logits of the first token
     if len(prompts) >= _WORTH_SHARING and all(prompt == prompts[0] for prompt in prompts) and can_read_once(lm, place):
-        cache, first = read_once(lm, ids[:1], place, len(prompts))
+        cache, first = read_once(lm, ids[:1, head:], place, len(prompts), heads.cache(batch, place))
         drawn = first.argmax(-1, keepdim=True) if temperature == 0 else (first / temperature).softmax(-1).multinomial(1)
         ids, mask = torch.cat([ids, drawn], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    else:
+        cache = heads.spread(batch, place)
     while True:
         for i, new in zip(rows.tolist(), ids[:, width:].tolist(), strict=True):
             replies[i] = _until_end(new, lm.eos)
@@ -224,7 +236,7 @@ def _decode_batch(
             rows, ids, mask = rows[going], ids[going], mask[going]
             cache.batch_select_indices(going.nonzero()[:, 0])
         processor = _FirstLogits()
-        with edit(lm, place.rows(rows.cpu())):
+        with edit(lm, place.rows(rows.cpu()), head=head):
             watch = LogitsProcessorList([processor] if first is None else [])
             out = continued(lm, ids, mask, min(leg, left), temperature, past_key_values=give_room(cache), logits_processor=watch)
         first = processor.logits if first is None else first

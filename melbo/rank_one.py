@@ -141,6 +141,7 @@ class RankOne(Edit):
         strength: Norm of what is added to each matrix ``[1 or rows]``.
     """
 
+    splits = True  # it acts at all tokens alike
     sites: tuple[Site, ...]
     v: Tensor
     strength: Tensor
