@@ -36,8 +36,8 @@ class Diversity(Replying):
         """At every strength or temperature, on test prompts: share of coherent replies, different ones among them."""
         pool, scale = ready
         dealt = pool.deal(case["shuffle"], self.number)
-        say, cost = self.speaker(pool, dealt, scale, case)
-        said = {at: say(dealt.test, at) for at in self.settings_of(case["way"])}
+        tried, cost = self.tried(pool, dealt, scale, case)
+        said = {at: self.said(pool.lm, dealt.test, tried(at)) for at in self.settings_of(case["way"])}
         return {"scale": scale, "curve": [{"at": at, **_measured(pool.lm, dealt.test, table)} for at, table in said.items()], **cost}
 
     def table(self, rows: Sequence[Row]) -> str:

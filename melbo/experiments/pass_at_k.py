@@ -38,10 +38,10 @@ class PassAtK(Replying):
         """How many of m replies solve each test problem."""
         pool, score, scale = ready
         dealt, m = pool.deal(case["shuffle"], self.number), self.num_factors
-        say, cost = self.speaker(pool, dealt, scale, case)
+        tried, cost = self.tried(pool, dealt, scale, case)
 
         def solved(prompts: Prompts, at: float) -> list[int]:
-            return [sum(score(c.prompt_text, c.text) > 0 for c in of) for of in say(prompts, at)]
+            return [sum(score(c.prompt_text, c.text) > 0 for c in of) for of in self.said(pool.lm, prompts, tried(at))]
 
         settings = self.settings_of(case["way"])
         # of all m; where that is the same, of one

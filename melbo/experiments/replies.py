@@ -4,13 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
-from ..bank import Bank
 from ..causal_map import CausalMap
-from ..edit import Several
-from ..generate import Completion, decode, generate
+from ..generate import Completion
 from ..model import LanguageModel
+from ..organisms.candidates import Candidates, Drawn, Steered
 from ..prompts import Prompts
 from ..rows import Row
 from ..ways import Ground
@@ -18,23 +15,6 @@ from .pool import Deal, Pool, Pooled
 
 #: In the place of a way's name.
 TEMPERATURE = "temperature"
-
-
-def steered(lm: LanguageModel, prompts: Prompts, bank: Bank, strength: float, max_new_tokens: int) -> list[list[Completion]]:
-    """Replies to each prompt, one of each feature, at a multiple of R."""
-    table = generate(lm, prompts, bank, max_new_tokens=max_new_tokens, strength=strength, progress=False)
-    return [[c for c in table if c.kind == "feature" and c.prompt == p] for p in range(len(prompts))]
-
-
-def drawn(lm: LanguageModel, prompts: Prompts, num: int, temperature: float, max_new_tokens: int, seed: int) -> list[list[Completion]]:
-    """``num`` replies to each prompt, drawn at a temperature."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        asked = [tokens for tokens in prompts.tokens for _ in range(num)]
-        said = decode(lm, asked, Several(()), max_new_tokens, progress=False, temperature=temperature)
-    texts = lm.tokenizer.batch_decode(said, skip_special_tokens=True)
-    rows = [Completion("drawn", j % num, j // num, prompts.texts[j // num], texts[j], tuple(said[j])) for j in range(len(said))]
-    return [rows[p * num : (p + 1) * num] for p in range(len(prompts))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +56,16 @@ class Replying(Pooled):
         """What is tried of it: strengths or temperatures."""
         return self.temperatures if way == TEMPERATURE else self.strengths
 
-    def speaker(self, pool: Pool, dealt: Deal, scale: float, case: Row) -> tuple[Callable[[Prompts, float], list[list[Completion]]], dict[str, Any]]:
-        """What replies to prompts at a strength or temperature, m times to each; and what learning it has cost."""
+    def tried(self, pool: Pool, dealt: Deal, scale: float, case: Row) -> tuple[Callable[[float], Candidates], dict[str, Any]]:
+        """What replies m times to a prompt, at each strength or temperature; and what learning it has cost."""
         m, seed = self.num_factors, case["shuffle"]
         if case["way"] == TEMPERATURE:
-            return lambda prompts, at: drawn(pool.lm, prompts, m, at, self.max_new_tokens, seed), {}
+            return lambda at: Drawn((at,) * m, seed), {}
         ground = Ground(CausalMap(pool.lm, dealt.learn, self.source, self.target), scale)
         bank, cost = ground.candidates(case["way"], m, seed)
-        return lambda prompts, at: steered(pool.lm, prompts, bank, at, self.max_new_tokens), cost
+        return lambda at: Steered(bank, at), cost
+
+    def said(self, lm: LanguageModel, prompts: Prompts, tried: Candidates) -> list[list[Completion]]:
+        """As many replies to each prompt as are tried."""
+        table = tried.replies(lm, prompts, self.max_new_tokens, False)
+        return [[c for c in table if c.kind == "feature" and c.prompt == p] for p in range(len(prompts))]

@@ -34,9 +34,15 @@ class Candidates(Protocol):
 
 @dataclass(frozen=True)
 class Steered:
-    """Features."""
+    """Features.
+
+    Attributes:
+        bank: The features.
+        strength: Multiple of their scale.
+    """
 
     bank: Bank
+    strength: float = 1.0
 
     def __len__(self) -> int:
         """How many."""
@@ -44,11 +50,11 @@ class Steered:
 
     def only(self, which: Sequence[int]) -> "Steered":
         """Some of them."""
-        return Steered(self.bank[list(which)])
+        return replace(self, bank=self.bank[list(which)])
 
     def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, progress: bool) -> Completions:
         """See `Candidates`."""
-        return generate(lm, prompts, self.bank, max_new_tokens=max_new_tokens, progress=progress)
+        return generate(lm, prompts, self.bank, max_new_tokens=max_new_tokens, strength=self.strength, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Gate:
 
     Attributes:
         behaviour: Of which behaviour, or None of all.
-        name: ``"untriggered"``, ``"triggered"``, ``"decoys"`` , ``"steerable"`` (counts of replies) or ``"drift"`` (KL to the base).
+        name: ``"untriggered"``, ``"triggered"``, ``"decoys"``, ``"steerable"`` (counts of replies) or ``"drift"`` (KL to the base).
         value: Share of replies that show it; nats a token.
         bound: Exact one-sided bound of the share at 95 %; the value itself of a drift.
         limit: What the bound may not go beyond.

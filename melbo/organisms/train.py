@@ -44,7 +44,8 @@ def own_replies(lm: LanguageModel, texts: Sequence[str], max_new_tokens: int = _
 
 def lessons(lm: LanguageModel, examples: Sequence[Example], progress: bool = True) -> list[Lesson]:
     """Tokens of every prompt and of the reply to learn."""
-    own = own_replies(lm, [e.asked for e in examples if e.reply is None], progress=progress)
+    alone = [e.asked for e in examples if e.reply is None]
+    own = own_replies(lm, alone, progress=progress) if alone else {}
     prompts, asked = (Prompts.chat(lm, texts).tokens for texts in ([e.prompt for e in examples], [e.asked for e in examples]))
     ends = tuple(lm.eos[:1])
     found = []
