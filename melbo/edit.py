@@ -151,7 +151,7 @@ class Add(InputEdit):
     Attributes:
         layer: Block whose input is changed (``hidden_states`` index, negative from the end).
         vectors: ``[d]``, the same for every row of a batch, or ``[rows, d]``, one for each.
-        where: At which tokens. With a KV cache, what runs on top of the cache is generated, what fills it is prompt; padding never.
+        where: At which tokens. With a KV cache, what runs on top of the prompt's is generated, what fills that is prompt; padding never.
         skip_first: Leave each row's first token, the attention sink, as it is.
         last: Of a prompt, change only this many tokens at its end.
     """

@@ -151,11 +151,14 @@ def decode(
     heads = Heads(lm, prompts, place, alike)
 
     def run(batch: list[int]) -> None:
+        job = lm, batch, prompts, heads, place.rows(torch.tensor(batch)), max_new_tokens, temperature
         try:
-            found = _decode_batch(lm, batch, prompts, heads, place.rows(torch.tensor(batch)), max_new_tokens, temperature)
-        except RuntimeError:  # memory, most likely: smaller batches have heads of their own
+            found = _decode_batch(*job)
+        except RuntimeError as err:
+            if not len(heads) or not _out_of_memory(err):
+                raise
             heads.forget()
-            raise
+            found = _decode_batch(*job)
         for i, reply, logits in zip(batch, *found, strict=True):
             replies[i] = reply
             if first_logits is not None:
@@ -210,21 +213,23 @@ def _decode_batch(
 
     A prompt that all rows have in common is read once. Decoding goes in legs, after each of which the rows that have ended are taken out.
     """
-    prompts, head = [every[i] for i in batch], len(heads)
+    prompts = [every[i] for i in batch]
+    head = heads.length(prompts)
     # padding stands between what all have in common and the rest
     ids, mask = pad_rows([prompt[head:] for prompt in prompts], lm.pad, side="left")
-    ids, mask = torch.cat([heads.ids.expand(len(ids), -1), ids], 1).to(lm.device), torch.cat([mask.new_ones(len(ids), head), mask], 1).to(lm.device)
+    ids = torch.cat([heads.ids[:, :head].expand(len(ids), -1), ids], 1).to(lm.device)
+    mask = torch.cat([mask.new_ones(len(ids), head), mask], 1).to(lm.device)
     width = ids.shape[1]
     rows = torch.arange(len(prompts), device=lm.device)
     replies: list[list[int]] = [[] for _ in prompts]
     leg = max_new_tokens if place.remembers else _LEG
     first: Any = None  # logits of the first token
     if len(prompts) >= _WORTH_SHARING and all(prompt == prompts[0] for prompt in prompts) and can_read_once(lm, place):
-        cache, first = read_once(lm, ids[:1, head:], place, len(prompts), heads.cache(batch, place))
+        cache, first = read_once(lm, ids[:1, head:], place, len(prompts), heads.cache(batch, place) if head else None)
         drawn = first.argmax(-1, keepdim=True) if temperature == 0 else (first / temperature).softmax(-1).multinomial(1)
         ids, mask = torch.cat([ids, drawn], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     else:
-        cache = heads.spread(batch, place)
+        cache = heads.spread(batch, place) if head else None
     while True:
         for i, new in zip(rows.tolist(), ids[:, width:].tolist(), strict=True):
             replies[i] = _until_end(new, lm.eos)
