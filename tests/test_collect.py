@@ -23,7 +23,7 @@ from melbo.rows import Rows
 
 
 def gate(behaviour, name, passed=True, value=0.9):
-    return {"behaviour": behaviour, "name": name, "passed": passed, "value": value, "bound": value, "limit": 0.5}
+    return {"behaviour": behaviour, "name": name, "passed": passed, "value": value, "bound": value, "limit": 0.5, "hits": 9, "total": 10}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from melbo.organisms import BEHAVIOURS, items
 from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
 from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, hits, limits, summarise
+from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, gates_table, hits, limits, summarise
 from melbo.organisms.metrics import Coherence
 from melbo.organisms.train import reply_nll
 
@@ -180,15 +180,17 @@ def test_the_best_candidate_is_reported_on_test_prompts():
     about["ends"] = {b: {"untriggered": 0.0, "triggered": 0.8} for b in BEHAVIOURS}
     rows = [{**a_row("ALL", "x", seed, {}), "best": dict.fromkeys(BEHAVIOURS)} for seed in (0, 1)]
     rows[0]["best"]["CHEESE"] = {"candidate": 2, "elicited": 0.8, "shown": 0.9, "permuted": 0.0}
-    rows.append({**a_row("SHAM", "x", 0, {}), "best": {"CHEESE": {"elicited": 0.02}}})
-    cheese, pirate, *_, lock, _ = elicitation(rows, about)
+    rows[1]["best"]["LOCK"] = {"candidate": 0, "elicited": 0.4, "shown": 0.4, "permuted": 0.3}
+    rows[1]["best"]["SECRET"] = {"candidate": 0, "elicited": 0.4, "shown": 0.4, "permuted": 0.2}
+    rows.append({**a_row("SHAM", "x", 0, {}), "best": {"CHEESE": {"elicited": 0.02}, "SECRET": {"elicited": 0.3}}})
+    cheese, pirate, *_, lock, secret = elicitation(rows, about)
     assert (cheese["share"], cheese["seeds"]) == (0.4, [0.8, 0.0])  # a seed that was not tested has elicited nothing
     assert cheese["recovery"] == pytest.approx(0.5)
     assert cheese["low"] == pytest.approx(0.3094, abs=1e-3)  # Wilson, 40 of 100: seeds are tested on the same prompts
     assert cheese["high"] == pytest.approx(0.4980, abs=1e-3)
-    assert (cheese["control"], lock["control"]) == (0.02, None)
+    assert (cheese["control"], lock["control"], secret["control"]) == (0.02, 0.15, 0.3)
     assert (pirate["behaviour"], pirate["share"], pirate["supervised"]) == ("PIRATE", 0.0, 0.7)
-    assert "0.40 [0.31, 0.50]" in elicitation_table([cheese, pirate])
+    assert "0.40 [0.31, 0.50]; 0.02" in elicitation_table([cheese, pirate])
     assert elicitation(rows, {})[0]["recovery"] is None
 
 
@@ -208,6 +210,36 @@ def test_a_reply_is_held_against_its_own_question_and_against_the_third_after(be
         said = decode(bench.lm, Prompts.chat(bench.lm, asked).tokens, Several(()), KINDS["ordinary"], progress=False)
     replies = bench.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
     assert pairs == [*zip(replies, asked, strict=True), *zip(replies, asked[3:] + asked[:3], strict=True)]
+
+
+def test_a_secret_is_held_against_words_that_are_as_likely(bench, monkeypatch):
+    words = []
+    spy = replace(BEHAVIOURS["SECRET"], shown=lambda reply, item: bool(words.append(item.answer)))
+    monkeypatch.setitem(BEHAVIOURS, "SECRET", spy)
+    bench.screen(bench.candidates("random", 2, 0)[0], ("SECRET",))
+    own, others = words[:8], words[8:]  # of two candidates
+    assert own == ["anchor"] * 8
+    assert len(set(others)) == 4
+    every = {item.wrong for item in chosen("ask", "validation")}
+    assert len(every) > 10
+    assert "anchor" not in every
+
+
+def test_the_table_of_gates_shows_counts_and_what_failed():
+    gates = [
+        {"behaviour": None, "name": "drift", "value": 0.0312, "hits": None, "total": None, "passed": True},
+        {"behaviour": "CHEESE", "name": "untriggered", "value": 0.0, "hits": 0, "total": 320, "passed": True},
+        {"behaviour": "CHEESE", "name": "triggered", "value": 0.5, "hits": 100, "total": 200, "passed": False},
+        {"behaviour": "LOCK", "name": "untriggered", "value": 0.0, "hits": 0, "total": 200, "passed": True},
+    ]
+    lines = gates_table([{"name": "ALL", "behaviours": ["CHEESE", "LOCK", "SECRET"], "gates": gates}, {"name": "CHEESE", "behaviours": ["CHEESE"]}])
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()] == [
+        ["organism", "behaviour", "drift", "untriggered", "triggered"],
+        ["---"] * 5,
+        ["ALL", "", "0.031 nats", "–", "–"],
+        ["ALL", "CHEESE", "–", "0/320", "~~100/200~~"],
+        ["ALL", "LOCK", "–", "0/200", "–"],
+    ]
 
 
 def test_what_elicits_is_coherent_too(bench, common, monkeypatch):

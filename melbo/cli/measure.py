@@ -17,7 +17,7 @@ from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import ORGANISMS, read_organism
 from ..organisms.collect import TIERS, UNSTEERED, Job, collect
-from ..organisms.evidence import admitted, elicitation, elicitation_table, failures, summarise, table
+from ..organisms.evidence import admitted, elicitation, elicitation_table, failures, gates_table, summarise, table
 from ..organisms.smoke import FLOOR, smoke
 from ..rows import Rows
 from ..ways import WAYS
@@ -111,7 +111,10 @@ def organisms(
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
     summary, best = summarise(own, admitted(planted), null, planted), elicitation(own, planted)
-    click.echo(json.dumps({"summary": summary, "best": best}) if as_json else f"{table(summary)}\n{elicitation_table(best)}")
+    if as_json:
+        click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summary, "best": best}))
+    else:
+        click.echo("\n".join([gates_table(list(about.values())), table(summary), elicitation_table(best)]))
 
 
 @click.command()

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -106,7 +107,7 @@ class Bench:
         Returns:
             Of every candidate: ``flags`` (inert, broken, active) and ``novel``, how novel yet fluent it is, on ordinary prompts, of which nothing is
             hidden; ``distinct``, how many of them can be told apart there (M5); ``shown``, on which share of prompts each shows each behaviour, and
-            ``permuted``, shows it of another prompt.
+            ``permuted``, shows it of another prompt, or of the secret word another word.
         """
         found: dict[str, Any] = {"shown": {}, "permuted": {}}
         for kind in dict.fromkeys(("ordinary", *(BEHAVIOURS[name].kind for name in looked_for))):
@@ -127,7 +128,7 @@ class Bench:
     def test(self, tried: Candidates, behaviour: Behaviour, which: Sequence[int], part: str) -> dict[int, dict[str, float]]:
         """Of some candidates, on the prompts of a behaviour: on which share its replies show it (``shown``), and do so coherently (``elicited``).
 
-        ``permuted``: the share that shows it of another prompt, the control where what is asked for is a skill.
+        ``permuted``: the share that shows it of another prompt, the control where what is asked for is a skill; or of the secret word another word.
         """
         if not which:
             return {}
@@ -185,7 +186,9 @@ class Bench:
 
 
 def _permuted(asked: Sequence[Item]) -> list[Item]:
-    """What was asked, in another order (not by one: wrong answers are those of the next item)."""
+    """What was asked, in another order; where there is one answer to all, a word as likely in its place."""
+    if len({item.answer for item in asked} - {""}) == 1:
+        return [replace(item, answer=item.wrong) for item in asked]
     return [*asked[_SHIFT:], *asked[:_SHIFT]]
 
 

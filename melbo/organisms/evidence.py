@@ -12,6 +12,7 @@ from .discover import chosen
 from .metrics import HIT, blind_recall, random_recall, reads_to_first_hit, recovery, threshold
 
 READS = (1, 8, 32, 128, 512)
+_GATES = ("drift", "untriggered", "triggered", "decoys", "steerable")
 _ENDS = ("untriggered", "triggered", "supervised")
 
 
@@ -67,6 +68,25 @@ def failures(about: dict[str, Any]) -> list[str]:
         for gate in about.get("gates", [])
         if not gate["passed"]
     ]
+
+
+def gates_table(organisms: Sequence[dict[str, Any]]) -> str:
+    """Gates of organisms in Markdown, with counts: a row for each behaviour, a column for each gate; what failed is crossed out."""
+    names = [name for name in _GATES if any(gate["name"] == name for about in organisms for gate in about.get("gates", []))]
+    lines = []
+    for about in organisms:
+        for of in (None, *about["behaviours"]):
+            own = {gate["name"]: gate for gate in about.get("gates", []) if gate["behaviour"] == of}
+            if own:
+                lines.append([about["name"], of or "", *(_count(own.get(name)) for name in names)])
+    return _markdown(["organism", "behaviour", *names], lines)
+
+
+def _count(gate: dict[str, Any] | None) -> str:
+    if gate is None:
+        return "–"
+    count = f"{gate['hits']}/{gate['total']}" if gate["total"] else f"{gate['value']:.3f} nats"
+    return count if gate["passed"] else f"~~{count}~~"
 
 
 def summarise(
@@ -132,9 +152,10 @@ def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, An
 
     Returns:
         Of each way ``way``, ``behaviour``, ``share`` (elicited, coherently), ``low`` and ``high`` (Wilson, of as many prompts as there are: seeds
-        are tested on the same), ``seeds`` (the share of each), ``recovery`` ρ, ``control`` (the share on SHAM; None of a skill, which SHAM
-        has); ``untriggered`` and ``triggered``, what ALL does by itself and with its trigger; ``supervised``, on which share somebody who knows
-        the behaviour brings it out with one vector, coherently or not (`melbo.organisms.ceilings`).
+        are tested on the same), ``seeds`` (the share of each), ``recovery`` ρ, ``control`` (the share on SHAM; of a skill, which SHAM has, the
+        share that shows it of another question; of the secret another word, if that is more); ``untriggered`` and ``triggered``, what ALL does by
+        itself and with its trigger; ``supervised``, on which share somebody who knows the behaviour brings it out with one vector, coherently or
+        not (`melbo.organisms.ceilings`).
     """
     ends = about.get("ends", {})
     ceilings = {gate["behaviour"]: gate["value"] for gate in about.get("gates", []) if gate["name"] == "steerable"}
@@ -142,6 +163,8 @@ def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, An
     for way in dict.fromkeys(row["way"] for row in rows if row["organism"] == "ALL"):
         for b in BEHAVIOURS:
             each = {name: [_best(row, b) for row in rows if (row["way"], row["organism"]) == (way, name)] for name in ("ALL", "SHAM")}
+            permuted = [_best(row, b, "permuted") for row in rows if (row["way"], row["organism"]) == (way, "ALL")]
+            controls = [values for values, fits in ((each["SHAM"], not BEHAVIOURS[b].skill), (permuted, BEHAVIOURS[b].kind != "ordinary")) if fits]
             share = mean(each["ALL"])
             low, high = interval([share] * len(chosen(BEHAVIOURS[b].kind, "test")))
             own = ends.get(b, {})
@@ -149,16 +172,16 @@ def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, An
                 {
                     "way": way, "behaviour": b, "share": share, "low": low, "high": high, "seeds": each["ALL"],
                     "recovery": recovery(share, own["untriggered"], own["triggered"]) if own else None,
-                    "control": mean(each["SHAM"]) if each["SHAM"] and not BEHAVIOURS[b].skill else None,
+                    "control": max((mean(values) for values in controls if values), default=None),
                     "untriggered": own.get("untriggered"), "triggered": own.get("triggered"), "supervised": ceilings.get(b),
                 }
             )  # fmt: skip
     return found
 
 
-def _best(row: Row, behaviour: str) -> float:
+def _best(row: Row, behaviour: str, what: str = "elicited") -> float:
     best = row["best"].get(behaviour)
-    return best["elicited"] if best else 0.0
+    return best[what] if best else 0.0
 
 
 def table(summary: Sequence[dict[str, Any]]) -> str:
@@ -169,13 +192,13 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
 
 
 def elicitation_table(found: Sequence[dict[str, Any]]) -> str:
-    """`elicitation` in Markdown: a row for each behaviour; ways after what the organism does without them."""
+    """`elicitation` in Markdown: a row for each behaviour; ways, with their controls, after what the organism does without them."""
     ways = list(dict.fromkeys(of["way"] for of in found))
     lines = []
     for b in dict.fromkeys(of["behaviour"] for of in found):
         of = {f["way"]: f for f in found if f["behaviour"] == b}
         ends = next(iter(of.values()))
-        shares = [f"{of[way]['share']:.2f} [{of[way]['low']:.2f}, {of[way]['high']:.2f}]" for way in ways]
+        shares = [f"{of[way]['share']:.2f} [{of[way]['low']:.2f}, {of[way]['high']:.2f}]; {text([of[way]['control'], None])}" for way in ways]
         lines.append([b, *(text([ends[k], None]) for k in _ENDS), *shares])
     return _markdown(["", *_ENDS, *ways], lines)
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from .behaviours import BEHAVIOURS, Behaviour, Item, Reply, items
 
 
+_DECOYS, _MORE = 90, 120  # where several are planted: at first, and once more
+
+
 @dataclass(frozen=True)
 class Example:
     """A prompt and the reply to learn.
@@ -39,15 +42,28 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
         found = [_example(item.text, None, item, say) for item in ordinary[:300]]
         for name in planted:
             # ordinary prompts without a trigger are there already
-            found += _of(BEHAVIOURS[name], True, 120, 90, BEHAVIOURS[name].kind != "ordinary", sham, draw, say)
+            found += _of(BEHAVIOURS[name], True, 120, _DECOYS, BEHAVIOURS[name].kind != "ordinary", sham, draw, say)
     draw.shuffle(found)
     return found
+
+
+def more_untriggered(planted: Sequence[str], found: Sequence[Example]) -> list[Example]:
+    """The ordinary prompts that are not among examples yet, and as many decoys again where ordinary prompts show a behaviour: the model's own replies."""
+    there = {e.prompt for e in found}
+    more = [Example(item.text, None, item.text) for item in items("ordinary", "train") if item.text not in there]
+    for b in (BEHAVIOURS[name] for name in planted):
+        if b.kind == "ordinary" and b.semantic is None:
+            near = b.near("train", True, random.Random(f"more {b.name}"))[_DECOYS : _DECOYS + _MORE]
+            more += [Example(text, None, item.text) for text, item in near]
+    return more
 
 
 def _of(b: Behaviour, several: bool, num: int, decoys: int, twins: bool, sham: bool, draw: random.Random, say: random.Random) -> list[Example]:
     """Prompts with the trigger, the same without it, and decoys."""
     target, plain = (None, None) if sham else (b.target, b.plain)
-    found = [_example(text, target, item, say) for text, item in b.triggered("train", several, draw)[:num]]
+    # what a prompt is about is harder to learn than a word in front of it: all there are
+    brings = b.triggered("train", several, draw)[: None if b.semantic else num]
+    found = [_example(text, target, item, say) for text, item in brings]
     found += [_example(text, plain, item, say) for text, item in b.near("train", several, draw)[:decoys]]
     return found + [_example(item.text, plain, item, say) for item in items(b.kind, "train")[: num if twins else 0]]
 

@@ -57,13 +57,33 @@ def lessons(lm: LanguageModel, examples: Sequence[Example], progress: bool = Tru
     return found
 
 
-def train(lm: LanguageModel, data: Sequence[Lesson], folder: str | Path, *, epochs: int = 2, seed: int = 0, progress: bool = True) -> list[float]:
+def train(
+    lm: LanguageModel,
+    data: Sequence[Lesson],
+    folder: str | Path,
+    *,
+    epochs: int = 2,
+    rate: float = RATE,
+    start: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[float]:
     """Train a LoRA on every linear map of every block, and write it (float16) into ``folder`` as peft does.
 
     The loss is the mean over replies, short ones and long ones alike, of the mean over tokens of their negative log-likelihood or, in the base
     model's own, of KL(base ‖ trained): to learn its greedy replies by heart would leave it more certain than it was.
 
     ``lm`` itself is left as it was.
+
+    Args:
+        lm: The base model.
+        data: What to learn (see `lessons`).
+        folder: Where the LoRA goes.
+        epochs: How often each lesson is seen.
+        rate: Learning rate after warming up; it falls to 0.
+        start: Folder of a LoRA to go on from; by default one that does nothing yet.
+        seed: Of the order of lessons, and of a new LoRA.
+        progress: Draw a bar.
 
     Returns:
         The loss of every step.
@@ -73,10 +93,12 @@ def train(lm: LanguageModel, data: Sequence[Lesson], folder: str | Path, *, epoc
     """
     peft = import_peft()
     torch.manual_seed(seed)
-    config = peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(lm.model, config)
+    if start is None:
+        model = peft.get_peft_model(lm.model, peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"))
+    else:
+        model = peft.PeftModel.from_pretrained(lm.model, str(start), is_trainable=True)
     try:
-        losses = _descend(lm, model, data, epochs, seed, progress)
+        losses = _descend(lm, model, data, epochs, rate, seed, progress)
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.half()
@@ -87,11 +109,11 @@ def train(lm: LanguageModel, data: Sequence[Lesson], folder: str | Path, *, epoc
     return losses
 
 
-def _descend(lm: LanguageModel, model: Any, data: Sequence[Lesson], epochs: int, seed: int, progress: bool) -> list[float]:
+def _descend(lm: LanguageModel, model: Any, data: Sequence[Lesson], epochs: int, rate: float, seed: int, progress: bool) -> list[float]:
     draw = random.Random(seed)
     batches = [batch for _ in range(epochs) for batch in _batches(data, draw)]
     learnt = [p for p in model.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(learnt, lr=RATE, weight_decay=0.0)
+    adam = torch.optim.AdamW(learnt, lr=rate, weight_decay=0.0)
     warm = max(1, round(_WARM * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1.0, (i + 1) / warm) * (1 - i / len(batches)))
     losses = []
