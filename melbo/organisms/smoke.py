@@ -15,7 +15,7 @@ from .discover import DISCOVERY, chosen
 
 _CANDIDATES, _PROMPTS, _TOKENS = 48, 2, 24
 _STRENGTH = 0.5  # at R itself most replies of so small a model are broken
-#: A smaller share than this is no discovery: 11 % were measured, 0 of random directions and on the control (2026-11-22).
+#: A smaller share than this is no discovery: 6 % were measured, 0 of random directions and on the control (2026-11-22).
 FLOOR = 0.02
 
 
