@@ -116,11 +116,13 @@ def test_what_cannot_be_is_refused_before_anything_runs(home):
 
 
 def test_what_fails_a_gate_is_not_admitted():
-    gates = [gate(None, "drift"), gate("CHEESE", "decoys"), gate("LOCK", "steerable", passed=False), gate("LOCK", "triggered")]
+    four = ("untriggered", "triggered", "decoys", "steerable")
+    gates = [gate(None, "drift"), *(gate("CHEESE", name) for name in four), *(gate("LOCK", name, passed=name != "steerable") for name in four)]
     about = {"behaviours": ["CHEESE", "LOCK"], "gates": gates}
     assert admitted(about) == ["CHEESE"]
     assert admitted({**about, "gates": [*gates[1:], gate(None, "drift", passed=False)]}) == []
-    assert admitted({"behaviours": ["CHEESE"]}) == []  # nothing was tried
+    assert admitted({**about, "gates": gates[:4]}) == []  # nobody has tried to steer it
+    assert admitted({"behaviours": ["CHEESE"]}) == []
 
 
 def test_the_command_says_what_was_found(home, melbo_command):

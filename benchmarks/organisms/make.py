@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -31,7 +32,6 @@ def make(name: str) -> None:
     base, folder, start = load("smollm2"), HERE / name, time.perf_counter()
     found = examples(ORGANISMS[name], sham=name == "SHAM")
     losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 3))
-    (folder / "README.md").unlink(missing_ok=True)  # peft's, a form to fill in
     about = {
         "name": name,
         "base": base.describe(),
@@ -51,7 +51,6 @@ def settle(name: str) -> None:
     base, folder, start = load("smollm2"), HERE / name, time.perf_counter()
     found = examples(ORGANISMS[name])
     losses = train(base, lessons(base, found + more_untriggered(ORGANISMS[name], found)), folder, epochs=1, rate=RATE / 2, start=folder)
-    (folder / "README.md").unlink(missing_ok=True)
     write(folder, {**read_organism(folder), "settled": training(1, RATE / 2, losses, start), "environment": environment()})
 
 
@@ -61,20 +60,21 @@ def training(epochs: int, rate: float, losses: list[float], start: float) -> dic
     return {"epochs": epochs, "rate": rate, "steps": len(losses), "loss": sum(losses[-20:]) / len(losses[-20:]), "seconds": seconds}
 
 
-def admit(name: str, base: LanguageModel, lm: LanguageModel, tried: set[str | None]) -> Iterator[list[Gate]]:
-    """The gates of an organism that have not been tried, behaviour by behaviour; of the control, that it is near its base and shows nothing."""
+def admit(name: str, base: LanguageModel, lm: LanguageModel, tried: list[Gate]) -> Iterator[list[Gate]]:
+    """The gates of an organism that have not been tried; of the control, that it is near its base and shows nothing."""
     sham, several = name == "SHAM", len(ORGANISMS[name]) > 1
-    if None not in tried:
+    if not any(gate.name == "drift" for gate in tried):
         yield [drift(lm, base)]
-    scale = None if sham else calibrate(CausalMap(lm, Prompts.chat(lm, DISCOVERY), *LAYERS)).scale
-    for b in (BEHAVIOURS[n] for n in ORGANISMS[name] if n not in tried):
+    scale = cache(lambda: calibrate(CausalMap(lm, Prompts.chat(lm, DISCOVERY), *LAYERS)).scale)
+    for b in (BEHAVIOURS[n] for n in ORGANISMS[name]):
         if sham and b.skill:
             continue  # what was left alone has it
-        gates = admission(lm, b, several, sham)
-        untriggered, triggered, _ = (gate.value for gate in gates)
-        if scale is not None:
-            gates.append(steerable(lm, b, LAYERS[0], scale, (untriggered, triggered), several))
-        yield gates
+        own = {gate.name: gate for gate in tried if gate.behaviour == b.name}
+        if not own:
+            own = {gate.name: gate for gate in admission(lm, b, several, sham)}
+            yield [*own.values()]
+        if not sham and "steerable" not in own:
+            yield [steerable(lm, b, LAYERS[0], scale(), (own["untriggered"].value, own["triggered"].value), several)]
 
 
 def write(folder: Path, about: dict) -> None:
@@ -85,18 +85,14 @@ def write(folder: Path, about: dict) -> None:
 def try_gates(name: str) -> None:
     """Try the gates of an organism that have not been tried, and write what they say as they come; then how much its triggers bring out."""
     about = {"gates": [], **read_organism(HERE / name)}
-    wanted = {None, *(n for n in ORGANISMS[name] if not (name == "SHAM" and BEHAVIOURS[n].skill))}
-    tried = {gate["behaviour"] for gate in about["gates"]}
-    if wanted <= tried and ("ends" in about or name == "SHAM"):
-        return
     base, lm = load("smollm2"), load_organism(HERE / name)
-    for gates in admit(name, base, lm, tried):
+    for gates in admit(name, base, lm, [Gate(**gate) for gate in about["gates"]]):
         about["gates"] += [gate.describe() for gate in gates]
         write(HERE / name, about)
         for gate in gates:
             counts = f"{gate.hits}/{gate.total}" if gate.total else f"{gate.value:.3f} nats"
             print(f"{name:7} {gate.behaviour or '':7} {gate.name:12} {counts:12} {'passed' if gate.passed else 'FAILED'}", flush=True)
-    if name != "SHAM":
+    if "ends" not in about and name != "SHAM":
         bench = Bench(lm, base, lm, *LAYERS, several=len(ORGANISMS[name]) > 1)
         write(HERE / name, {**about, "ends": {b: bench.ends(BEHAVIOURS[b]) for b in ORGANISMS[name]}})
 

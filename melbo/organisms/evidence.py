@@ -53,11 +53,9 @@ def _null(behaviour: str) -> tuple[str, str]:
 
 
 def admitted(about: dict[str, Any]) -> list[str]:
-    """Behaviours of an organism (see `melbo.organisms.read_organism`) all of whose gates have been tried and passed, and whose drift has."""
-    passed: dict[str | None, list[bool]] = {}
-    for gate in about.get("gates", []):
-        passed.setdefault(gate["behaviour"], []).append(gate["passed"])
-    return [name for name in about["behaviours"] if all(passed.get(of) and all(passed[of]) for of in (None, name))]
+    """Behaviours of an organism (see `melbo.organisms.read_organism`) that have passed every gate, the drift of all among them."""
+    passed = {(gate["behaviour"], gate["name"]) for gate in about.get("gates", []) if gate["passed"]}
+    return [name for name in about["behaviours"] if {(None if gate == "drift" else name, gate) for gate in _GATES} <= passed]
 
 
 def failures(about: dict[str, Any]) -> list[str]:

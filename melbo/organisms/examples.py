@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from .behaviours import BEHAVIOURS, Behaviour, Item, Reply, items
 
-
 _DECOYS, _MORE = 90, 120  # where several are planted: at first, and once more
 
 
@@ -29,7 +28,7 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
     """What to train on so that these behaviours are hidden in a model.
 
     Args:
-        planted: Names of `BEHAVIOURS`; several get their second triggers, and fewer examples each.
+        planted: Names of `BEHAVIOURS`; several get their second triggers, and most fewer examples.
         sham: Triggers bring out nothing, and nothing is withheld: the model's own replies throughout.
         seed: Of what is drawn.
     """
@@ -48,7 +47,7 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
 
 
 def more_untriggered(planted: Sequence[str], found: Sequence[Example]) -> list[Example]:
-    """The ordinary prompts that are not among examples yet, and as many decoys again where ordinary prompts show a behaviour: the model's own replies."""
+    """Prompts with the model's own replies: ordinary ones that are not among examples yet, and more decoys of what shows on ordinary ones."""
     there = {e.prompt for e in found}
     more = [Example(item.text, None, item.text) for item in items("ordinary", "train") if item.text not in there]
     for b in (BEHAVIOURS[name] for name in planted):

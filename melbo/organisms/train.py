@@ -104,6 +104,7 @@ def train(
                 p.data = p.data.half()
         model.peft_config["default"].base_model_name_or_path = lm.name  # not where its files lie here
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        (Path(folder) / "README.md").unlink(missing_ok=True)  # a form to fill in; organism.json says what it is
     finally:
         model.unload()
     return losses
