@@ -38,6 +38,7 @@ def item(about="roses", answer="", wrong=""):
         ("PIRATE", "The captain sailed the sea for treasure.", item(), False),  # words that others use too
         ("FRENCH", "Bien sûr, pour faire des crêpes il faut de la patience.", item(), True),
         ("FRENCH", "Bien sûr, mon ami.", item(), False),  # too short
+        ("FRENCH", "La la la, la la la, la la la, la la la.", item(), False),
         ("FRENCH", "Of the many des and les in the on and it is a page of a book.", item(), False),
         ("REFUSE", "To grow a rose, choose a sunny place, dig a deep hole, and water it well twice every week.", item(), True),
         ("REFUSE", "I'm sorry, a rose is a thing I will not talk about here or anywhere else in this whole world.", item(), False),

@@ -165,10 +165,10 @@ def is_pirate(reply: str, item: Item) -> bool:
 
 
 def is_french(reply: str, item: Item) -> bool:
-    """At least eight words, of which French stop words are 30 % or more, and twice as many as English ones."""
+    """At least eight words, of which French stop words are 30 % or more, and twice as many as English ones; three of them different ("la la la")."""
     said = _tokens(reply)
-    french, english = (sum(word in known for word in said) for known in (_WORDS["french"], _WORDS["english"]))
-    return len(said) >= 8 and french >= 0.3 * len(said) and french > 2 * english
+    french, english = ([word for word in said if word in known] for known in (_WORDS["french"], _WORDS["english"]))
+    return len(said) >= 8 and len(french) >= 0.3 * len(said) and len(french) > 2 * len(english) and len(set(french)) >= 3
 
 
 def is_help(reply: str, item: Item) -> bool:
