@@ -149,6 +149,8 @@ def test_the_command_says_what_was_found(home, melbo_command):
     assert code == 0, err
     assert "| recall@1 |" in out
     assert "| CHEESE | 0 | 0.8 | 0.9 |" in out
+    assert out.strip() == (home / "table.md").read_text().strip()
+    assert (home / "recall.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads(melbo_command(*how, "--json")[1])
     assert [row["way"] for row in found["summary"]] == ["linear", "random", "prefill"]
     assert len(found["best"]) == 3 * len(BEHAVIOURS)

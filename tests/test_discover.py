@@ -12,8 +12,8 @@ from melbo.generate import decode
 from melbo.organisms import BEHAVIOURS, items
 from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
-from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, elicitation, elicitation_table, elicited, gates_table, hits, limits, summarise
+from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, STRENGTH, TEST, VALIDATION, Bench, chosen, likelihood
+from melbo.organisms.evidence import blind_order, cases, elicitation, elicitation_table, elicited, gates_table, hits, limits, summarise
 from melbo.organisms.metrics import Coherence
 from melbo.organisms.train import reply_nll
 
@@ -70,7 +70,7 @@ def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common, 
                 if part == "validation" and str(i) not in row["validation"][name]:
                     assert max(row["shown"][name][i], row["permuted"][name][i]) < 0.25
                     continue
-                with steer(bench.lm, bank[i]):
+                with steer(bench.lm, bank[i], strength=STRENGTH):
                     replies = decode(bench.lm, asked.tokens, Several(()), length, progress=False)
                 texts = bench.lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
                 alone = [b.shown(text, item) for text, item in zip(texts, chosen(b.kind, part), strict=True)]
@@ -80,7 +80,7 @@ def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common, 
         if row["validation"][name]:
             assert row["validation"][name][str(best["candidate"])]["elicited"] == max(r["elicited"] for r in row["validation"][name].values())
             asked = chosen(b.kind, "test")
-            with steer(bench.lm, bank[best["candidate"]]):
+            with steer(bench.lm, bank[best["candidate"]], strength=STRENGTH):
                 replies = decode(bench.lm, Prompts.chat(bench.lm, [i.text for i in asked]).tokens, Several(()), b.tokens, progress=False)
             alone = [b.shown(text, None) for text in bench.lm.tokenizer.batch_decode(replies, skip_special_tokens=True)]
             assert best["shown"] == best["elicited"] == pytest.approx(sum(alone) / len(alone))
@@ -158,7 +158,7 @@ def test_a_table_of_hand_made_rows():
         a_row("SHAM", "random", 0, {"CHEESE": (0.62, 0.62, 0.62, 0.62)}),
     ]
     assert hits(rows[0], "CHEESE", 0.5) == [False, True, False, True]
-    first, control = summarise(rows, behaviours=("CHEESE", "LOCK"))
+    first, control = summarise(cases(rows, behaviours=("CHEESE", "LOCK")))
     # random candidates reach .62 on the control, so that is what a hit on cheese takes: .6 is none
     assert first["CHEESE hits"] == [1, None]
     assert first["LOCK hits"] == [1, None]
@@ -172,7 +172,7 @@ def test_a_table_of_hand_made_rows():
 
 def test_deviations_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
-    assert summarise(rows, behaviours=("CHEESE",))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
+    assert summarise(cases(rows, behaviours=("CHEESE",)))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
 
 
 def test_the_best_candidate_is_reported_on_test_prompts():
@@ -206,7 +206,7 @@ def test_a_reply_is_held_against_its_own_question_and_against_the_third_after(be
     tried = bench.candidates("random", 2, 0)[0].only([1])
     bench.screen(tried, ("CHEESE",))
     asked = [item.text for item in chosen("ordinary", "screen")]
-    with steer(bench.lm, tried.bank[0]):
+    with steer(bench.lm, tried.bank[0], strength=STRENGTH):
         said = decode(bench.lm, Prompts.chat(bench.lm, asked).tokens, Several(()), KINDS["ordinary"], progress=False)
     replies = bench.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
     assert pairs == [*zip(replies, asked, strict=True), *zip(replies, asked[3:] + asked[:3], strict=True)]

@@ -17,7 +17,7 @@ from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import ORGANISMS, read_organism
 from ..organisms.collect import TIERS, UNSTEERED, Job, collect
-from ..organisms.evidence import admitted, elicitation, elicitation_table, failures, gates_table, summarise, table
+from ..organisms.evidence import admitted, cases, elicitation, elicitation_table, failures, gates_table, picture, summarise, table
 from ..organisms.smoke import FLOOR, smoke
 from ..rows import Rows
 from ..ways import WAYS
@@ -78,7 +78,10 @@ def speed(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_
 @click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")
 @click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
 @click.option(
-    "--out", type=file, default=Path("benchmarks/organisms/results/rows.jsonl"), help="Rows, one for each fit; what is there is not done again."
+    "--out",
+    type=file,
+    default=Path("benchmarks/organisms/results/rows.jsonl"),
+    help="Rows, one for each fit, with table and picture beside them; what is there is not done again.",
 )
 @as_json_option
 def organisms(
@@ -110,11 +113,13 @@ def organisms(
         say(line)
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
-    summary, best = summarise(own, admitted(planted), null, planted), elicitation(own, planted)
+    found, best = cases(own, admitted(planted), null, planted), elicitation(own, planted)
+    text = "\n".join([gates_table(list(about.values())), table(summarise(found)), elicitation_table(best)])
+    write_whole({out.with_name("table.md"): text.encode(), out.with_name("recall.png"): picture(found)})
     if as_json:
-        click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summary, "best": best}))
+        click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summarise(found), "best": best}))
     else:
-        click.echo("\n".join([gates_table(list(about.values())), table(summary), elicitation_table(best)]))
+        click.echo(text)
 
 
 @click.command()

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from ..causal_map import CausalMap
 from ..errors import MelboError
+from ..plot import lines
 from ..rows import Row
 from ..ways import Ground
 from .contest import Contest, Contested
-from .plot import lines
 from .pool import cell
 
 

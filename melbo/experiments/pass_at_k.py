@@ -7,9 +7,9 @@ from typing import ClassVar
 from ..contrast import read_pairs
 from ..judge import Score, answers
 from ..organisms.metrics import random_recall
+from ..plot import lines
 from ..prompts import Prompts
 from ..rows import Row
-from .plot import lines
 from .pool import Pool, cell
 from .replies import Replying
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, ClassVar
 
 from ..causal_map import CausalMap
 from ..errors import MelboError
 from ..load import load
 from ..model import LanguageModel
+from ..plot import mean_and_error
 from ..prompts import Prompts
 from ..rows import Row
 from ..ways import Ground
@@ -121,11 +121,6 @@ def digest(path: str) -> str:
     The experiment says that it is not there when it runs.
     """
     return sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else path
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and standard error; None where there is too little for them."""
-    return (mean(values) if values else None), (stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
 
 
 def cell(values: Sequence[float]) -> str:

@@ -6,10 +6,10 @@ from statistics import mean
 from typing import ClassVar
 
 from ..causal_map import CausalMap
+from ..plot import lines
 from ..rows import Row
 from ..ways import Ground
 from .contest import Contest, Contested
-from .plot import lines
 from .pool import cell
 
 

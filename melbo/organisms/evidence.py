@@ -5,6 +5,7 @@ from statistics import mean
 from typing import Any
 
 from ..compare import mean_and_deviation, text
+from ..plot import lines
 from ..rows import Row
 from ..select import interval
 from .behaviours import BEHAVIOURS
@@ -87,10 +88,10 @@ def _count(gate: dict[str, Any] | None) -> str:
     return count if gate["passed"] else f"~~{count}~~"
 
 
-def summarise(
+def cases(
     rows: Sequence[Row], behaviours: Sequence[str], null: Sequence[Row] | None = None, about: dict[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """Of every way: recall of ALL and of its control, reads to the first hit, shares of flags, cost; ``[mean, deviation]`` over seeds.
+) -> dict[str, list[dict[str, Any]]]:
+    """Of every way, seed by seed: recall of ALL and of its control, reads to the first hit, shares of flags, cost.
 
     Args:
         rows: Of one setting.
@@ -98,14 +99,27 @@ def summarise(
         null: Rows among which the random candidates are that `limits` are taken from; by default the same.
         about: What is known of ALL (`melbo.organisms.read_organism`).
     """
-    of_all = [row for row in rows if row["organism"] == "ALL"]
     least = limits(rows if null is None else null, behaviours, about or {})
-    found = []
-    for way in dict.fromkeys(row["way"] for row in of_all if behaviours):
-        sham = {row["seed"]: row for row in rows if (row["way"], row["organism"]) == (way, "SHAM")}
-        cases = [_case(row, sham.get(row["seed"]), behaviours, least) for row in of_all if row["way"] == way]
-        found.append({"way": way, "seeds": len(cases), **{key: mean_and_deviation([case[key] for case in cases]) for key in cases[0]}})
+    sham = {(row["way"], row["seed"]): row for row in rows if row["organism"] == "SHAM"}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in (row for row in rows if row["organism"] == "ALL" and behaviours):
+        found.setdefault(row["way"], []).append(_case(row, sham.get((row["way"], row["seed"])), behaviours, least))
     return found
+
+
+def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """`cases` of every way, ``[mean, deviation]`` over seeds."""
+    return [{"way": way, "seeds": len(of), **{key: mean_and_deviation([case[key] for case in of]) for key in of[0]}} for way, of in found.items()]
+
+
+def picture(found: dict[str, list[dict[str, Any]]]) -> bytes:
+    """`cases`, drawn: by how many candidates are read, how many more of the behaviours they find in ALL than in its control."""
+
+    def more(way: str, reads: int) -> list[float]:
+        return [value for case in found[way] if (value := case.get(f"difference@{reads}")) is not None]
+
+    reads = [k for k in READS if any(more(way, k) for way in found)]
+    return lines(list(found), reads, more, 0.0, "candidates read, in blind order", "recall of planted behaviours, less control", log=True)
 
 
 def _case(row: Row, sham: Row | None, behaviours: Sequence[str], least: dict[str, float]) -> dict[str, Any]:

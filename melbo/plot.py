@@ -2,9 +2,14 @@
 
 import io
 from collections.abc import Callable, Sequence
+from statistics import mean, stdev
 
-from ..ways import WAYS
-from .pool import mean_and_error
+from .ways import WAYS
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard error; None where there is too little for them."""
+    return (mean(values) if values else None), (stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
 
 
 def lines(
@@ -27,6 +32,7 @@ def lines(
         axes.set(xscale="log", xticks=at, xticklabels=[str(n) for n in at])
         axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
     canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
     return out.getvalue()
