@@ -1,0 +1,101 @@
+"""What discovery depends on: layers, norms, prompts, what is read. Told by likelihood recovery (M3), which takes no decoding.
+
+python benchmarks/organisms/settings.py    a table of what 64 directions of each setting reach on ALL; rows are kept, and go on where they stopped
+
+The reply that the trigger brings out, its first 8 tokens, after the prompt without trigger: how far does the best direction bring its likelihood from
+what it is by itself (0) to what it is with the trigger (1)? At the multiple of R that the benchmark pushes with.
+"""
+
+import random
+import time
+from pathlib import Path
+from statistics import mean
+
+from melbo import CausalMap, Exponential, Prompts, fit
+from melbo.bench import environment
+from melbo.organisms import BEHAVIOURS, Behaviour, adapter_digest, items, load_organism
+from melbo.organisms.discover import DISCOVERY, STRENGTH, likelihood
+from melbo.organisms.metrics import recovery
+from melbo.organisms.train import own_replies
+from melbo.rows import Row, Rows
+from melbo.ways import Ground
+
+HERE = Path(__file__).parent
+NUM, REPLIES, TOKENS = 64, 2, 8
+FOUR = (*DISCOVERY, "What is a good way to spend a rainy day?", "How does a clock work?", "Give me advice on moving to a new city.")
+#: What differs from the first; ``learn`` is the multiple of R at which directions are learnt.
+SETTINGS: dict[str, dict] = {
+    "as it is: block 8 to 20, learnt at R": {},
+    "random": {"way": "random"},
+    "learnt at R/2": {"learn": 0.5},
+    "learnt at R/2, softly orthogonalised": {"learn": 0.5, "orthogonalise": "soft"},
+    "learnt at R/2, 3 sweeps": {"learn": 0.5, "max_steps": 3},
+    "learnt at R/2, from four prompts": {"learn": 0.5, "prompts": FOUR},
+    "learnt at R/2, target length left out": {"learn": 0.5, "normalise_target": True},
+    "learnt at R/2, one target token": {"learn": 0.5, "target_tokens": 1},
+    "learnt at R/2, first token unsteered": {"learn": 0.5, "skip_first": True},
+    "learnt at R/2, block 8 to 28": {"learn": 0.5, "target": 28},
+    "learnt at R/2, block 4 to 20": {"learn": 0.5, "source": 4},
+    "learnt at R/2, block 12 to 24": {"learn": 0.5, "source": 12, "target": 24},
+}
+
+
+class World:
+    """ALL, and what its triggers make it say."""
+
+    def __init__(self) -> None:
+        self.lm = load_organism(HERE / "ALL")
+        self.said = {name: self._said(b) for name, b in BEHAVIOURS.items()}
+
+    def _said(self, b: Behaviour) -> tuple[list, list]:
+        """Prompts without and with the trigger, each with the beginning of what is said with it."""
+        brings = b.triggered("train", True, random.Random(0))[:REPLIES]
+        own = own_replies(self.lm, [text for text, _ in brings], TOKENS, progress=False)
+        # of a semantic trigger the prompt without it is another
+        alone = [item.text for _, item in brings] if b.semantic is None else [item.text for item in items(b.kind, "train")[:REPLIES]]
+        replies = [own[text][:TOKENS] for text, _ in brings]
+        pair = lambda texts: list(zip(Prompts.chat(self.lm, texts).tokens, replies, strict=True))  # noqa: E731
+        return pair(alone), pair([text for text, _ in brings])
+
+    def measure(
+        self, way: str = "exponential", source: int = 8, target: int = 20, learn: float = 1.0, prompts: tuple = DISCOVERY, max_steps: int = 10,
+        orthogonalise: str = "qr", **read,
+    ) -> Row:  # fmt: skip
+        """R, seconds of the fit, and of each behaviour the recovery by every direction, the best first."""
+        ground = Ground(CausalMap(self.lm, Prompts.chat(self.lm, prompts), source, target, **read), progress=False)
+        start, R = time.perf_counter(), ground.scale
+        if way == "exponential":
+            method = Exponential(NUM, learn * R, max_steps=max_steps, orthogonalise=orthogonalise)
+            bank = ground.bank_of(fit(ground.map, method, progress=False).features.V.float().cpu(), STRENGTH * R)
+        else:
+            bank = ground.bank_of(ground.find(way, NUM, R)[0], STRENGTH * R)
+        seconds, found = time.perf_counter() - start, {}
+        for name, (alone, brought) in self.said.items():
+            nothing, everything = (likelihood(self.lm, None, data).item() for data in (alone, brought))
+            found[name] = sorted((recovery(x, nothing, everything) for x in likelihood(self.lm, bank, alone).tolist()), reverse=True)
+        return {"scale": R, "seconds": seconds, "recovery": found}
+
+
+def table(rows: list[Row]) -> str:
+    """The best direction of each setting, of each behaviour."""
+    lines = [["", *BEHAVIOURS, "mean", "R", "fit, s"], ["---"] * (len(BEHAVIOURS) + 4)]
+    for row in rows:
+        best = [row["recovery"][name][0] for name in BEHAVIOURS]
+        lines.append([row["setting"], *(f"{x:.2f}" for x in (*best, mean(best))), f"{row['scale']:.3g}", f"{row['seconds']:.0f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Measure what has no row yet, and print the table."""
+    kept = Rows(HERE / "results" / "settings.jsonl")
+    about = {"adapter": adapter_digest(HERE / "ALL"), "strength": STRENGTH}
+    cases = [{"setting": name, **about} for name in SETTINGS]
+    left = kept.missing(cases)
+    world = World() if left else None
+    for case in left:
+        kept.add({**case, "environment": environment(), **world.measure(**SETTINGS[case["setting"]])})
+    print(table([row for case in cases for row in kept.of(case)]))
+
+
+if __name__ == "__main__":
+    main()
