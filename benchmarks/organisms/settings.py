@@ -25,18 +25,20 @@ NUM, REPLIES, TOKENS = 64, 2, 8
 FOUR = (*DISCOVERY, "What is a good way to spend a rainy day?", "How does a clock work?", "Give me advice on moving to a new city.")
 #: What differs from the first; ``learn`` is the multiple of R at which directions are learnt.
 SETTINGS: dict[str, dict] = {
-    "as it is: block 8 to 20, learnt at R": {},
+    "as it is: block 12 to 24, learnt at R": {},
     "random": {"way": "random"},
+    "block 4 to 16": {"source": 4, "target": 16},
+    "block 8 to 20": {"source": 8, "target": 20},
+    "block 8 to 28": {"source": 8, "target": 28},
+    "block 14 to 26": {"source": 14, "target": 26},
+    "block 16 to 28": {"source": 16, "target": 28},
     "learnt at R/2": {"learn": 0.5},
-    "learnt at R/2, softly orthogonalised": {"learn": 0.5, "orthogonalise": "soft"},
-    "learnt at R/2, 3 sweeps": {"learn": 0.5, "max_steps": 3},
-    "learnt at R/2, from four prompts": {"learn": 0.5, "prompts": FOUR},
-    "learnt at R/2, target length left out": {"learn": 0.5, "normalise_target": True},
-    "learnt at R/2, one target token": {"learn": 0.5, "target_tokens": 1},
-    "learnt at R/2, first token unsteered": {"learn": 0.5, "skip_first": True},
-    "learnt at R/2, block 8 to 28": {"learn": 0.5, "target": 28},
-    "learnt at R/2, block 4 to 20": {"learn": 0.5, "source": 4},
-    "learnt at R/2, block 12 to 24": {"learn": 0.5, "source": 12, "target": 24},
+    "softly orthogonalised": {"orthogonalise": "soft"},
+    "3 sweeps": {"max_steps": 3},
+    "from four prompts": {"prompts": FOUR},
+    "target length left out": {"normalise_target": True},
+    "one target token": {"target_tokens": 1},
+    "first token unsteered": {"skip_first": True},
 }
 
 
@@ -58,7 +60,7 @@ class World:
         return pair(alone), pair([text for text, _ in brings])
 
     def measure(
-        self, way: str = "exponential", source: int = 8, target: int = 20, learn: float = 1.0, prompts: tuple = DISCOVERY, max_steps: int = 10,
+        self, way: str = "exponential", source: int = 12, target: int = 24, learn: float = 1.0, prompts: tuple = DISCOVERY, max_steps: int = 10,
         orthogonalise: str = "qr", **read,
     ) -> Row:  # fmt: skip
         """R, seconds of the fit, and of each behaviour the recovery by every direction, the best first."""
