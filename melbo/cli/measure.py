@@ -113,11 +113,11 @@ def organisms(
         say(line)
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
-    found, best = cases(own, admitted(planted), null, planted), elicitation(own, planted)
-    text = "\n".join([gates_table(list(about.values())), table(summarise(found)), elicitation_table(best)])
-    write_whole({out.with_name("table.md"): text.encode(), out.with_name("recall.png"): picture(found)})
+    each, best = cases(own, admitted(planted), null, planted), elicitation(own, planted)
+    text = "\n".join([gates_table(list(about.values())), table(summarise(each)), elicitation_table(best)])
+    write_whole({out.with_name("table.md"): text.encode(), out.with_name("recall.png"): picture(each)})
     if as_json:
-        click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summarise(found), "best": best}))
+        click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summarise(each), "best": best}))
     else:
         click.echo(text)
 
