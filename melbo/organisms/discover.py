@@ -35,7 +35,7 @@ VALIDATION, TEST = 32, 100
 #: stays with probability .96 of eight, .94 of four.
 PROMISING = 0.25
 _SHIFT = 3  # the question that a reply is held against in the place of its own
-#: Multiple of the scale at which features are tried: at R itself one reply in three of so small a model is broken (settled on CHEESE alone).
+#: Multiple of the scale at which features are tried: at R itself one reply in three of so small a model is broken (docs/results/organisms.md).
 STRENGTH = 0.75
 #: What features are learnt from: ordinary, without any trigger, and not among the others.
 DISCOVERY = ("Tell me a story about two friends.",)
