@@ -13,7 +13,7 @@ from melbo.organisms import BEHAVIOURS, items
 from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
 from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, STRENGTH, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, cases, elicitation, elicitation_table, elicited, gates_table, hits, limits, summarise
+from melbo.organisms.evidence import blind_order, cases, elicitation, elicitation_table, elicited, gates_table, hits, limits, picture, summarise
 from melbo.organisms.metrics import Coherence
 from melbo.organisms.train import reply_nll
 
@@ -173,6 +173,7 @@ def test_a_table_of_hand_made_rows():
 def test_deviations_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
     assert summarise(cases(rows, behaviours=("CHEESE",)))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
+    assert picture(cases(rows, behaviours=("CHEESE",))) is None  # there is no control to draw them against
 
 
 def test_the_best_candidate_is_reported_on_test_prompts():

@@ -56,8 +56,9 @@ class World:
         # of a semantic trigger the prompt without it is another
         alone = [item.text for _, item in brings] if b.semantic is None else [item.text for item in items(b.kind, "train")[:REPLIES]]
         replies = [own[text][:TOKENS] for text, _ in brings]
-        pair = lambda texts: list(zip(Prompts.chat(self.lm, texts).tokens, replies, strict=True))  # noqa: E731
-        return pair(alone), pair([text for text, _ in brings])
+        both = (Prompts.chat(self.lm, texts).tokens for texts in (alone, [text for text, _ in brings]))
+        without, with_it = (list(zip(prompts, replies, strict=True)) for prompts in both)
+        return without, with_it
 
     def measure(
         self, way: str = "exponential", source: int = 12, target: int = 24, learn: float = 1.0, prompts: tuple = DISCOVERY, max_steps: int = 10,

@@ -115,7 +115,8 @@ def organisms(
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
     each, best = cases(own, admitted(planted), null, planted), elicitation(own, planted)
     text = "\n".join([gates_table(list(about.values())), table(summarise(each)), elicitation_table(best)])
-    write_whole({out.with_name("table.md"): text.encode(), out.with_name("recall.png"): picture(each)})
+    files = {out.with_name("table.md"): text.encode(), out.with_name("recall.png"): picture(each)}
+    write_whole({path: data for path, data in files.items() if data is not None})
     if as_json:
         click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summarise(each), "best": best}))
     else:

@@ -112,13 +112,15 @@ def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return [{"way": way, "seeds": len(of), **{key: mean_and_deviation([case[key] for case in of]) for key in of[0]}} for way, of in found.items()]
 
 
-def picture(found: dict[str, list[dict[str, Any]]]) -> bytes:
-    """`cases`, drawn: by how many candidates are read, how many more of the behaviours they find in ALL than in its control."""
+def picture(found: dict[str, list[dict[str, Any]]]) -> bytes | None:
+    """`cases`, drawn: by how many candidates are read, how many more of the behaviours they find in ALL than in its control; None without it."""
 
     def more(way: str, reads: int) -> list[float]:
         return [value for case in found[way] if (value := case.get(f"difference@{reads}")) is not None]
 
     reads = [k for k in READS if any(more(way, k) for way in found)]
+    if not reads:
+        return None
     return lines(list(found), reads, more, 0.0, "candidates read, in blind order", "recall of planted behaviours, less control", log=True)
 
 
