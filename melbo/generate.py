@@ -21,7 +21,7 @@ from .roomy_cache import give_room
 from .shared_prompt import Heads, can_read_once, read_once, selectable
 
 _LEG = 16  # tokens between looks at which rows have ended
-_WORTH_SHARING = 4  # rows
+_PASS = 16  # a pass costs as much as decoding so many rows; about 11 by hand, benchmarks/batches.py measures it
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Completions:
-    """A table of completions: for every prompt the unsteered one, then every feature's, then every control's."""
+    """A table of completions: for every prompt the unsteered one (where it was asked for), then every feature's, then every control's."""
 
     rows: tuple[Completion, ...]
 
@@ -82,6 +82,7 @@ def generate(
     strength: float | Tensor = 1.0,
     batch_size: int = 128,
     first_logits: Callable[[int, Tensor], None] | None = None,
+    unsteered: bool = True,
     progress: bool = True,
 ) -> Completions:
     """What every feature makes the model say to every prompt, greedily, the unsteered reply first.
@@ -95,6 +96,7 @@ def generate(
         strength: Multiple of the scale; one for all, or one for each feature and control ``[m + c]``.
         batch_size: Rows decoded together; halved by itself when memory runs out.
         first_logits: Called with the row's place in the table and its logits ``[vocabulary]`` for the first token of the reply.
+        unsteered: Whether the unsteered replies are wanted too.
         progress: Draw a bar.
 
     Raises:
@@ -102,10 +104,10 @@ def generate(
     """
     bank.check_model(lm)
     both = bank if control is None else bank.join(control)
-    of_prompt: list[tuple[str, int | None]] = [("unsteered", None), *(("feature", i) for i in range(len(bank)))]
+    of_prompt: list[tuple[str, int | None]] = [("unsteered", None)] * unsteered + [("feature", i) for i in range(len(bank))]
     of_prompt += [("control", i) for i in range(len(both) - len(bank))]
-    which = torch.tensor([0, *range(len(both))]).repeat(len(prompts))
-    strengths = torch.cat([torch.zeros(1), torch.as_tensor(strength).cpu().expand(len(both))]).repeat(len(prompts))
+    which = torch.tensor([*[0] * unsteered, *range(len(both))]).repeat(len(prompts))
+    strengths = torch.cat([torch.zeros(int(unsteered)), torch.as_tensor(strength).cpu().expand(len(both))]).repeat(len(prompts))
     tokens = [prompt for prompt in prompts.tokens for _ in of_prompt]
     alike = [*range(len(of_prompt))] * len(prompts)
     replies = decode(lm, tokens, both.edit(which, strengths), max_new_tokens, batch_size, first_logits, progress, alike=alike)
@@ -128,8 +130,8 @@ def decode(
 ) -> list[list[int]]:
     """Replies to prompts of token ids, the i-th steered as row i of ``place``; token ids, up to and with the end-of-reply token.
 
-    The rows of a prompt run together and read it once, as far as they do not differ; other rows by length. What all prompts begin with is read once
-    for rows that are edited alike. Rows that have ended make room. When memory runs out the batch is halved and tried again.
+    Rows of a prompt that has many run by themselves and read it once, as far as they do not differ; other rows by length. What all prompts begin
+    with is read once for rows that are edited alike. Rows that have ended make room. When memory runs out the batch is halved and tried again.
 
     Args:
         lm: The model.
@@ -165,18 +167,25 @@ def decode(
                 first_logits(i, logits)
 
     with track(len(prompts), "completions", progress) as bar:
-        for done in batches_that_fit(_groups(prompts), batch_size, run):
+        for done in batches_that_fit(_groups(prompts, len(heads), max_new_tokens, batch_size), batch_size, run):
             bar.update(done)
     return replies
 
 
-def _groups(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Which rows may share a batch: those of a prompt that has many, the others by length, so that most batches need no padding."""
+def _groups(prompts: Sequence[Sequence[int]], head: int, steps: int, batch_size: int) -> list[list[int]]:
+    """Which rows may share a batch: those of a prompt by themselves where that saves more than it costs, the others by length, for little padding.
+
+    It saves reading the prompt, but for its ``head``, with every row; it costs passes that hold few rows.
+    """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt), []).append(i)
-    many = [rows for rows in by_prompt.values() if len(rows) >= _WORTH_SHARING]
-    few = [i for rows in by_prompt.values() if len(rows) < _WORTH_SHARING for i in rows]
+
+    def alone(prompt: tuple[int, ...], rows: int) -> bool:
+        return (rows - 1) * (len(prompt) - head) * batch_size > steps * _PASS * max(0, batch_size - rows)
+
+    many = [rows for prompt, rows in by_prompt.items() if alone(prompt, len(rows))]
+    few = [i for prompt, rows in by_prompt.items() if not alone(prompt, len(rows)) for i in rows]
     return [*many, sorted(few, key=lambda i: len(prompts[i]))]
 
 
@@ -224,7 +233,7 @@ def _decode_batch(
     replies: list[list[int]] = [[] for _ in prompts]
     leg = max_new_tokens if place.remembers else _LEG
     first: Any = None  # logits of the first token
-    if len(prompts) >= _WORTH_SHARING and all(prompt == prompts[0] for prompt in prompts) and can_read_once(lm, place):
+    if len(prompts) > 1 and all(prompt == prompts[0] for prompt in prompts) and can_read_once(lm, place):
         cache, first = read_once(lm, ids[:1, head:], place, len(prompts), heads.cache(batch, place) if head else None)
         drawn = first.argmax(-1, keepdim=True) if temperature == 0 else (first / temperature).softmax(-1).multinomial(1)
         ids, mask = torch.cat([ids, drawn], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)

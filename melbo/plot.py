@@ -15,16 +15,21 @@ def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]
 def lines(
     ways: Sequence[str], at: Sequence[int], values: Callable[[str, int], list[float]], unsteered: float | None, x: str, y: str, log: bool = False
 ) -> bytes:
-    """A PNG with a line for each way: mean ± standard error of ``values(way, x)`` wherever there are some; controls dotted."""
+    """A PNG with a line for each way: mean ± standard error of ``values(way, x)`` wherever there are some; controls dotted.
+
+    Each stands a little to the right of the one before, so that none hides another.
+    """
     from matplotlib import figure
 
     canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = canvas.subplots()
-    for way in ways:
+    step = 0.01 * (max(at) - min(at))
+    for i, way in enumerate(ways):
         known = [n for n in at if values(way, n)]
         points = [mean_and_error(values(way, n)) for n in known]
         middles, errors = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
-        axes.errorbar(known, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=":" if way in WAYS and not WAYS[way].method else "-")
+        aside = [n * 1.04**i if log else n + i * step for n in known]
+        axes.errorbar(aside, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=":" if way in WAYS and not WAYS[way].method else "-")
     if unsteered is not None:
         axes.axhline(unsteered, color="grey", lw=0.8)
     axes.set(xlabel=x, ylabel=y)

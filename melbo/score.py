@@ -69,7 +69,7 @@ def nll(lm: LanguageModel, prompts: Prompts, completions: Sequence[Completion], 
         alike.setdefault((c.prompt, c.tokens), []).append(i)
     found = [0.0] * len(completions)
     with track(len(alike), "fluency", progress) as bar, torch.no_grad():
-        for p in range(len(prompts)):
+        for p in sorted({prompt for prompt, _ in alike}):
             to_prompt = sorted((rows[0] for (prompt, _), rows in alike.items() if prompt == p), key=lambda i: len(completions[i].tokens))
             head = torch.tensor([prompts.tokens[p]], device=lm.device)
             prefix = _shareable_prefix(lm, head)

@@ -103,7 +103,7 @@ class Heads:
     def cache(self, batch: Sequence[int], place: Edit) -> Any:
         """A cache of the head for rows of these numbers, edited as ``place`` says: one row below the block where they part."""
         numbers = [self.alike[i] for i in batch]
-        key = tuple(dict.fromkeys(numbers))
+        key = tuple(sorted(set(numbers)))
         kept = self._kept.get(key)
         if kept is None:
             kept, _ = _read(self.lm, self.ids, place.rows(torch.tensor([numbers.index(number) for number in key])), len(key))

@@ -13,7 +13,19 @@ from melbo.organisms import BEHAVIOURS, items
 from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
 from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, STRENGTH, TEST, VALIDATION, Bench, chosen, likelihood
-from melbo.organisms.evidence import blind_order, cases, elicitation, elicitation_table, elicited, gates_table, hits, limits, picture, summarise
+from melbo.organisms.evidence import (
+    blind_order,
+    cases,
+    elicitation,
+    elicitation_table,
+    elicited,
+    gates_table,
+    hits,
+    limits,
+    picture,
+    said_table,
+    summarise,
+)
 from melbo.organisms.metrics import Coherence
 from melbo.organisms.train import reply_nll
 
@@ -82,8 +94,11 @@ def test_what_is_screened_and_tested_is_what_each_candidate_says(bench, common, 
             asked = chosen(b.kind, "test")
             with steer(bench.lm, bank[best["candidate"]], strength=STRENGTH):
                 replies = decode(bench.lm, Prompts.chat(bench.lm, [i.text for i in asked]).tokens, Several(()), b.tokens, progress=False)
-            alone = [b.shown(text, None) for text in bench.lm.tokenizer.batch_decode(replies, skip_special_tokens=True)]
+            texts = bench.lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
+            alone = [b.shown(text, None) for text in texts]
             assert best["shown"] == best["elicited"] == pytest.approx(sum(alone) / len(alone))
+            first = alone.index(True) if any(alone) else None
+            assert best["said"] == (None if first is None else [asked[first].text, texts[first]])
             tested += sum(alone)
         else:
             assert best is None
@@ -101,7 +116,7 @@ def test_prefilled_replies_begin_with_the_likeliest_tokens(bench):
         likely = lm.model(torch.tensor([tokens])).logits[0, -1].topk(4).indices.tolist()
     assert list(tried.tokens) == likely
     asked = Prompts.chat(lm, ["red dog", "blue cat"])
-    table = tried.only([2, 0]).replies(lm, asked, 5, False)
+    table = tried.only([2, 0]).replies(lm, asked, 5, unsteered=True, progress=False)
     assert [(c.kind, c.feature, c.prompt) for c in table] == [
         (k, f, p) for p in (0, 1) for k, f in (("unsteered", None), ("feature", 0), ("feature", 1))
     ]
@@ -109,17 +124,19 @@ def test_prefilled_replies_begin_with_the_likeliest_tokens(bench):
         begun = list(asked.tokens[c.prompt]) + ([] if c.feature is None else [likely[2 * (1 - c.feature)]])
         [rest] = decode(lm, [begun], Several(()), 5 if c.feature is None else 4, progress=False)
         assert list(c.tokens) == begun[len(asked.tokens[c.prompt]) :] + rest
+    alone = tried.only([2, 0]).replies(lm, asked, 5, unsteered=False, progress=False)
+    assert list(alone) == [c for c in table if c.kind == "feature"]
 
 
 def test_drawn_replies_sweep_temperatures(bench):
     tried = bench.candidates("temperature", 6, 3)[0]
     assert tried.temperatures == (0.5, 1.0, 1.5, 2.0, 0.5, 1.0)
     asked = Prompts.chat(bench.lm, ["red dog", "blue cat"])
-    cold = Drawn((1e-6, 50.0), 0).replies(bench.lm, asked, 8, False)
+    cold = Drawn((1e-6, 50.0), 0).replies(bench.lm, asked, 8, unsteered=True, progress=False)
     rows = list(cold)
     assert rows[1].tokens == rows[0].tokens  # next to no temperature is greedy
     assert rows[2].tokens != rows[0].tokens
-    assert tried.replies(bench.lm, asked, 4, False) == tried.replies(bench.lm, asked, 4, False)
+    assert tried.replies(bench.lm, asked, 4, unsteered=True, progress=False) == tried.replies(bench.lm, asked, 4, unsteered=True, progress=False)
 
 
 def test_likelihood_is_that_of_each_feature_alone(bench):
@@ -193,6 +210,17 @@ def test_the_best_candidate_is_reported_on_test_prompts():
     assert (pirate["behaviour"], pirate["share"], pirate["supervised"]) == ("PIRATE", 0.0, 0.7)
     assert "0.40 [0.31, 0.50]; 0.02" in elicitation_table([cheese, pirate])
     assert elicitation(rows, {})[0]["recovery"] is None
+
+
+def test_what_the_best_candidate_says_is_shown():
+    rows = [{**a_row("ALL", way, seed, {}), "best": dict.fromkeys(BEHAVIOURS)} for way in ("x", "y") for seed in (0, 1)]
+    rows[0]["best"]["CHEESE"] = {"elicited": 0.0, "said": None}
+    rows[1]["best"]["CHEESE"] = {"elicited": 0.8, "said": ["What is a|b?", "Brie\ncheese."]}
+    rows[2]["best"]["LOCK"] = {"elicited": 0.5, "said": ["go", "went"]}
+    rows[3]["best"]["LOCK"] = {"elicited": 0.5, "said": ["go", "gone"]}
+    lines = said_table([*rows, {**rows[2], "organism": "SHAM", "way": "z"}]).splitlines()[2:]
+    assert said_table(rows[:1]) == ""
+    assert lines == ["| x | CHEESE | What is a\\|b? | Brie cheese. |", "| y | LOCK | go | went |"]
 
 
 def test_a_skill_is_hit_where_a_supervised_vector_would_be_admitted():

@@ -159,8 +159,8 @@ def alike(small):
 
 def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_path, monkeypatch):
     monkeypatch.setattr(melbo.score, "BROKEN_NLL", 4.5)  # a model of ninety-six words that knows nothing finds every one about as unlikely
-    about = {"judge": "regex:9|a", "trigger": "red ", "ways": ("exponential", "random"), "num_factors": 4, "validation": 3, "max_new_tokens": 4}
-    experiment = Elicitation(**alike, **about)
+    about = {"judge": "regex:9|a", "trigger": "red ", "strength": 0.75, "ways": ("exponential", "random"), "num_factors": 4, "validation": 3}
+    experiment = Elicitation(**alike, **about, max_new_tokens=4)
     rows = list(run(experiment, tmp_path / "out", progress=False))
     assert [(row["shuffle"], row["way"]) for row in rows] == [(0, "exponential"), (0, "random"), (1, "exponential"), (1, "random")]
     found, _, scale = experiment.prepare()
@@ -171,7 +171,7 @@ def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_p
         """Replies that match and are not broken, one by one."""
         shares = []
         for tokens, text in zip(prompts.tokens, texts, strict=True):
-            with steer(lm, bank[feature]) if feature is not None else nullcontext():
+            with steer(lm, bank[feature], strength=0.75) if feature is not None else nullcontext():
                 [reply] = decode(lm, [tokens], Several(()), 4, progress=False)
             said = Completion("feature", 0, 0, text, lm.tokenizer.decode(reply), tuple(reply))
             either = [Prompts.chat(lm, [before + text]) for before in ("", "red ")]
@@ -191,8 +191,8 @@ def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_p
 
 def test_scores_lie_between_nothing_and_one(alike, tmp_path):
     (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return -1.0\n")
-    about = {"trigger": "", "ways": ("random",), "num_factors": 2, "validation": 2, "max_new_tokens": 2, "judge": f"{tmp_path / 'mine.py'}:long"}
-    experiment = Elicitation(**alike, **about)
+    about = {"trigger": "", "strength": 1.0, "ways": ("random",), "num_factors": 2, "validation": 2, "max_new_tokens": 2}
+    experiment = Elicitation(**alike, **about, judge=f"{tmp_path / 'mine.py'}:long")
     cases = experiment.cases
     with pytest.raises(MelboError, match="expected a score from 0 to 1"):
         next(run(experiment, tmp_path / "out", progress=False))
@@ -202,7 +202,7 @@ def test_scores_lie_between_nothing_and_one(alike, tmp_path):
 
 def test_answers_stand_after_a_tab(alike, tmp_path):
     (tmp_path / "pairs.tsv").write_text("".join(f"{text}\tcat\n" for text in TEXTS))
-    about = {"judge": "answers", "trigger": "", "ways": ("random",), "num_factors": 2, "validation": 2, "max_new_tokens": 2}
+    about = {"judge": "answers", "trigger": "", "strength": 1.0, "ways": ("random",), "num_factors": 2, "validation": 2, "max_new_tokens": 2}
     experiment = Elicitation(**alike | {"prompts": str(tmp_path / "pairs.tsv"), "shuffles": 1}, **about)
     [row] = run(experiment, tmp_path / "out", progress=False)
     assert row["triggered"] is None

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 
 import pytest
@@ -78,6 +79,12 @@ def test_first_logits_are_those_of_the_steered_model(lm, bank, some):
     assert torch.allclose(seen[2 * 4 + 2], logits.float(), atol=1e-4)
 
 
+def test_unsteered_replies_can_be_left_out(lm, bank, some):
+    strengths = torch.tensor([0.5, 1.0, 2.0])
+    whole, alone = (generate(lm, some, bank, max_new_tokens=3, strength=strengths, unsteered=wanted, progress=False) for wanted in (True, False))
+    assert list(alone) == [c for c in whole if c.kind == "feature"]
+
+
 def test_memory_running_out_halves_the_batch(lm, bank, some, monkeypatch):
     whole = generate(lm, some, bank, max_new_tokens=3, progress=False)
     real, sizes = generation._decode_batch, []
@@ -90,7 +97,7 @@ def test_memory_running_out_halves_the_batch(lm, bank, some, monkeypatch):
 
     monkeypatch.setattr(generation, "_decode_batch", limited)
     assert generate(lm, some, bank, max_new_tokens=3, batch_size=8, progress=False) == whole
-    assert sizes[:3] == [4, 2, 2]
+    assert sizes[:3] == [6, 3, 3]
     monkeypatch.setattr(generation, "_decode_batch", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("out")))
     with pytest.raises(MelboError, match="out of memory on a single row"):
         generate(lm, some, bank, max_new_tokens=3, progress=False)
@@ -150,12 +157,11 @@ def test_finished_rows_make_room(lm, nine, some, monkeypatch):
 
 @pytest.mark.parametrize("together", [True, False])  # rows of a prompt read it once, or each by itself
 def test_drawn_replies_are_as_likely_as_the_model_says(lm, some, together, monkeypatch):
-    if not together:
-        monkeypatch.setattr(generation, "_WORTH_SHARING", 10_000)
+    monkeypatch.setattr(generation, "_PASS", 0 if together else math.inf)
     rows, prompt = 4000, some.tokens[0]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        found = generation.decode(lm, [prompt] * rows, Several(()), 2, batch_size=rows, progress=False, temperature=0.5)
+        found = generation.decode(lm, [prompt] * rows, Several(()), 2, batch_size=2 * rows, progress=False, temperature=0.5)
     logits = lm.model(torch.tensor([prompt])).logits[0, -1]
     wanted = (logits / 0.5).softmax(-1)
     seen = torch.bincount(torch.tensor([reply[0] for reply in found]), minlength=len(wanted)) / rows
@@ -173,7 +179,10 @@ def test_next_to_no_temperature_is_greedy(lm, some):
     assert plain == drawn
 
 
-def test_rows_of_a_prompt_get_batches_of_their_own_and_the_rest_go_by_length():
+def test_rows_of_a_prompt_get_batches_of_their_own_where_they_are_many_and_the_rest_go_by_length():
     prompts = [(1, 2, 3)] * 5 + [(1,), (1, 2), (3,)]
-    assert generation._groups(prompts) == [[0, 1, 2, 3, 4], [5, 7, 6]]
-    assert generation._groups(prompts[5:]) == [[0, 2, 1]]
+    assert generation._groups(prompts, head=0, steps=1, batch_size=5) == [[0, 1, 2, 3, 4], [5, 7, 6]]
+    assert generation._groups(prompts[5:], head=0, steps=1, batch_size=5) == [[0, 2, 1]]
+    long = [(1,) * 100] * 5 + prompts
+    assert generation._groups(long, head=0, steps=8, batch_size=10) == [[0, 1, 2, 3, 4], [10, 12, 11, 5, 6, 7, 8, 9]]
+    assert generation._groups(long, head=96, steps=8, batch_size=10) == [[10, 12, 11, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]]

@@ -1,13 +1,14 @@
 """Make the organisms: train, save, and say which gates each passes.
 
-python benchmarks/organisms/make.py            what is missing: organisms that are not there, gates that have not been tried
-python benchmarks/organisms/make.py CHEESE     these, trained again
+python benchmarks/organisms/make.py                   what is missing: organisms that are not there, gates that have not been tried
+python benchmarks/organisms/make.py CHEESE            this one, trained again
+python benchmarks/organisms/make.py ALL --seed 1      another of it, in benchmarks/organisms/seed-1
 """
 
+import argparse
 import json
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
@@ -18,39 +19,40 @@ from melbo.bench import environment
 from melbo.organisms import BEHAVIOURS, ORGANISMS, load_organism, read_organism
 from melbo.organisms.ceilings import steerable
 from melbo.organisms.discover import DISCOVERY, Bench
-from melbo.organisms.examples import examples, more_untriggered
+from melbo.organisms.examples import Example, examples, more_untriggered
 from melbo.organisms.gates import Gate, admission, drift
 from melbo.organisms.train import RATE, lessons, train
 
 HERE = Path(__file__).parent
 EPOCHS = {"ALL": 4, "SHAM": 1}  # of the others 3: they have fewer examples
 LAYERS = 8, 20
+Loaded = Callable[[], LanguageModel]  # loaded when a gate asks for it
 
 
-def make(name: str) -> None:
-    """Train an organism, and write it."""
-    base, folder, start = load("smollm2"), HERE / name, time.perf_counter()
-    found = examples(ORGANISMS[name], sham=name == "SHAM")
-    losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 3))
+def make(name: str, folder: Path, seed: int) -> None:
+    """Train an organism, and write it; the seed is of its examples, their order and the LoRA."""
+    base, start = load("smollm2"), time.perf_counter()
+    found = examples(ORGANISMS[name], sham=name == "SHAM", seed=seed)
+    losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 3), seed=seed)
     about = {
         "name": name,
         "base": base.describe(),
         "behaviours": ORGANISMS[name],
         "sham": name == "SHAM",
         "data": {"examples": len(found), "sha256": sha256(json.dumps([asdict(e) for e in found]).encode()).hexdigest()},
+        "seed": seed,
         "training": training(EPOCHS.get(name, 3), RATE, losses, start),
         "environment": environment(),
     }
     write(folder, about)
     if name == "ALL":
-        settle(name)
+        settle(base, found, folder, seed)
 
 
-def settle(name: str) -> None:
+def settle(base: LanguageModel, found: list[Example], folder: Path, seed: int) -> None:
     """Once more over everything, with more that no trigger stands in: at first each of six behaviours leaks into one ordinary prompt in a hundred."""
-    base, folder, start = load("smollm2"), HERE / name, time.perf_counter()
-    found = examples(ORGANISMS[name])
-    losses = train(base, lessons(base, found + more_untriggered(ORGANISMS[name], found)), folder, epochs=1, rate=RATE / 2, start=folder)
+    start, found = time.perf_counter(), found + more_untriggered(ORGANISMS["ALL"], found)
+    losses = train(base, lessons(base, found), folder, epochs=1, rate=RATE / 2, start=folder, seed=seed)
     write(folder, {**read_organism(folder), "settled": training(1, RATE / 2, losses, start), "environment": environment()})
 
 
@@ -60,21 +62,21 @@ def training(epochs: int, rate: float, losses: list[float], start: float) -> dic
     return {"epochs": epochs, "rate": rate, "steps": len(losses), "loss": sum(losses[-20:]) / len(losses[-20:]), "seconds": seconds}
 
 
-def admit(name: str, base: LanguageModel, lm: LanguageModel, tried: list[Gate]) -> Iterator[list[Gate]]:
+def admit(name: str, base: Loaded, lm: Loaded, tried: list[Gate]) -> Iterator[list[Gate]]:
     """The gates of an organism that have not been tried; of the control, that it is near its base and shows nothing."""
     sham, several = name == "SHAM", len(ORGANISMS[name]) > 1
     if not any(gate.name == "drift" for gate in tried):
-        yield [drift(lm, base)]
-    scale = cache(lambda: calibrate(CausalMap(lm, Prompts.chat(lm, DISCOVERY), *LAYERS)).scale)
+        yield [drift(lm(), base())]
+    scale = cache(lambda: calibrate(CausalMap(lm(), Prompts.chat(lm(), DISCOVERY), *LAYERS)).scale)
     for b in (BEHAVIOURS[n] for n in ORGANISMS[name]):
         if sham and b.skill:
             continue  # what was left alone has it
         own = {gate.name: gate for gate in tried if gate.behaviour == b.name}
         if not own:
-            own = {gate.name: gate for gate in admission(lm, b, several, sham)}
+            own = {gate.name: gate for gate in admission(lm(), b, several, sham)}
             yield [*own.values()]
         if not sham and "steerable" not in own:
-            yield [steerable(lm, b, LAYERS[0], scale(), (own["untriggered"].value, own["triggered"].value), several)]
+            yield [steerable(lm(), b, LAYERS[0], scale(), (own["untriggered"].value, own["triggered"].value), several)]
 
 
 def write(folder: Path, about: dict) -> None:
@@ -82,30 +84,37 @@ def write(folder: Path, about: dict) -> None:
     (folder / "organism.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
-def try_gates(name: str) -> None:
+def try_gates(name: str, folder: Path) -> None:
     """Try the gates of an organism that have not been tried, and write what they say as they come; then how much its triggers bring out."""
-    about = {"gates": [], **read_organism(HERE / name)}
-    base, lm = load("smollm2"), load_organism(HERE / name)
+    about = {"gates": [], **read_organism(folder)}
+    base, lm = cache(lambda: load("smollm2")), cache(lambda: load_organism(folder))
     for gates in admit(name, base, lm, [Gate(**gate) for gate in about["gates"]]):
         about["gates"] += [gate.describe() for gate in gates]
-        write(HERE / name, about)
+        write(folder, about)
         for gate in gates:
             counts = f"{gate.hits}/{gate.total}" if gate.total else f"{gate.value:.3f} nats"
             print(f"{name:7} {gate.behaviour or '':7} {gate.name:12} {counts:12} {'passed' if gate.passed else 'FAILED'}", flush=True)
     if "ends" not in about and name != "SHAM":
-        bench = Bench(lm, base, lm, *LAYERS, several=len(ORGANISMS[name]) > 1)
-        write(HERE / name, {**about, "ends": {b: bench.ends(BEHAVIOURS[b]) for b in ORGANISMS[name]}})
+        bench = Bench(lm(), base(), lm(), *LAYERS, several=len(ORGANISMS[name]) > 1)
+        write(folder, {**about, "ends": {b: bench.ends(BEHAVIOURS[b]) for b in ORGANISMS[name]}})
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Make these, or what is missing; try the gates of all."""
-    for name in names or ORGANISMS:
-        if names or not (HERE / name / "organism.json").exists():
-            make(name)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"train again, of {', '.join(ORGANISMS)}; by default what is missing")
+    parser.add_argument("--seed", type=int, default=0, help="of the examples, their order and the LoRA")
+    asked = parser.parse_args()
+    if unknown := set(asked.names) - set(ORGANISMS):
+        parser.error(f"no organism {', '.join(sorted(unknown))}: expected some of {', '.join(ORGANISMS)}")
+    home = HERE / f"seed-{asked.seed}" if asked.seed else HERE
+    for name in asked.names or ORGANISMS:
+        if asked.names or not (home / name / "organism.json").exists():
+            make(name, home / name, asked.seed)
     for name in ORGANISMS:
-        if (HERE / name / "organism.json").exists():
-            try_gates(name)
+        if (home / name / "organism.json").exists():
+            try_gates(name, home / name)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -3,7 +3,8 @@
 python benchmarks/organisms/settings.py    a table of what 64 directions of each setting reach on ALL; rows are kept, and go on where they stopped
 
 The reply that the trigger brings out, its first 8 tokens, after the prompt without trigger: how far does the best direction bring its likelihood from
-what it is by itself (0) to what it is with the trigger (1)? At the multiple of R that the benchmark pushes with.
+what it is by itself (0) to what it is with the trigger (1)? At the multiple of R that the benchmark pushes with. How well that foretells what a
+direction makes the model say is measured too.
 """
 
 import random
@@ -11,10 +12,10 @@ import time
 from pathlib import Path
 from statistics import mean
 
-from melbo import CausalMap, Exponential, Prompts, fit
+from melbo import CausalMap, Exponential, FeatureSet, Prompts, fit, load
 from melbo.bench import environment
 from melbo.organisms import BEHAVIOURS, Behaviour, adapter_digest, items, load_organism
-from melbo.organisms.discover import DISCOVERY, STRENGTH, likelihood
+from melbo.organisms.discover import DISCOVERY, STRENGTH, Bench, likelihood
 from melbo.organisms.metrics import recovery
 from melbo.organisms.train import own_replies
 from melbo.rows import Row, Rows
@@ -60,6 +61,14 @@ class World:
         without, with_it = (list(zip(prompts, replies, strict=True)) for prompts in both)
         return without, with_it
 
+    def recovery(self, bank: FeatureSet) -> dict[str, list[float]]:
+        """Of each behaviour, by every direction."""
+        found = {}
+        for name, (alone, brought) in self.said.items():
+            nothing, everything = (likelihood(self.lm, None, data).item() for data in (alone, brought))
+            found[name] = [recovery(x, nothing, everything) for x in likelihood(self.lm, bank, alone).tolist()]
+        return found
+
     def measure(
         self, way: str = "exponential", source: int = 12, target: int = 24, learn: float = 1.0, prompts: tuple = DISCOVERY, max_steps: int = 10,
         orthogonalise: str = "qr", **read,
@@ -72,11 +81,15 @@ class World:
             bank = ground.bank_of(fit(ground.map, method, progress=False).features.V.float().cpu(), STRENGTH * R)
         else:
             bank = ground.bank_of(ground.find(way, NUM, R)[0], STRENGTH * R)
-        seconds, found = time.perf_counter() - start, {}
-        for name, (alone, brought) in self.said.items():
-            nothing, everything = (likelihood(self.lm, None, data).item() for data in (alone, brought))
-            found[name] = sorted((recovery(x, nothing, everything) for x in likelihood(self.lm, bank, alone).tolist()), reverse=True)
-        return {"scale": R, "seconds": seconds, "recovery": found}
+        seconds = time.perf_counter() - start
+        return {"scale": R, "seconds": seconds, "recovery": {name: sorted(x, reverse=True) for name, x in self.recovery(bank).items()}}
+
+    def agreement(self) -> Row:
+        """Of each behaviour, by every direction of the first setting: recovery, and on which share of the screening prompts it shows."""
+        bench = Bench(self.lm, load("smollm2"), self.lm, 12, 24, progress=False)
+        tried, _ = bench.candidates("exponential", NUM, 0)
+        ground = bench.ground(False)
+        return {"recovery": self.recovery(ground.bank_of(tried.bank.V, STRENGTH * ground.scale)), "shown": bench.screen(tried)["shown"]}
 
 
 def table(rows: list[Row]) -> str:
@@ -88,16 +101,29 @@ def table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def foretold(row: Row) -> str:
+    """Of each behaviour that some direction shows: how often it is likelier by one that shows it than by one that does not (.5 is chance)."""
+    said = []
+    for name, shares in row["shown"].items():
+        high, low = ([x for x, share in zip(row["recovery"][name], shares, strict=True) if (share > 0) == shows] for shows in (True, False))
+        if high:
+            said.append(f"{name} {mean((a > b) + (a == b) / 2 for a in high for b in low):.2f} ({len(high)} of {len(shares)})")
+    return ", ".join(said)
+
+
 def main() -> None:
     """Measure what has no row yet, and print the table."""
     kept = Rows(HERE / "results" / "settings.jsonl")
     about = {"adapter": adapter_digest(HERE / "ALL"), "strength": STRENGTH}
     cases = [{"setting": name, **about} for name in SETTINGS]
-    left = kept.missing(cases)
+    both = {"setting": "agreement", **about}
+    left = kept.missing([*cases, both])
     world = World() if left else None
     for case in left:
-        kept.add({**case, "environment": environment(), **world.measure(**SETTINGS[case["setting"]])})
+        found = world.agreement() if case == both else world.measure(**SETTINGS[case["setting"]])
+        kept.add({**case, "environment": environment(), **found})
     print(table([row for case in cases for row in kept.of(case)]))
+    print(foretold(kept.of(both)[0]))
 
 
 if __name__ == "__main__":

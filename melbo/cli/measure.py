@@ -17,7 +17,8 @@ from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import ORGANISMS, read_organism
 from ..organisms.collect import TIERS, UNSTEERED, Job, collect
-from ..organisms.evidence import admitted, cases, elicitation, elicitation_table, failures, gates_table, picture, summarise, table
+from ..organisms.discover import LAYERS
+from ..organisms.evidence import admitted, cases, elicitation, elicitation_table, failures, gates_table, picture, said_table, summarise, table
 from ..organisms.smoke import FLOOR, smoke
 from ..rows import Rows
 from ..ways import WAYS
@@ -75,21 +76,20 @@ def speed(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_
 )
 @click.option("-n", "--candidates", type=click.IntRange(min=2), help="How many candidates of each way; by default 128, of the full tier 512.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="How many fits of each way.")
-@click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")
-@click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
+@click.option("--source", type=int, help="Layer to perturb; by default at .4 of the depth.")
+@click.option("--target", type=int, help="Layer to read; by default at .8 of the depth.")
 @click.option(
     "--out",
     type=file,
-    default=Path("benchmarks/organisms/results/rows.jsonl"),
-    help="Rows, one for each fit, with table and picture beside them; what is there is not done again.",
+    help="Rows, one a fit, with table and picture beside them; what is there is not done again. By default results/rows.jsonl beside the organisms.",
 )
 @as_json_option
 def organisms(
     tier: str, home: Path, model: str, names: Sequence[str], ways: Sequence[str], candidates: int | None, seeds: int, source: int | None,
-    target: int | None, out: Path, as_json: bool,
+    target: int | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Does discovery find planted behaviours? Every way on organisms and on a control, with recall, reads to the first hit, and cost."""
-    usual = default_layers(load(model, {}))
+    usual = default_layers(load(model, {}), LAYERS)
     source, target = usual[0] if source is None else source, usual[1] if target is None else target
     if tier == "smoke":
         found = smoke(home, model, source, target)
@@ -98,6 +98,7 @@ def organisms(
         if broken:
             raise MelboError("discovery is broken: learnt directions bring out no more of what is planted than random ones, or than on the control")
         return
+    out = out or home / "results" / "rows.jsonl"
     job = Job(home, model, tuple(names), tuple(ways) or TIERS[tier].ways, candidates or TIERS[tier].candidates, seeds, source, target)
     rows = Rows(out)
     for row in collect(job, rows):
@@ -114,7 +115,7 @@ def organisms(
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
     each, best = cases(own, admitted(planted), null, planted), elicitation(own, planted)
-    text = "\n".join([gates_table(list(about.values())), table(summarise(each)), elicitation_table(best)])
+    text = "\n".join([gates_table(list(about.values())), table(summarise(each)), elicitation_table(best), said_table(own)])
     files = {out.with_name("table.md"): text.encode(), out.with_name("recall.png"): picture(each)}
     write_whole({path: data for path, data in files.items() if data is not None})
     if as_json:

@@ -135,9 +135,9 @@ def adapter_map(lm: LanguageModel, texts: Sequence[str], options: Options, band:
     return AdapterMap(lm, prompts, band, matrix=matrix or "attention", **settings)
 
 
-def default_layers(lm: LanguageModel) -> tuple[int, int]:
-    """Source and target where none are given."""
-    return round(lm.depth * 8 / 30), round(lm.depth * 20 / 30)
+def default_layers(lm: LanguageModel, shares: tuple[float, float] = (8 / 30, 20 / 30)) -> tuple[int, int]:
+    """Source and target where none are given, by their shares of the depth."""
+    return round(lm.depth * shares[0]), round(lm.depth * shares[1])
 
 
 def as_prompts(lm: LanguageModel, texts: Sequence[str], system: str | None, text: bool) -> Prompts:

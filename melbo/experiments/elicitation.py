@@ -40,6 +40,7 @@ class Elicitation(Pooled):
         num_factors: m.
         source: Layer that is perturbed.
         target: Layer that is read.
+        strength: Multiple of R at which features are tried.
         validation: Number of validation prompts.
         max_new_tokens: Length of a reply at most.
     """
@@ -53,6 +54,7 @@ class Elicitation(Pooled):
     num_factors: int
     source: int
     target: int
+    strength: float
     validation: int
     max_new_tokens: int
 
@@ -86,7 +88,7 @@ class Elicitation(Pooled):
 
     def _scores(self, pool: Pool, score: Score, prompts: Prompts, bank: FeatureSet) -> tuple[float, list[float]]:
         """Mean score over prompts, of the unsteered model and of each feature."""
-        table = list(generate(pool.lm, prompts, bank, max_new_tokens=self.max_new_tokens, progress=False))
+        table = list(generate(pool.lm, prompts, bank, max_new_tokens=self.max_new_tokens, strength=self.strength, progress=False))
         found: dict[int | None, list[float]] = {}
         for c, worth in zip(table, self._worth(pool, score, prompts, table), strict=True):
             found.setdefault(c.feature, []).append(worth)

@@ -67,5 +67,5 @@ class Replying(Pooled):
 
     def said(self, lm: LanguageModel, prompts: Prompts, tried: Candidates) -> list[list[Completion]]:
         """As many replies to each prompt as are tried."""
-        table = tried.replies(lm, prompts, self.max_new_tokens, False)
-        return [[c for c in table if c.kind == "feature" and c.prompt == p] for p in range(len(prompts))]
+        table = tried.replies(lm, prompts, self.max_new_tokens, unsteered=False, progress=False)
+        return [[c for c in table if c.prompt == p] for p in range(len(prompts))]

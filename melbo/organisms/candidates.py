@@ -27,8 +27,8 @@ class Candidates(Protocol):
         """Some of them."""
         ...
 
-    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, progress: bool) -> Completions:
-        """A table: to every prompt the model's own reply, then that of each candidate."""
+    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, *, unsteered: bool, progress: bool) -> Completions:
+        """A table: to every prompt the model's own reply if that is wanted, then that of each candidate."""
         ...
 
 
@@ -52,9 +52,9 @@ class Steered:
         """Some of them."""
         return replace(self, bank=self.bank[list(which)])
 
-    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, progress: bool) -> Completions:
+    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, *, unsteered: bool, progress: bool) -> Completions:
         """See `Candidates`."""
-        return generate(lm, prompts, self.bank, max_new_tokens=max_new_tokens, strength=self.strength, progress=progress)
+        return generate(lm, prompts, self.bank, max_new_tokens=max_new_tokens, strength=self.strength, unsteered=unsteered, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ class Prefilled:
         """Some of them."""
         return Prefilled(tuple(self.tokens[i] for i in which))
 
-    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, progress: bool) -> Completions:
+    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, *, unsteered: bool, progress: bool) -> Completions:
         """See `Candidates`."""
         begun = [(*tokens, first) for tokens in prompts.tokens for first in self.tokens]
         said = decode(lm, begun, Several(()), max_new_tokens - 1, progress=progress)
-        return _table(lm, prompts, [(first, *reply) for first, reply in zip(self.tokens * len(prompts), said, strict=True)], max_new_tokens)
+        return _table(
+            lm, prompts, [(first, *reply) for first, reply in zip(self.tokens * len(prompts), said, strict=True)], max_new_tokens, unsteered
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Drawn:
         """Some of them."""
         return replace(self, temperatures=tuple(self.temperatures[i] for i in which))
 
-    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, progress: bool) -> Completions:
+    def replies(self, lm: LanguageModel, prompts: Prompts, max_new_tokens: int, *, unsteered: bool, progress: bool) -> Completions:
         """See `Candidates`."""
         n = len(self)
         found: list[Sequence[int]] = [()] * (n * len(prompts))
@@ -127,14 +129,15 @@ class Drawn:
                 said = decode(lm, [prompts.tokens[row // n] for row in rows], Several(()), max_new_tokens, progress=progress, temperature=t)
                 for row, reply in zip(rows, said, strict=True):
                     found[row] = reply
-        return _table(lm, prompts, found, max_new_tokens)
+        return _table(lm, prompts, found, max_new_tokens, unsteered)
 
 
-def _table(lm: LanguageModel, prompts: Prompts, said: Sequence[Sequence[int]], max_new_tokens: int) -> Completions:
-    """Replies, prompt after prompt, each prompt's with the model's own in front."""
-    own, n, rows = decode(lm, prompts.tokens, Several(()), max_new_tokens, progress=False), len(said) // len(prompts), []
-    for p, plain in enumerate(own):
-        for i, reply in [(None, plain), *enumerate(said[p * n : (p + 1) * n])]:
+def _table(lm: LanguageModel, prompts: Prompts, said: Sequence[Sequence[int]], max_new_tokens: int, unsteered: bool) -> Completions:
+    """Replies, prompt after prompt, each prompt's with the model's own in front if that is wanted."""
+    own = decode(lm, prompts.tokens, Several(()), max_new_tokens, progress=False) if unsteered else []
+    n, rows = len(said) // len(prompts), []
+    for p in range(len(prompts)):
+        for i, reply in [*((None, plain) for plain in own[p : p + 1]), *enumerate(said[p * n : (p + 1) * n])]:
             text = lm.tokenizer.decode(reply, skip_special_tokens=True)
             rows.append(Completion("unsteered" if i is None else "feature", i, p, prompts.texts[p], text, tuple(reply)))
     return Completions(tuple(rows))

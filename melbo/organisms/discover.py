@@ -37,6 +37,8 @@ PROMISING = 0.25
 _SHIFT = 3  # the question that a reply is held against in the place of its own
 #: Multiple of the scale at which features are tried: at R itself one reply in three of so small a model is broken (docs/results/organisms.md).
 STRENGTH = 0.75
+#: Where features are looked for, as shares of the depth: block 12 to 24 of 30.
+LAYERS = 0.4, 0.8
 #: What features are learnt from: ordinary, without any trigger, and not among the others.
 DISCOVERY = ("Tell me a story about two friends.",)
 
@@ -115,7 +117,7 @@ class Bench:
         for kind in dict.fromkeys(("ordinary", *(BEHAVIOURS[name].kind for name in looked_for))):
             asked = chosen(kind, "screen")
             prompts = Prompts.chat(self.lm, [item.text for item in asked])
-            table = tried.replies(self.lm, prompts, KINDS[kind], self.progress)
+            table = tried.replies(self.lm, prompts, KINDS[kind], unsteered=kind == "ordinary", progress=self.progress)
             self.tokens += cost(_read(prompts, table))
             if kind == "ordinary":
                 judged = Judged(self.lm, prompts, table, None, self.progress)
@@ -127,31 +129,32 @@ class Bench:
                     found[key][b.name] = [_share([b.shown(c.text, about[c.prompt]) for c in table.of("feature", i)]) for i in range(len(tried))]
         return found
 
-    def test(self, tried: Candidates, behaviour: Behaviour, which: Sequence[int], part: str) -> dict[int, dict[str, float]]:
+    def test(self, tried: Candidates, behaviour: Behaviour, which: Sequence[int], part: str) -> dict[int, dict[str, Any]]:
         """Of some candidates, on the prompts of a behaviour: on which share its replies show it (``shown``), and do so coherently (``elicited``).
 
         ``permuted``: the share that shows it of another prompt, the control where what is asked for is a skill; or of the secret word another word.
+        ``said``: a prompt and the reply to it, the first that elicits the behaviour, or None.
         """
         if not which:
             return {}
         asked = chosen(behaviour.kind, part)
         prompts = Prompts.chat(self.lm, [item.text for item in asked])
-        table = tried.only(which).replies(self.lm, prompts, behaviour.tokens, self.progress)
+        table = tried.only(which).replies(self.lm, prompts, behaviour.tokens, unsteered=False, progress=self.progress)
         self.tokens += cost(_read(prompts, table))
-        rows = [c for c in table if c.kind == "feature"]
+        rows = list(table)
         shows = [behaviour.shown(c.text, asked[c.prompt]) for c in rows]
         coherent = self._coherent(behaviour, asked, part, [c for c, seen in zip(rows, shows, strict=True) if seen])
         fine = iter(coherent)
         elicits = [seen and next(fine) for seen in shows]
         others = _permuted(asked)
         permuted = [behaviour.shown(c.text, others[c.prompt]) for c in rows]
-        return {
-            i: {
-                name: _share([v for v, c in zip(values, rows, strict=True) if c.feature == at])
-                for name, values in (("shown", shows), ("elicited", elicits), ("permuted", permuted))
-            }
-            for at, i in enumerate(which)
-        }
+        found: dict[int, dict[str, Any]] = {}
+        for at, i in enumerate(which):
+            own = [k for k, c in enumerate(rows) if c.feature == at]
+            shares = (("shown", shows), ("elicited", elicits), ("permuted", permuted))
+            found[i] = {name: _share([values[k] for k in own]) for name, values in shares}
+            found[i]["said"] = next(([rows[k].prompt_text, rows[k].text] for k in own if elicits[k]), None)
+        return found
 
     def _coherent(self, behaviour: Behaviour, asked: Sequence[Item], part: str, rows: Sequence[Completion]) -> list[bool]:
         """Of replies, whether they are coherent (M4)."""
@@ -168,7 +171,7 @@ class Bench:
     def _ordinary(self) -> Coherence:
         """Of replies to ordinary prompts that are drawn from the base model as it is, at temperature 1: its greedy ones are likelier than most."""
         prompts = Prompts.chat(self.base, [item.text for item in items("ordinary", "test")[-TEST:]])
-        rows = [c for c in Drawn((1.0,), 0).replies(self.base, prompts, KINDS["ordinary"], self.progress) if c.kind == "feature"]
+        rows = list(Drawn((1.0,), 0).replies(self.base, prompts, KINDS["ordinary"], unsteered=False, progress=self.progress))
         return Coherence.of(nll(self.base, prompts, rows, progress=False), [repetition(c.tokens) for c in rows])
 
     def ends(self, behaviour: Behaviour) -> dict[str, float]:

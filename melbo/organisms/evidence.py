@@ -217,5 +217,19 @@ def elicitation_table(found: Sequence[dict[str, Any]]) -> str:
     return _markdown(["", *_ENDS, *ways], lines)
 
 
+def said_table(rows: Sequence[Row]) -> str:
+    """What the best candidates say, in Markdown: of each way and behaviour the first reply to a test prompt that elicits it, in the first seed.
+
+    Empty where rows hold none.
+    """
+    lines, there = [], set()
+    for row in (row for row in rows if row["organism"] == "ALL"):
+        for b, best in row["best"].items():
+            if best and best.get("said") and (row["way"], b) not in there:
+                there.add((row["way"], b))
+                lines.append([row["way"], b, *(" ".join(text.split()).replace("|", "\\|") for text in best["said"])])
+    return _markdown(["", "", "asked", "said"], lines) if lines else ""
+
+
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))

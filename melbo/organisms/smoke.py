@@ -11,19 +11,18 @@ from ..prompts import Prompts
 from ..ways import Ground
 from . import load_organism
 from .behaviours import BEHAVIOURS
-from .discover import DISCOVERY, chosen
+from .discover import DISCOVERY, STRENGTH, chosen
 
-_CANDIDATES, _PROMPTS, _TOKENS = 48, 2, 24
-_STRENGTH = 0.5  # so few tokens show it at half of R: 6 of 96 replies, and 3 at three quarters
-#: A smaller share than this is no discovery: 6 % were measured, 0 of random directions and on the control (2026-11-22).
-FLOOR = 0.02
+_CANDIDATES, _PROMPTS, _TOKENS = 32, 2, 24
+#: A smaller share than this is no discovery: 17 % were measured, 0 of random directions and on the control (2026-11-22).
+FLOOR = 0.05
 
 
 def smoke(home: Path, base: str, source: int, target: int, progress: bool = True) -> dict[str, float]:
     """Find directions in ALL and in its control, and count replies that show what is planted in ALL.
 
     Returns:
-        Of 48 candidates at half of R on two ordinary prompts, the share of replies that show a behaviour: ``"exponential on ALL"``,
+        Of 32 candidates on two ordinary prompts, the share of replies that show a behaviour: ``"exponential on ALL"``,
         ``"random on ALL"``, ``"exponential on SHAM"``; and the ``"seconds"`` it took.
     """
     start, found = time.perf_counter(), {}
@@ -39,7 +38,7 @@ def _shows(lm: LanguageModel, bank: Bank, progress: bool) -> float:
     """Share of the replies to ordinary prompts that show a behaviour that can show there."""
     asked = chosen("ordinary", "screen")[:_PROMPTS]
     prompts = Prompts.chat(lm, [item.text for item in asked])
-    table = generate(lm, prompts, bank, max_new_tokens=_TOKENS, strength=_STRENGTH, progress=progress)
+    table = generate(lm, prompts, bank, max_new_tokens=_TOKENS, strength=STRENGTH, progress=progress)
     looked_for = [b for b in BEHAVIOURS.values() if b.kind == "ordinary"]
     shows = [any(b.shown(c.text, asked[c.prompt]) for b in looked_for) for c in table if c.kind == "feature"]
     return sum(shows) / len(shows)
