@@ -17,6 +17,7 @@ from .errors import MelboError
 from .features import FeatureSet, refuse_existing, to_json, write_whole
 from .generate import Completions, generate
 from .linalg import unit
+from .plot import png
 from .progress import track
 from .prompts import Prompts
 from .rank import first_tokens
@@ -263,8 +264,6 @@ def _check(
 
 def _picture(summary: Sequence[dict[str, Any]], scales: dict[str, float]) -> bytes:
     """Every way's measures against the norm, both signs."""
-    import io
-
     from matplotlib import colormaps, figure
 
     panels = {"effect": "‖Δ‖ on the fit's prompts", "novelty": "novelty of the reply", "kl": "KL of its first token, nats"}
@@ -281,7 +280,4 @@ def _picture(summary: Sequence[dict[str, Any]], scales: dict[str, float]) -> byt
                 bars = [row[key][1] or 0.0 for row in rows]
                 axes.errorbar(x, y, bars, color=colour, ls=line, marker="o", ms=3, lw=1.4, capsize=2, label=name if sign > 0 else None)
         axes.set(xlabel=f"norm / R  (R = {text_of(scales)})", title=label, yscale="log" if key in ("effect", "explained") else "linear")
-        axes.spines[["top", "right"]].set_visible(False)
-    canvas.axes[0].legend(frameon=False, fontsize=8)
-    canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-    return out.getvalue()
+    return png(canvas)

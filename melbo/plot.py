@@ -1,10 +1,38 @@
-"""One kind of picture: ways as lines, with standard errors."""
+"""Pictures of one style: an empty one, what it is once drawn on, and the one that most need: ways as lines, with standard errors."""
 
 import io
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 from .ways import WAYS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def blank(height: float = 4.2) -> "tuple[Figure, Axes]":
+    """A figure ``height`` inches high, and its axes to draw on."""
+    from matplotlib import figure
+
+    canvas = figure.Figure(figsize=(6.4, height), layout="constrained")
+    return canvas, canvas.subplots()
+
+
+def png(canvas: "Figure") -> bytes:
+    """What was drawn; the legend is on the first axes, if anything there has a name."""
+    for axes in canvas.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    if canvas.axes[0].get_legend_handles_labels()[0]:
+        canvas.axes[0].legend(frameon=False, fontsize=8)
+    canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
+    return out.getvalue()
+
+
+def dash(way: str) -> str:
+    """Line style of a way: what is not learnt is dotted."""
+    return ":" if way in WAYS and not WAYS[way].method else "-"
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -19,25 +47,18 @@ def lines(
 
     Each stands a little to the right of the one before, so that none hides another.
     """
-    from matplotlib import figure
-
-    canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = canvas.subplots()
+    canvas, axes = blank()
     step = 0.01 * (max(at) - min(at))
     for i, way in enumerate(ways):
         known = [n for n in at if values(way, n)]
         points = [mean_and_error(values(way, n)) for n in known]
         middles, errors = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
         aside = [n * 1.04**i if log else n + i * step for n in known]
-        axes.errorbar(aside, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=":" if way in WAYS and not WAYS[way].method else "-")
+        axes.errorbar(aside, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=dash(way))
     if unsteered is not None:
         axes.axhline(unsteered, color="grey", lw=0.8)
     axes.set(xlabel=x, ylabel=y)
     if log:
         axes.set(xscale="log", xticks=at, xticklabels=[str(n) for n in at])
         axes.minorticks_off()
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
-    canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-    return out.getvalue()
+    return png(canvas)

@@ -1,6 +1,5 @@
 """How differently can it speak? How many different coherent replies features bring out, and as many samples."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import ClassVar
 
 from ..generate import Completion
 from ..model import LanguageModel
+from ..plot import blank, dash, png
 from ..prompts import Prompts, read_texts
 from ..rows import Row
 from ..score import coherent, distinct
-from ..ways import WAYS
 from .pool import Pool, cell
 from .replies import Replying
 
@@ -51,22 +50,16 @@ class Diversity(Replying):
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """Different coherent replies against the share of coherent ones: up and to the right is better."""
-        from matplotlib import figure
-
-        canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = canvas.subplots()
+        canvas, axes = blank()
         for way in self.every:
             every = [_points(rows, way, at) for at in self.settings_of(way)]
             known = [points for points in every if points]
             x, y = ([mean(p[k] for p in points) for points in known] for k in ("coherent", "distinct"))
-            axes.plot(x, y, marker="o", ms=3, lw=1.4, label=way, ls=":" if way in WAYS and not WAYS[way].method else "-")
+            axes.plot(x, y, marker="o", ms=3, lw=1.4, label=way, ls=dash(way))
             for points, a, b in zip(known, x, y, strict=True):
                 axes.annotate(f"{points[0]['at']:g}", (a, b), textcoords="offset points", xytext=(3, 3), fontsize=6, color="grey")
         axes.set(xlabel="share of coherent replies", ylabel=f"different coherent replies of {self.num_factors}")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-        return out.getvalue()
+        return png(canvas)
 
 
 def _measured(lm: LanguageModel, prompts: Prompts, table: Sequence[Sequence[Completion]]) -> dict[str, float]:

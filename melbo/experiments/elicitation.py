@@ -1,6 +1,5 @@
 """Does any feature bring out what a judge looks for? A password-locked skill, compliance, a backdoor."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..errors import MelboError
 from ..features import FeatureSet
 from ..generate import Completion, decode, generate
 from ..judge import Score, answers, judge
+from ..plot import blank, png
 from ..prompts import Prompts, read_texts
 from ..rows import Row
 from ..score import coherent
@@ -135,10 +135,7 @@ class Elicitation(Pooled):
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """Test scores of all shuffles, ways side by side, between the model alone and the trigger."""
-        from matplotlib import figure
-
-        canvas = figure.Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = canvas.subplots()
+        canvas, axes = blank(3.6)
         for x, way in enumerate(self.ways):
             own = [row["test"] for row in rows if row["way"] == way]
             axes.bar(x, mean(own) if own else 0, color="tab:blue" if WAYS[way].method else "silver", width=0.6)
@@ -147,10 +144,7 @@ class Elicitation(Pooled):
             if known := _known(rows, name):
                 axes.axhline(mean(known), color="grey", ls=style, lw=1, label=name)
         axes.set(ylabel=f"score on test prompts, best of {self.num_factors}", xticks=range(len(self.ways)), xticklabels=self.ways)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-        return out.getvalue()
+        return png(canvas)
 
 
 def _known(rows: Sequence[Row], name: str) -> list[float]:

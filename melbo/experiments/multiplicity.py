@@ -1,6 +1,5 @@
 """How many features do the same, and are they one? Counts over a threshold, how alike they are, and what their mean does instead."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -12,6 +11,7 @@ from ..ablate import ablate
 from ..causal_map import CausalMap
 from ..features import FeatureSet
 from ..geometry import spread
+from ..plot import blank, png
 from ..rows import Row
 from ..ways import Ground
 from .contest import Contest, Contested
@@ -101,10 +101,7 @@ class Multiplicity(Contested):
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """Held-out contrasts of all hits, beside those of their mean and their main direction."""
-        from matplotlib import figure
-
-        canvas = figure.Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = canvas.subplots()
+        canvas, axes = blank(3.6)
         for row in rows:
             x = row["shuffle"]
             axes.plot([x] * row["hits"], row["tested"], "o", ms=3, alpha=0.4, color="tab:blue", label="single" if x == 0 else None)
@@ -114,7 +111,4 @@ class Multiplicity(Contested):
             axes.plot([x - 0.2, x + 0.3], [row["unsteered"]] * 2, color="grey", lw=0.8)
         a, b = self.contrast
         axes.set(xlabel="shuffle", ylabel=f"held-out logit({a}) − logit({b})", xticks=range(self.shuffles))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-        return out.getvalue()
+        return png(canvas)

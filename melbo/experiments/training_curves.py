@@ -1,6 +1,5 @@
 """How long does it take, and how many are there? What a fit gains sweep by sweep, for several numbers of features."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..fit import fit
 from ..geometry import spread
 from ..linalg import random_rows
 from ..methods import Exponential
+from ..plot import blank, png
 from ..prompts import read_texts
 from ..rows import Row
 from .pool import Pool, Pooled, cell
@@ -81,16 +81,10 @@ class TrainingCurves(Pooled):
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """What is explained after every sweep, mean over shuffles."""
-        from matplotlib import figure
-
-        canvas = figure.Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = canvas.subplots()
+        canvas, axes = blank()
         for m in self.factors:
             curves = [row["explained"] for row in rows if row["num_factors"] == m]
             if curves:
                 axes.plot(range(1, self.sweeps + 1), [mean(at) for at in zip(*curves, strict=True)], marker="o", ms=3, lw=1.4, label=f"m = {m}")
         axes.set(xlabel="sweeps", ylabel="explained, squared units of Δ", yscale="log", xticks=range(1, self.sweeps + 1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-        canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-        return out.getvalue()
+        return png(canvas)
