@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from .progress import track
 from .prompts import Prompts
 from .rank import first_tokens
 from .score import FirstToken, Judged, mean
+from .tables import markdown, mean_and_deviation, plus_minus
 from .transcoder import fit_strengths
 from .ways import WAYS, Ground, adapters_like
 
@@ -171,18 +171,8 @@ def compare(
 def table(summary: Sequence[dict[str, Any]]) -> str:
     """The summary as a table in Markdown."""
     shown = [k for k in _MEASURES if any(row[k] is not None for row in summary)]
-    lines = ["| way | norm / R | sign | " + " | ".join(shown) + " |", "|---" * (3 + len(shown)) + "|"]
-    for row in summary:
-        sign = "+" if row["sign"] > 0 else "−"
-        lines.append(f"| {row['way']} | {row['times']:g} | {sign} | " + " | ".join(text(row[k]) for k in shown) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def text(measure: Sequence[float | None] | None) -> str:
-    """A measure with its deviation, to three digits."""
-    if measure is None or measure[0] is None:
-        return "–"
-    return f"{measure[0]:.3g}" + ("" if measure[1] is None else f" ± {measure[1]:.2g}")
+    lines = [[row["way"], f"{row['times']:g}", "+" if row["sign"] > 0 else "−", *(plus_minus(row[k]) for k in shown)] for row in summary]
+    return markdown(["way", "norm / R", "sign", *shown], lines)
 
 
 def text_of(scales: dict[str, float]) -> str:
@@ -235,12 +225,6 @@ def _measures(V: Tensor, D: Tensor, judged: Judged, at: range, prompts: int) -> 
 
 def _place(row: dict[str, Any]) -> tuple:
     return list(WAYS).index(row["way"]), row["times"], -row["sign"], row["seed"]
-
-
-def mean_and_deviation(values: Sequence[float | None]) -> list[float | None] | None:
-    """Mean and standard deviation of what is known; None where nothing is."""
-    known = [v for v in values if v is not None]
-    return [mean(known), stdev(known) if len(known) > 1 else None] if known else None
 
 
 def _check(

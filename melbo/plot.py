@@ -2,9 +2,9 @@
 
 import io
 from collections.abc import Callable, Sequence
-from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from .tables import mean_and_error
 from .ways import WAYS
 
 if TYPE_CHECKING:
@@ -35,11 +35,6 @@ def dash(way: str) -> str:
     return ":" if way in WAYS and not WAYS[way].method else "-"
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and standard error; None where there is too little for them."""
-    return (mean(values) if values else None), (stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
-
-
 def lines(
     ways: Sequence[str], at: Sequence[int], values: Callable[[str, int], list[float]], unsteered: float | None, x: str, y: str, log: bool = False
 ) -> bytes:
@@ -50,11 +45,19 @@ def lines(
     canvas, axes = blank()
     step = 0.01 * (max(at) - min(at))
     for i, way in enumerate(ways):
-        known = [n for n in at if values(way, n)]
-        points = [mean_and_error(values(way, n)) for n in known]
-        middles, errors = [middle or 0.0 for middle, _ in points], [error or 0.0 for _, error in points]
+        known = {n: found for n in at if (found := mean_and_error(values(way, n)))}
         aside = [n * 1.04**i if log else n + i * step for n in known]
-        axes.errorbar(aside, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=dash(way))
+        axes.errorbar(
+            aside,
+            [middle for middle, _ in known.values()],
+            [error or 0 for _, error in known.values()],
+            marker="o",
+            ms=3,
+            lw=1.4,
+            capsize=2,
+            label=way,
+            ls=dash(way),
+        )
     if unsteered is not None:
         axes.axhline(unsteered, color="grey", lw=0.8)
     axes.set(xlabel=x, ylabel=y)

@@ -80,7 +80,7 @@ def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
 def test_a_table_of_hand_made_rows(small):
     rows = [{"way": "exponential", "number": 1, "test": t, "unsteered": -1.0} for t in (1.0, 3.0)]
     line = small.table(rows).splitlines()[2]
-    assert line == "| 1 | 2.00 ± 1.00 | – | – |"
+    assert line == "| 1 | 2 ± 1 | – | – |"
 
 
 def test_settings_are_read_and_wrong_ones_refused(tmp_path):

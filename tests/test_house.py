@@ -13,7 +13,7 @@ FLOORS = [
     "errors", "progress", "linalg", "transcoder", "iterate", "prompts", "slice", "tail", "compiled", "model", "load", "oracles", "geometry",
     "writers", "causal_map", "operator", "calibrate", "methods", "edit", "bank", "features", "rank_one", "adapters", "adapter_map", "fit",
     "ablate", "steer", "sara", "contrast", "shared_prompt", "roomy_cache", "generate", "score", "rank", "theme", "rows", "select", "judge", "elicit",
-    "controls", "ways", "plot", "compare", "watch", "chat", "report", "runs", "reference", "bench", "organisms", "experiments", "cli",
+    "controls", "ways", "tables", "plot", "compare", "watch", "chat", "report", "runs", "reference", "bench", "organisms", "experiments", "cli",
 ]  # fmt: skip
 NO_TRANSFORMERS = ["linalg", "transcoder", "iterate", "oracles", "geometry", "operator", "calibrate", "methods"]
 

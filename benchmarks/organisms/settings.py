@@ -19,6 +19,7 @@ from melbo.organisms.discover import DISCOVERY, STRENGTH, Bench, likelihood
 from melbo.organisms.metrics import recovery
 from melbo.organisms.train import own_replies
 from melbo.rows import Row, Rows
+from melbo.tables import markdown
 from melbo.ways import Ground
 
 HERE = Path(__file__).parent
@@ -94,11 +95,11 @@ class World:
 
 def table(rows: list[Row]) -> str:
     """The best direction of each setting, of each behaviour."""
-    lines = [["", *BEHAVIOURS, "mean", "R", "fit, s"], ["---"] * (len(BEHAVIOURS) + 4)]
+    lines = []
     for row in rows:
         best = [row["recovery"][name][0] for name in BEHAVIOURS]
         lines.append([row["setting"], *(f"{x:.2f}" for x in (*best, mean(best))), f"{row['scale']:.3g}", f"{row['seconds']:.0f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(["", *BEHAVIOURS, "mean", "R", "fit, s"], lines)
 
 
 def foretold(row: Row) -> str:

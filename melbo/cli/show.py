@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bench import Row
-from ..compare import Comparison, text, text_of
+from ..compare import Comparison, text_of
 from ..rank import Ranking
 from ..select import Selection
+from ..tables import plus_minus
 
 
 def say(text: str) -> None:
@@ -70,7 +71,7 @@ def show_comparison(found: Comparison) -> None:
         table.add_column(heading, justify="right")
     for row in found.summary:
         if row["times"] == nearest:
-            table.add_row(f"{row['way']} {'+' if row['sign'] > 0 else '−'}", *(text(row[k]) for k in columns))
+            table.add_row(f"{row['way']} {'+' if row['sign'] > 0 else '−'}", *(plus_minus(row[k]) for k in columns))
     console.print(table)
 
 

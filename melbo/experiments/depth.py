@@ -9,9 +9,9 @@ from ..causal_map import CausalMap
 from ..errors import MelboError
 from ..plot import lines
 from ..rows import Row
+from ..tables import cell, markdown
 from ..ways import Ground
 from .contest import Contest, Contested
-from .pool import cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,9 @@ class Depth(Contested):
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles of the held-out contrast, ways by source layers."""
-        text = ["| source | R / ‖h‖ | " + " | ".join(self.ways) + " |", "|---" * (2 + len(self.ways)) + "|"]
-        for layer in self.sources:
-            relative = [row["scale"] / row["source_norm"] for row in rows if row["source"] == layer]
-            cells = [f"{mean(relative):.2f}" if relative else "–", *(cell(_tests(rows, way, layer)) for way in self.ways)]
-            text.append(f"| {layer} | " + " | ".join(cells) + " |")
-        return "\n".join([*text, f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}."]) + "\n"
+        relative = {layer: [row["scale"] / row["source_norm"] for row in rows if row["source"] == layer] for layer in self.sources}
+        lines = [[str(at), cell(relative[at]), *(cell(_tests(rows, way, at)) for way in self.ways)] for at in self.sources]
+        return markdown(["source", "R / ‖h‖", *self.ways], lines) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""

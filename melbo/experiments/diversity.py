@@ -12,7 +12,8 @@ from ..plot import blank, dash, png
 from ..prompts import Prompts, read_texts
 from ..rows import Row
 from ..score import coherent, distinct
-from .pool import Pool, cell
+from ..tables import cell, markdown
+from .pool import Pool
 from .replies import Replying
 
 
@@ -41,12 +42,14 @@ class Diversity(Replying):
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles."""
-        lines = ["| | strength × R, or temperature | coherent | different among them |", "|---" * 4 + "|"]
-        for way in self.every:
-            for at in self.settings_of(way):
-                if points := _points(rows, way, at):
-                    lines.append(f"| {way} | {at:g} | {' | '.join(cell([p[k] for p in points]) for k in ('coherent', 'distinct'))} |")
-        return "\n".join([*lines, f"\n{self.num_factors} replies to each of {self.test} test prompts."]) + "\n"
+        lines = [
+            [way, f"{at:g}", *(cell([p[k] for p in points]) for k in ("coherent", "distinct"))]
+            for way in self.every
+            for at in self.settings_of(way)
+            if (points := _points(rows, way, at))
+        ]
+        head = ["", "strength × R, or temperature", "coherent", "different among them"]
+        return markdown(head, lines) + f"\n{self.num_factors} replies to each of {self.test} test prompts.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """Different coherent replies against the share of coherent ones: up and to the right is better."""

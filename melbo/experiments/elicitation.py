@@ -18,8 +18,9 @@ from ..prompts import Prompts, read_texts
 from ..rows import Row
 from ..score import coherent
 from ..select import interval
+from ..tables import cell, markdown
 from ..ways import WAYS, Ground
-from .pool import Deal, Pool, Pooled, cell, digest
+from .pool import Deal, Pool, Pooled, digest
 
 _SHOWN = 0.5  # of validation prompts: a feature that is counted
 
@@ -123,15 +124,15 @@ class Elicitation(Pooled):
     def table(self, rows: Sequence[Row]) -> str:
         """Ways by: the best on validation prompts, there and on test prompts; how many features are judged well on half of the prompts."""
         head = ["way", "best, validation", "the same, test", "95 %", f"features ≥ {_SHOWN:g}", "one has"]
-        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines = []
         for way in self.ways:
             if own := [row for row in rows if row["way"] == way]:
                 low, high = interval([mean(row["test"] for row in own)] * self.test)
                 counts = [sum(v >= _SHOWN for v in row["validation"]) for row in own]
-                cells = [cell([max(row["validation"]) for row in own]), cell([row["test"] for row in own]), f"[{low:.2f}, {high:.2f}]"]
-                lines.append(f"| {' | '.join([way, *cells, cell(counts), f'{mean(c > 0 for c in counts):.2f}'])} |")
+                shares = [cell([max(row["validation"]) for row in own]), cell([row["test"] for row in own]), f"[{low:.2f}, {high:.2f}]"]
+                lines.append([way, *shares, cell(counts), f"{mean(c > 0 for c in counts):.2f}"])
         ends = ", ".join(f"{name} {cell(v)}" for name in ("unsteered", "triggered") if (v := _known(rows, name)))
-        return "\n".join([*lines, f"\nOn test prompts: {ends}. {self.num_factors} features of each way."]) + "\n"
+        return markdown(head, lines) + f"\nOn test prompts: {ends}. {self.num_factors} features of each way.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """Test scores of all shuffles, ways side by side, between the model alone and the trigger."""

@@ -13,9 +13,9 @@ from ..features import FeatureSet
 from ..geometry import spread
 from ..plot import blank, png
 from ..rows import Row
+from ..tables import cell, markdown
 from ..ways import Ground
 from .contest import Contest, Contested
-from .pool import cell
 
 _SINGLES = 8  # that are ablated one by one
 _WHAT = ("add v", "ablate v", "ablate u")
@@ -87,17 +87,12 @@ class Multiplicity(Contested):
     def table(self, rows: Sequence[Row]) -> str:
         """Held-out contrasts, mean ± standard error over shuffles, and what the hits are like."""
         some = [row for row in rows if row["hits"]]
-        lines = ["| | " + " | ".join(_WHO) + " |", "|---" * (1 + len(_WHO)) + "|"]
-        lines += [f"| {what} | " + " | ".join(cell([row[what][i] for row in some]) for i in range(len(_WHO))) + " |" for what in _WHAT]
-        told = {
-            name: cell([row[name] for row in rows if row.get(name) is not None]) for name in ("hits", "random_hits", "unsteered", "cos", "condition")
-        }
-        lines += [
-            "",
-            f"{told['hits']} of {self.num_factors} features reach {self.threshold:g}, of random ones {told['random_hits']}; unsteered "
-            f"{told['unsteered']}; mean |cos| {told['cos']}; condition number {told['condition']}. {_SINGLES} at most are ablated singly.",
-        ]
-        return "\n".join(lines) + "\n"
+        lines = [[what, *(cell([row[what][i] for row in some]) for i in range(len(_WHO)))] for what in _WHAT]
+        told = {name: cell([row.get(name) for row in rows]) for name in ("hits", "random_hits", "unsteered", "cos", "condition")}
+        return markdown(["", *_WHO], lines) + (
+            f"\n{told['hits']} of {self.num_factors} features reach {self.threshold:g}, of random ones {told['random_hits']}; unsteered "
+            f"{told['unsteered']}; mean |cos| {told['cos']}; condition number {told['condition']}. {_SINGLES} at most are ablated singly.\n"
+        )
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """Held-out contrasts of all hits, beside those of their mean and their main direction."""

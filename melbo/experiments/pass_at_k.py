@@ -10,7 +10,8 @@ from ..organisms.metrics import random_recall
 from ..plot import lines
 from ..prompts import Prompts
 from ..rows import Row
-from .pool import Pool, cell
+from ..tables import cell, markdown
+from .pool import Pool
 from .replies import Replying
 
 
@@ -52,11 +53,10 @@ class PassAtK(Replying):
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles of pass@k on test problems."""
         ways = self.every
-        text = ["| k | " + " | ".join(ways) + " |", "|---" * (1 + len(ways)) + "|"]
-        text += [f"| {k} | " + " | ".join(cell(self._passes(rows, way, k)) for way in ways) + " |" for k in self._numbers]
+        lines = [[str(k), *(cell(self._passes(rows, way, k)) for way in ways)] for k in self._numbers]
         chosen = "; ".join(f"{way} {', '.join(str(row['at']) for row in rows if row['way'] == way)}" for way in ways)
         best = f"pass@{self.num_factors} was best on validation problems"
-        return "\n".join([*text, f"\nStrength (× R) or temperature whose {best}, by shuffle: {chosen}."]) + "\n"
+        return markdown(["k", *ways], lines) + f"\nStrength (× R) or temperature whose {best}, by shuffle: {chosen}.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""

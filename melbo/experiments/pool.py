@@ -12,7 +12,6 @@ from ..causal_map import CausalMap
 from ..errors import MelboError
 from ..load import load
 from ..model import LanguageModel
-from ..plot import mean_and_error
 from ..prompts import Prompts
 from ..rows import Row
 from ..ways import Ground
@@ -121,9 +120,3 @@ def digest(path: str) -> str:
     The experiment says that it is not there when it runs.
     """
     return sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else path
-
-
-def cell(values: Sequence[float]) -> str:
-    """The two, in a table."""
-    middle, error = mean_and_error(values)
-    return "–" if middle is None else f"{middle:.2f}" + (f" ± {error:.2f}" if error is not None else "")

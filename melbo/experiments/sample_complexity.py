@@ -8,9 +8,9 @@ from typing import ClassVar
 from ..causal_map import CausalMap
 from ..plot import lines
 from ..rows import Row
+from ..tables import cell, markdown
 from ..ways import Ground
 from .contest import Contest, Contested
-from .pool import cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,8 @@ class SampleComplexity(Contested):
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles of the held-out contrast, ways by numbers of prompts."""
-        text = ["| prompts | " + " | ".join(self.ways) + " |", "|---" * (1 + len(self.ways)) + "|"]
-        text += [f"| {n} | " + " | ".join(cell(_tests(rows, way, n)) for way in self.ways) + " |" for n in self.numbers]
-        return "\n".join([*text, f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}."]) + "\n"
+        lines = [[str(n), *(cell(_tests(rows, way, n)) for way in self.ways)] for n in self.numbers]
+        return markdown(["prompts", *self.ways], lines) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""

@@ -17,7 +17,8 @@ from ..methods import Exponential
 from ..plot import blank, png
 from ..prompts import read_texts
 from ..rows import Row
-from .pool import Pool, Pooled, cell
+from ..tables import cell, markdown
+from .pool import Pool, Pooled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +70,15 @@ class TrainingCurves(Pooled):
 
     def table(self, rows: Sequence[Row]) -> str:
         """Mean ± standard error over shuffles, a line for each number of features."""
-        heads = ["m", "explained, last sweep", "reached of it after half", "effect / random", "the same, other prompts", "mean abs cos", "seconds"]
-        lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        head = ["m", "explained, last sweep", "reached of it after half", "effect / random", "the same, other prompts", "mean abs cos", "seconds"]
+        lines = []
         for m in self.factors:
             if own := [row for row in rows if row["num_factors"] == m]:
                 half = [row["explained"][self.sweeps // 2 - 1] / row["explained"][-1] for row in own]
                 ratios = [[row[k][0] / row[k][1] for row in own] for k in ("effects", "effects_others")]
                 values = [[row["explained"][-1] for row in own], half, *ratios, *([row[k] for row in own] for k in ("cos", "seconds"))]
-                lines.append(f"| {m} | {' | '.join(map(cell, values))} |")
-        return "\n".join(lines) + "\n"
+                lines.append([str(m), *map(cell, values)])
+        return markdown(head, lines)
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """What is explained after every sweep, mean over shuffles."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from ..compare import mean_and_deviation, text
 from ..plot import lines
 from ..rows import Row
 from ..select import interval
+from ..tables import markdown, mean_and_deviation, plus_minus
 from .behaviours import BEHAVIOURS
 from .discover import chosen
 from .metrics import HIT, blind_recall, random_recall, reads_to_first_hit, recovery, threshold
@@ -78,7 +78,7 @@ def gates_table(organisms: Sequence[dict[str, Any]]) -> str:
             own = {gate["name"]: gate for gate in about.get("gates", []) if gate["behaviour"] == of}
             if own:
                 lines.append([about["name"], of or "", *(_count(own.get(name)) for name in names)])
-    return _markdown(["organism", "behaviour", *names], lines)
+    return markdown(["organism", "behaviour", *names], lines)
 
 
 def _count(gate: dict[str, Any] | None) -> str:
@@ -202,7 +202,9 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
     """The summary in Markdown: a row for each measure, a column for each way."""
     if not summary:
         return "no rows of ALL, or none of its behaviours admitted\n"
-    return _markdown(["", *(of["way"] for of in summary)], [[k, *(text(of[k]) for of in summary)] for k in summary[0] if k not in ("way", "seeds")])
+    return markdown(
+        ["", *(of["way"] for of in summary)], [[k, *(plus_minus(of[k]) for of in summary)] for k in summary[0] if k not in ("way", "seeds")]
+    )
 
 
 def elicitation_table(found: Sequence[dict[str, Any]]) -> str:
@@ -212,9 +214,9 @@ def elicitation_table(found: Sequence[dict[str, Any]]) -> str:
     for b in dict.fromkeys(of["behaviour"] for of in found):
         of = {f["way"]: f for f in found if f["behaviour"] == b}
         ends = next(iter(of.values()))
-        shares = [f"{of[way]['share']:.2f} [{of[way]['low']:.2f}, {of[way]['high']:.2f}]; {text([of[way]['control'], None])}" for way in ways]
-        lines.append([b, *(text([ends[k], None]) for k in _ENDS), *shares])
-    return _markdown(["", *_ENDS, *ways], lines)
+        shares = [f"{of[way]['share']:.2f} [{of[way]['low']:.2f}, {of[way]['high']:.2f}]; {plus_minus([of[way]['control'], None])}" for way in ways]
+        lines.append([b, *(plus_minus([ends[k], None]) for k in _ENDS), *shares])
+    return markdown(["", *_ENDS, *ways], lines)
 
 
 def said_table(rows: Sequence[Row]) -> str:
@@ -228,8 +230,4 @@ def said_table(rows: Sequence[Row]) -> str:
             if best and best.get("said") and (row["way"], b) not in there:
                 there.add((row["way"], b))
                 lines.append([row["way"], b, *(" ".join(text.split()).replace("|", "\\|") for text in best["said"])])
-    return _markdown(["", "", "asked", "said"], lines) if lines else ""
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
+    return markdown(["", "", "asked", "said"], lines) if lines else ""
