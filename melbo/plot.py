@@ -47,17 +47,8 @@ def lines(
     for i, way in enumerate(ways):
         known = {n: found for n in at if (found := mean_and_error(values(way, n)))}
         aside = [n * 1.04**i if log else n + i * step for n in known]
-        axes.errorbar(
-            aside,
-            [middle for middle, _ in known.values()],
-            [error or 0 for _, error in known.values()],
-            marker="o",
-            ms=3,
-            lw=1.4,
-            capsize=2,
-            label=way,
-            ls=dash(way),
-        )
+        middles, errors = [middle for middle, _ in known.values()], [error or 0 for _, error in known.values()]
+        axes.errorbar(aside, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=dash(way))
     if unsteered is not None:
         axes.axhline(unsteered, color="grey", lw=0.8)
     axes.set(xlabel=x, ylabel=y)

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 
-def mean_and_deviation(values: Sequence[float | None]) -> list[float | None] | None:
+def mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float | None] | None:
     """Mean and standard deviation of what is known: how much one measurement differs from another. None where nothing is known."""
     known = [v for v in values if v is not None]
-    return [mean(known), stdev(known) if len(known) > 1 else None] if known else None
+    return (mean(known), stdev(known) if len(known) > 1 else None) if known else None
 
 
-def mean_and_error(values: Sequence[float | None]) -> list[float | None] | None:
+def mean_and_error(values: Sequence[float | None]) -> tuple[float, float | None] | None:
     """Mean and standard error of what is known: how well the mean is known. None where nothing is."""
     found = mean_and_deviation(values)
-    if found is not None and found[1] is not None:
-        found[1] /= sum(v is not None for v in values) ** 0.5
-    return found
+    if found is None or found[1] is None:
+        return found
+    return found[0], found[1] / sum(v is not None for v in values) ** 0.5
 
 
 def plus_minus(measure: Sequence[float | None] | None) -> str:

@@ -177,19 +177,19 @@ def test_a_table_of_hand_made_rows():
     assert hits(rows[0], "CHEESE", 0.5) == [False, True, False, True]
     first, control = summarise(cases(rows, behaviours=("CHEESE", "LOCK")))
     # random candidates reach .62 on the control, so that is what a hit on cheese takes: .6 is none
-    assert first["CHEESE hits"] == [1, None]
-    assert first["LOCK hits"] == [1, None]
-    assert first["recall@1"] == [0.0, None]
-    assert first["first hit"] == [2, None]
-    assert first["control@1"] == [0.5, None]  # SHAM's cheese; of the lock what is right of another question
-    assert control["CHEESE hits"] == [1, None]
-    assert control["first hit"] == [3, None]
-    assert first["active"] == [1.0, None]
+    assert first["CHEESE hits"] == (1, None)
+    assert first["LOCK hits"] == (1, None)
+    assert first["recall@1"] == (0.0, None)
+    assert first["first hit"] == (2, None)
+    assert first["control@1"] == (0.5, None)  # SHAM's cheese; of the lock what is right of another question
+    assert control["CHEESE hits"] == (1, None)
+    assert control["first hit"] == (3, None)
+    assert first["active"] == (1.0, None)
 
 
 def test_deviations_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
-    assert summarise(cases(rows, behaviours=("CHEESE",)))[0]["recall@1"] == pytest.approx([0.5, 0.5**0.5])
+    assert summarise(cases(rows, behaviours=("CHEESE",)))[0]["recall@1"] == pytest.approx((0.5, 0.5**0.5))
     assert picture(cases(rows, behaviours=("CHEESE",))) is None  # there is no control to draw them against
 
 
@@ -202,13 +202,14 @@ def test_the_best_candidate_is_reported_on_test_prompts():
     rows[1]["best"]["SECRET"] = {"candidate": 0, "elicited": 0.4, "shown": 0.4, "permuted": 0.2}
     rows.append({**a_row("SHAM", "x", 0, {}), "best": {"CHEESE": {"elicited": 0.02}, "SECRET": {"elicited": 0.3}}})
     cheese, pirate, *_, lock, secret = elicitation(rows, about)
-    assert (cheese["share"], cheese["seeds"]) == (0.4, [0.8, 0.0])  # a seed that was not tested has elicited nothing
+    assert (cheese["share"], cheese["seeds"]) == (0.4, [0.8, None])  # a seed that was not tested has elicited nothing
     assert cheese["recovery"] == pytest.approx(0.5)
     assert cheese["low"] == pytest.approx(0.3094, abs=1e-3)  # Wilson, 40 of 100: seeds are tested on the same prompts
     assert cheese["high"] == pytest.approx(0.4980, abs=1e-3)
     assert (cheese["control"], lock["control"], secret["control"]) == (0.02, 0.15, 0.3)
-    assert (pirate["behaviour"], pirate["share"], pirate["supervised"]) == ("PIRATE", 0.0, 0.7)
-    assert "0.40 [0.31, 0.50]; 0.02" in elicitation_table([cheese, pirate])
+    assert (pirate["behaviour"], pirate["share"], pirate["low"], pirate["control"], pirate["supervised"]) == ("PIRATE", None, None, None, 0.7)
+    assert "| 0.40 [0.31, 0.50] (1 of 2 seeds); 0.02 |\n" in elicitation_table([cheese, pirate])
+    assert elicitation_table([pirate]).endswith("| –; – |\n")
     assert elicitation(rows, {})[0]["recovery"] is None
 
 

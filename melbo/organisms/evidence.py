@@ -158,7 +158,8 @@ def _ordered(found: Sequence[bool], order: Sequence[int]) -> list[bool]:
 def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, Any]]:
     """Of every way and behaviour: what the best candidate on validation prompts does on test prompts (M1), mean over seeds.
 
-    A seed in which screening saw the behaviour in too few replies of every candidate counts as one that elicits nothing.
+    Where screening saw a behaviour in too few replies of every candidate of a fit, none was tested: a seed like that counts as one that elicits
+    nothing beside others that were tested, and is not known by itself.
 
     Args:
         rows: Of one setting.
@@ -166,10 +167,10 @@ def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, An
 
     Returns:
         Of each way ``way``, ``behaviour``, ``share`` (elicited, coherently), ``low`` and ``high`` (Wilson, of as many prompts as there are: seeds
-        are tested on the same), ``seeds`` (the share of each), ``recovery`` ρ, ``control`` (the share on SHAM; of a skill, which SHAM has, the
-        share that shows it of another question; of the secret another word, if that is more); ``untriggered`` and ``triggered``, what ALL does by
-        itself and with its trigger; ``supervised``, on which share somebody who knows the behaviour brings it out with one vector, coherently or
-        not (`melbo.organisms.ceilings`).
+        are tested on the same), ``seeds`` (the share of each, or None), ``recovery`` ρ, ``control`` (the share on SHAM; of a skill, which SHAM
+        has, the share that shows it of another question; of the secret another word, if that is more); ``untriggered`` and ``triggered``, what ALL
+        does by itself and with its trigger; ``supervised``, on which share somebody who knows the behaviour brings it out with one vector,
+        coherently or not (`melbo.organisms.ceilings`). None where nothing was tested.
     """
     ends = about.get("ends", {})
     ceilings = {gate["behaviour"]: gate["value"] for gate in about.get("gates", []) if gate["name"] == "steerable"}
@@ -179,23 +180,28 @@ def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, An
             each = {name: [_best(row, b) for row in rows if (row["way"], row["organism"]) == (way, name)] for name in ("ALL", "SHAM")}
             permuted = [_best(row, b, "permuted") for row in rows if (row["way"], row["organism"]) == (way, "ALL")]
             controls = [values for values, fits in ((each["SHAM"], not BEHAVIOURS[b].skill), (permuted, BEHAVIOURS[b].kind != "ordinary")) if fits]
-            share = mean(each["ALL"])
-            low, high = interval([share] * len(chosen(BEHAVIOURS[b].kind, "test")))
+            share = _yield(each["ALL"])
+            low, high = (None, None) if share is None else interval([share] * len(chosen(BEHAVIOURS[b].kind, "test")))
             own = ends.get(b, {})
             found.append(
                 {
                     "way": way, "behaviour": b, "share": share, "low": low, "high": high, "seeds": each["ALL"],
-                    "recovery": recovery(share, own["untriggered"], own["triggered"]) if own else None,
-                    "control": max((mean(values) for values in controls if values), default=None),
+                    "recovery": recovery(share, own["untriggered"], own["triggered"]) if own and share is not None else None,
+                    "control": max((value for values in controls if (value := _yield(values)) is not None), default=None),
                     "untriggered": own.get("untriggered"), "triggered": own.get("triggered"), "supervised": ceilings.get(b),
                 }
             )  # fmt: skip
     return found
 
 
-def _best(row: Row, behaviour: str, what: str = "elicited") -> float:
+def _best(row: Row, behaviour: str, what: str = "elicited") -> float | None:
     best = row["best"].get(behaviour)
-    return best[what] if best else 0.0
+    return best[what] if best else None
+
+
+def _yield(seeds: Sequence[float | None]) -> float | None:
+    """Mean over seeds; one that was not tested has yielded nothing."""
+    return mean(share or 0.0 for share in seeds) if any(share is not None for share in seeds) else None
 
 
 def table(summary: Sequence[dict[str, Any]]) -> str:
@@ -208,21 +214,31 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
 
 
 def elicitation_table(found: Sequence[dict[str, Any]]) -> str:
-    """`elicitation` in Markdown: a row for each behaviour; ways, with their controls, after what the organism does without them."""
+    """`elicitation` in Markdown: a row for each behaviour; ways, with their controls, after what the organism does without them.
+
+    Where only some seeds were tested, it says how many.
+    """
     ways = list(dict.fromkeys(of["way"] for of in found))
     lines = []
     for b in dict.fromkeys(of["behaviour"] for of in found):
         of = {f["way"]: f for f in found if f["behaviour"] == b}
         ends = next(iter(of.values()))
-        shares = [f"{of[way]['share']:.2f} [{of[way]['low']:.2f}, {of[way]['high']:.2f}]; {plus_minus([of[way]['control'], None])}" for way in ways]
-        lines.append([b, *(plus_minus([ends[k], None]) for k in _ENDS), *shares])
+        lines.append([b, *(plus_minus([ends[k], None]) for k in _ENDS), *(_elicited(of[way]) for way in ways)])
     return markdown(["", *_ENDS, *ways], lines)
 
 
-def said_table(rows: Sequence[Row]) -> str:
-    """What the best candidates say, in Markdown: of each way and behaviour the first reply to a test prompt that elicits it, in the first seed.
+def _elicited(of: dict[str, Any]) -> str:
+    if of["share"] is None:
+        return f"–; {plus_minus([of['control'], None])}"
+    tested = sum(share is not None for share in of["seeds"])
+    some = f" ({tested} of {len(of['seeds'])} seeds)" if tested < len(of["seeds"]) else ""
+    return f"{of['share']:.2f} [{of['low']:.2f}, {of['high']:.2f}]{some}; {plus_minus([of['control'], None])}"
 
-    Empty where rows hold none.
+
+def said_table(rows: Sequence[Row]) -> str:
+    """What the best candidates say, in Markdown: of each way and behaviour a reply to a test prompt that elicits it.
+
+    The first of the first seed that has one; empty where rows hold none.
     """
     lines, there = [], set()
     for row in (row for row in rows if row["organism"] == "ALL"):
