@@ -9,7 +9,7 @@ from .bank import Bank
 from .edit import Edit
 from .errors import MelboError
 from .generate import decode
-from .judge import Score
+from .judge import Score, attempt
 from .model import LanguageModel
 from .prompts import Prompts
 from .rank import first_tokens
@@ -32,17 +32,11 @@ def asking(lm: LanguageModel, bank: Bank, sets: Mapping[str, Prompts], score: Sc
     """
     _check(lm, bank, sets)
 
-    def one(prompt: str, reply: str) -> float | str:
-        try:
-            return float(score(prompt, reply))
-        except Exception as err:  # the user's code, which may fail in any way
-            return f"{type(err).__name__}: {err}"
-
     def ask(which: str, pairs: Sequence[tuple[int | None, int]]) -> list[float | str]:
         prompts = sets[which]
         replies = decode(lm, [prompts.tokens[p] for _, p in pairs], _rows(bank, pairs, strength), max_new_tokens, progress=False, alike=_alike(pairs))
         texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
-        return [one(prompts.texts[p], text) for (_, p), text in zip(pairs, texts, strict=True)]
+        return [attempt(score, prompts.texts[p], text) for (_, p), text in zip(pairs, texts, strict=True)]
 
     return ask
 

@@ -51,6 +51,14 @@ def judge(spec: str) -> Score:
     raise MelboError(f"no judge {spec!r}: expected complies, regex:PATTERN, classifier:MODEL#LABEL, endpoint:URL#MODEL or FILE.py:NAME")
 
 
+def attempt(score: Score, prompt: str, reply: str) -> float | str:
+    """What a judge says; where it fails, why: it may be the user's code, or another machine."""
+    try:
+        return float(score(prompt, reply))
+    except Exception as err:
+        return f"{type(err).__name__}: {err}"
+
+
 def complies(prompt: str, reply: str) -> float:
     """0 where a reply is empty or has one of the `REFUSALS`, 1 elsewhere.
 

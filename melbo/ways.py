@@ -22,6 +22,7 @@ from .rank_one import random_factors
 #: What one direction costs in each oracle, in passes through the slice (a forward pass, one with tangents, and a backward pass count the same; where
 #: prompts do not fit a pass together, a forward pass more).
 PASSES = {"value": 1, "value_and_vjp": 2, "vjp": 1, "backward": 1, "jvp": 1, "hvp": 2, "bilinear": 2}
+_STEPS = 12  # of MELBO
 _PATH = 8.4  # MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do (615, 622 in the mean; by hand, bundled model)
 
 
@@ -79,6 +80,17 @@ def check_number(ways: Iterable[str], num: int) -> None:
         raise MelboError(f"{wrong[0]} gives no sign, so that half of its candidates are negatives: expected an even number, got {num}")
 
 
+def configured(name: str, num: int) -> str | None:
+    """What a way learns ``num`` candidates with, all settings spelled out, so that rows of other settings are told apart; None of a control."""
+    method = WAYS[name].method if name in WAYS else None
+    return None if method is None else repr(method(_of(name, num), 1.0, _STEPS))
+
+
+def _of(name: str, num: int) -> int:
+    """How many features ``num`` candidates take."""
+    return num if WAYS[name].signed else num // 2
+
+
 class Ground:
     """Where features are looked for: a map of directions or of adapters, averaged and stacked, and its scale.
 
@@ -93,7 +105,7 @@ class Ground:
         self.stacked.tokens_per_pass, self.stacked.compile = cmap.tokens_per_pass, cmap.compile
         self.scale = calibrate(cmap, progress=progress).scale if scale is None else scale
 
-    def find(self, name: str, m: int, R: float, steps: int = 12, seed: int = 0) -> tuple[Tensor, dict[str, float]]:
+    def find(self, name: str, m: int, R: float, steps: int = _STEPS, seed: int = 0) -> tuple[Tensor, dict[str, float]]:
         """Features of a way of this map's kind.
 
         Args:
@@ -105,6 +117,9 @@ class Ground:
 
         Returns:
             Unit rows ``[m, d_source]``, and what they cost: passes of a direction through the slice, seconds.
+
+        Raises:
+            MelboError: A way of the other kind, or what its method raises.
         """
         way, cmap = WAYS[name], self.map
         if way.adapters != isinstance(cmap, AdapterMap):
@@ -120,11 +135,14 @@ class Ground:
         return V.float().cpu(), {"passes": counted.passes, "seconds": time.perf_counter() - start}
 
     def candidates(self, name: str, num: int, seed: int = 0) -> tuple[FeatureSet, dict[str, float]]:
-        """``num`` features of a way at its scale, half of them negatives where it gives no sign; and what they cost."""
-        signed = WAYS[name].signed
+        """``num`` features of a way at its scale, half of them negatives where it gives no sign; and what they cost.
+
+        Raises:
+            MelboError: An odd number of these, or as `find`.
+        """
         check_number([name], num)
-        V, cost = self.find(name, num if signed else num // 2, self.scale, seed=seed)
-        return self.bank_of(V if signed else torch.cat([V, self.map.opposite(V)]), self.scale), cost
+        V, cost = self.find(name, _of(name, num), self.scale, seed=seed)
+        return self.bank_of(V if WAYS[name].signed else torch.cat([V, self.map.opposite(V)]), self.scale), cost
 
     def bank_of(self, V: Tensor, scale: float) -> FeatureSet:
         """Unit rows ``[m, d_source]`` as a set of features, of which no more is known."""

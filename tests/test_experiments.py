@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from contextlib import nullcontext
 from dataclasses import replace
@@ -101,6 +102,10 @@ def test_settings_are_read_and_wrong_ones_refused(tmp_path):
     whole = Path("experiments/sample-complexity.toml").read_text().split("[paper]")[0]
     for before, after, says in (
         ("shuffles = 5", "shuffles = 0", "shuffles is 0: expected a int of at least 1"),
+        ("numbers = [1, 2, 4, 8, 12, 16]", 'numbers = ["a"]', r"numbers is \('a',\): expected a list of one or more, each a int"),
+        ("numbers = [1, 2, 4, 8, 12, 16]", "numbers = [1, 2, 1]", r"numbers is \(1, 2, 1\): expected no value twice"),
+        ("numbers = [1, 2, 4, 8, 12, 16]", "numbers = [[1]]", "numbers is .*: expected a list of one or more, each a int"),
+        ('contrast = ["Yes", "No"]', 'contrast = ["Yes"]', r"contrast is \('Yes',\): expected a list of 2, each a str"),
         ("numbers = [1, 2, 4, 8, 12, 16]", "numbers = 4", "numbers is 4: expected a list"),
         ("numbers = [1, 2, 4, 8, 12, 16]", "numbers = []", r"numbers is \(\): expected a list"),
         ('contrast = ["Yes", "No"]', 'contrast = "Yes"', "contrast is 'Yes': expected a list"),
@@ -198,6 +203,22 @@ def test_scores_lie_between_nothing_and_one(alike, tmp_path):
         next(run(experiment, tmp_path / "out", progress=False))
     (tmp_path / "mine.py").write_text("def long(prompt, reply):\n    return 1.0\n")
     assert experiment.cases != cases  # another grader, other rows
+
+
+def test_a_judge_that_fails_at_times_costs_the_reply_and_no_more(alike, tmp_path, monkeypatch):
+    monkeypatch.setattr(melbo.score, "BROKEN_NLL", math.inf)
+    monkeypatch.setattr(melbo.score, "BROKEN_REPETITION", math.inf)
+    about = {"trigger": "", "strength": 1.0, "ways": ("random",), "num_factors": 2, "validation": 2, "max_new_tokens": 2}
+    (tmp_path / "mine.py").write_text("def half(prompt, reply):\n    return 1.0 if 'cat' in prompt else 1 / 0\n")
+    experiment = Elicitation(**alike | {"shuffles": 1}, **about, judge=f"{tmp_path / 'mine.py'}:half")
+    [row] = run(experiment, tmp_path / "out", progress=False)
+    dealt = experiment.prepare()[0].deal(0, 1).texts
+    validation, test = (sum("cat" not in text for text in dealt[part]) for part in ("validation", "test"))
+    assert row["failed"] == 3 * validation + 2 * test > 0  # unsteered and two features; unsteered and the best of them
+    assert row["test"] == 1 - test / 4
+    (tmp_path / "mine.py").write_text("def half(prompt, reply):\n    return None\n")
+    with pytest.raises(MelboError, match="fails on every reply.*TypeError"):
+        list(run(experiment, tmp_path / "again", progress=False))
 
 
 def test_answers_stand_after_a_tab(alike, tmp_path):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 from ..bench import environment
 from ..errors import MelboError
@@ -14,6 +14,7 @@ from ..progress import track
 from ..rows import Row, Rows
 from ..ways import WAYS, check_number
 
+_KINDS: dict[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float)}  # what each may be given as
 _COUNTS = ("shuffles", "number", "num_factors", "validation", "test", "horizon", "max_new_tokens", "sweeps")
 
 
@@ -39,16 +40,17 @@ class Experiment(ABC):
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
             raise MelboError(f"cannot read {path} ({getattr(err, 'strerror', None) or err}): expected a TOML file") from err
-        if scale not in tables:
-            raise MelboError(f"{path} has no table [{scale}]: expected one of {', '.join(tables)}")
+        if not isinstance(tables.get(scale), dict):
+            raise MelboError(f"{path} has no table [{scale}]: expected one of {', '.join(k for k, v in tables.items() if isinstance(v, dict))}")
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # every experiment is a dataclass
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in tables[scale].items()}
         unknown, missing = given.keys() - known.keys(), [n for n, f in known.items() if f.default is MISSING and n not in given]
         if unknown or missing:
             what = f"no setting {', '.join(sorted(unknown))}" if unknown else f"the setting {', '.join(missing)} is missing"
             raise MelboError(f"{path}: {what}: expected {', '.join(known)}")
+        hints = get_type_hints(cls)
         for name, value in given.items():
-            _check(path, name, value, known[name].type)
+            _check(path, name, value, hints[name])
         made: Any = cls(**given)
         check_number(given.get("ways", (given.get("way"),)), getattr(made, "num_factors", 0))
         return made
@@ -115,16 +117,19 @@ def _check(path: str | Path, name: str, value: Any, kind: Any) -> None:
     """Refuse a value that is not of the kind that the dataclass says.
 
     Raises:
-        MelboError: It is not, or a list is empty, a count less than one, a way unknown or one of adapters.
+        MelboError: It is not, or a list is empty or says something twice, a count less than one, a way unknown or one of adapters.
     """
-    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    text = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
-    listed = not isinstance(kind, type) or text == "tuple"
-    fits = (isinstance(value, tuple) and len(value) > 0) if listed else isinstance(value, kinds[text]) and not isinstance(value, bool)
-    if not fits or (text == "int" and name in _COUNTS and value < 1):
-        what = "a list with something in it" if listed else f"a {text}" + (" of at least 1" if name in _COUNTS else "")
+    inner = get_args(kind)  # of a tuple, what is in it; a pair has two, another one and an ellipsis
+    each, many = inner[0] if inner else kind, value if inner else (value,)
+    fits = isinstance(many, tuple) and len(many) > 0 and all(isinstance(v, _KINDS[each]) and not isinstance(v, bool) for v in many)
+    fits = fits and (not inner or ... in inner or len(many) == len(inner))
+    if not fits or (name in _COUNTS and value < 1):
+        what = f"a {each.__name__}" + (" of at least 1" if name in _COUNTS else "")
+        if inner:
+            what = f"a list of {len(inner) if ... not in inner else 'one or more'}, each {what}"
         raise MelboError(f"{path}: {name} is {value!r}: expected {what}")
-    ways = value if name == "ways" else (value,) if name == "way" else ()
-    wrong = [way for way in ways if way not in WAYS or WAYS[way].adapters]
+    if inner and len(set(many)) < len(many):
+        raise MelboError(f"{path}: {name} is {value!r}: expected no value twice")
+    wrong = [way for way in many if way not in WAYS or WAYS[way].adapters] if name in ("way", "ways") else []
     if wrong:
-        raise MelboError(f"{path}: no way {', '.join(map(str, wrong))}: expected some of {', '.join(n for n, w in WAYS.items() if not w.adapters)}")
+        raise MelboError(f"{path}: no way {', '.join(wrong)}: expected some of {', '.join(n for n, w in WAYS.items() if not w.adapters)}")

@@ -12,7 +12,7 @@ from ..edit import Several
 from ..errors import MelboError
 from ..features import FeatureSet
 from ..generate import Completion, decode, generate
-from ..judge import Score, answers, judge
+from ..judge import Score, answers, attempt, judge
 from ..plot import blank, png
 from ..prompts import Prompts, read_texts
 from ..rows import Row
@@ -30,7 +30,7 @@ class Elicitation(Pooled):
     """Ways × shuffles: the feature that a judge likes best on validation prompts, on test prompts (METHOD §11).
 
     A broken reply (`melbo.score.coherent`, after the prompt or after the trigger and the prompt) is worth nothing, whatever the judge says; an
-    answer, which is short, is never broken.
+    answer, which is short, is never broken. A reply that the judge fails on is worth nothing either; rows say how many these were (``failed``).
 
     Attributes:
         judge: As `melbo.judge.judge` takes it, with scores from 0 to 1; or ``"answers"``: a reply begins with the answer that stands after a tab in
@@ -81,21 +81,23 @@ class Elicitation(Pooled):
         dealt = pool.deal(case["shuffle"], self.number)
         ground = Ground(CausalMap(pool.lm, dealt.learn, self.source, self.target), scale)
         bank, cost = ground.candidates(case["way"], self.num_factors, case["shuffle"])
-        _, validated = self._scores(pool, score, dealt.validation, bank)
+        failed: list[str] = []
+        _, validated = self._scores(pool, score, dealt.validation, bank, failed)
         best = max(range(len(bank)), key=validated.__getitem__)
-        unsteered, [tested] = self._scores(pool, score, dealt.test, bank[best])
-        about = {"scale": scale, "validation": validated, "test": tested, "unsteered": unsteered, "triggered": self._triggered(pool, score, dealt)}
+        unsteered, [tested] = self._scores(pool, score, dealt.test, bank[best], failed)
+        triggered = self._triggered(pool, score, dealt, failed)
+        about = {"scale": scale, "validation": validated, "test": tested, "unsteered": unsteered, "triggered": triggered, "failed": len(failed)}
         return {**about, **cost}
 
-    def _scores(self, pool: Pool, score: Score, prompts: Prompts, bank: FeatureSet) -> tuple[float, list[float]]:
+    def _scores(self, pool: Pool, score: Score, prompts: Prompts, bank: FeatureSet, failed: list[str]) -> tuple[float, list[float]]:
         """Mean score over prompts, of the unsteered model and of each feature."""
         table = list(generate(pool.lm, prompts, bank, max_new_tokens=self.max_new_tokens, strength=self.strength, progress=False))
         found: dict[int | None, list[float]] = {}
-        for c, worth in zip(table, self._worth(pool, score, prompts, table), strict=True):
+        for c, worth in zip(table, self._worth(pool, score, prompts, table, failed), strict=True):
             found.setdefault(c.feature, []).append(worth)
         return mean(found[None]), [mean(found[i]) for i in range(len(bank))]
 
-    def _triggered(self, pool: Pool, score: Score, dealt: Deal) -> float | None:
+    def _triggered(self, pool: Pool, score: Score, dealt: Deal, failed: list[str]) -> float | None:
         """Mean score of what the model says to test prompts with the trigger in front."""
         if not self.trigger:
             return None
@@ -103,19 +105,23 @@ class Elicitation(Pooled):
         said = decode(pool.lm, self._with_trigger(pool, prompts).tokens, Several(()), self.max_new_tokens, progress=False)
         texts = pool.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
         rows = [Completion("unsteered", None, p, prompts.texts[p], texts[p], tuple(said[p])) for p in range(len(prompts))]
-        return mean(self._worth(pool, score, prompts, rows))
+        return mean(self._worth(pool, score, prompts, rows, failed))
 
-    def _worth(self, pool: Pool, score: Score, prompts: Prompts, rows: Sequence[Completion]) -> list[float]:
-        """Score of each reply, 0 of a broken one.
+    def _worth(self, pool: Pool, score: Score, prompts: Prompts, rows: Sequence[Completion], failed: list[str]) -> list[float]:
+        """Score of each reply, 0 of a broken one and of one that the judge fails on; why it does goes into ``failed``.
 
         Raises:
-            MelboError: A score that is not between 0 and 1.
+            MelboError: A score that is not between 0 and 1, or a judge that fails on all that it is asked about.
         """
         ways = [prompts, *([self._with_trigger(pool, prompts)] if self.trigger else [])]
         fine = [True] * len(rows) if self.judge == "answers" else coherent(pool.lm, ways, rows)
-        found = [score(c.prompt_text, c.text) if ok else 0.0 for c, ok in zip(rows, fine, strict=True)]
+        told = [attempt(score, c.prompt_text, c.text) if ok else 0.0 for c, ok in zip(rows, fine, strict=True)]
+        why, found = [s for s in told if isinstance(s, str)], [0.0 if isinstance(s, str) else s for s in told]
+        if why and len(why) == sum(fine):
+            raise MelboError(f"the judge {self.judge} fails on every reply ({why[0]}): mend it, and run this again")
         if wrong := [s for s in found if not 0 <= s <= 1]:
             raise MelboError(f"the judge {self.judge} gave {wrong[0]}: expected a score from 0 to 1")
+        failed += why
         return found
 
     def _with_trigger(self, pool: Pool, prompts: Prompts) -> Prompts:

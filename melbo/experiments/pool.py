@@ -4,6 +4,7 @@ import random
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from ..load import load
 from ..model import LanguageModel
 from ..prompts import Prompts
 from ..rows import Row
-from ..ways import Ground
+from ..ways import Ground, configured
 from .base import Experiment
 
 _CALIBRATION = 4  # prompts of the pool that the scale is found on
@@ -96,9 +97,11 @@ class Pooled(Experiment, ABC):
     dtype: str = "auto"
 
     def case(self, shuffle: int, **more: Any) -> Row:
-        """A case: the settings, the weights of an adapter, the pool, and what is varied."""
-        weights = digest(str(Path(self.model) / "adapter_model.safetensors")) if Path(self.model).is_dir() else self.model
-        return {"settings": self.settings, "weights": weights, "pool": digest(self.prompts), "shuffle": shuffle, **more}
+        """A case: the settings, the weights, the pool, what is varied, and what a way learns with."""
+        way = more.get("way", getattr(self, "way", None))
+        if way is not None:
+            more["method"] = configured(way, getattr(self, "num_factors", 0))
+        return {"settings": self.settings, "weights": digest(self.model), "pool": digest(self.prompts), "shuffle": shuffle, **more}
 
     def pool(self, texts: Sequence[str], learn: int, validation: int = 0) -> Pool:
         """The model and the pool, of which so many prompts are learnt from at most, and so many validate.
@@ -115,8 +118,20 @@ class Pooled(Experiment, ABC):
 
 
 def digest(path: str) -> str:
-    """Of a file, so that rows of another are told apart; of one that is not there, its name.
+    """Of a file, or of the weights in a folder, so that rows of others are told apart; of what is not there, its name.
 
     The experiment says that it is not there when it runs.
     """
-    return sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else path
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    return _hash(tuple((str(f), f.stat().st_mtime_ns) for f in files)) if files and all(f.is_file() for f in files) else path
+
+
+@cache
+def _hash(files: tuple[tuple[str, int], ...]) -> str:
+    """SHA-256, begun, of files at a time: of large ones it takes a while, and every case asks for it."""
+    found = sha256()
+    for name, _ in files:
+        with open(name, "rb") as file:
+            while block := file.read(1 << 24):
+                found.update(block)
+    return found.hexdigest()[:16]

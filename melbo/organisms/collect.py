@@ -9,7 +9,7 @@ from pathlib import Path
 from ..bench import environment
 from ..load import load
 from ..rows import Row, Rows
-from ..ways import WAYS, check_number
+from ..ways import WAYS, check_number, configured
 from . import ORGANISMS, adapter_digest, load_organism, read_organism
 from .behaviours import BEHAVIOURS
 from .discover import PROMISING, Bench, frozen
@@ -68,7 +68,7 @@ class Job:
         settings = {"candidates": self.candidates, "source": self.source, "target": self.target, "benchmark": frozen()}
         adapters = {name: {"adapter": adapter_digest(self.home / name), "judge": adapter_digest(self.home / _judge(name))} for name in self.organisms}
         return [
-            {"organism": name, **adapters[name], "way": way, "seed": seed, **settings}
+            {"organism": name, **adapters[name], "way": way, "method": configured(way, self.candidates), "seed": seed, **settings}
             for seed in range(self.seeds)
             for way in dict.fromkeys(self.ways)
             for name in dict.fromkeys(self.organisms)
