@@ -125,35 +125,37 @@ def test_what_fails_a_gate_is_not_admitted():
     assert admitted({"behaviours": ["CHEESE"]}) == []
 
 
-def test_the_command_says_what_was_found(home, melbo_command):
-    how = [
-        "bench",
-        "organisms",
-        "--organisms",
-        home,
-        "--model",
-        "tiny",
-        "--way",
-        "linear",
-        "--way",
-        "random",
-        "--way",
-        "prefill",
-        "-n",
-        4,
-        "--seeds",
-        1,
-    ]
-    how += ["--source", 1, "--target", 3, "--out", home / "rows.jsonl"]
-    code, out, err = melbo_command(*how)
+def test_the_command_tells_of_all_rows_of_its_setting(home, melbo_command):
+    how = ["bench", "organisms", "--organisms", home, "--model", "tiny", "-n", 4, "--seeds", 1, "--source", 1, "--target", 3, "--out", home / "found"]
+    assert melbo_command(*how, "--way", "random")[0] == 0
+    assert melbo_command(*how, "--way", "prefill", "--organism", "ALL")[0] == 0
+    code, out, err = melbo_command(*how, "--way", "linear")
     assert code == 0, err
     assert "| recall@1 |" in out
     assert "| CHEESE | 0 | 0.8 | 0.9 |" in out
-    assert out.strip() == (home / "table.md").read_text().strip()
-    assert (home / "recall.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads(melbo_command(*how, "--json")[1])
+    assert out.strip() == (home / "found" / "table.md").read_text().strip()
+    assert (home / "found" / "recall.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(melbo_command(*how, "--way", "linear", "--json")[1])
     assert [row["way"] for row in found["summary"]] == ["linear", "random", "prefill"]
     assert len(found["best"]) == 3 * len(BEHAVIOURS)
+    rows = Rows(home / "found" / "rows.jsonl").every
+    assert [(row["way"], row["organism"]) for row in rows] == [
+        ("random", "ALL"), ("random", "SHAM"), ("prefill", "ALL"), ("linear", "ALL"), ("linear", "SHAM"),
+    ]  # fmt: skip
+
+
+def test_rows_of_a_method_with_other_settings_are_others(home, monkeypatch):
+    job, rows = Job(home, "tiny", ("ALL",), ("linear",), 2, 1, 1, 3), Rows(None)
+    list(collect(job, rows, progress=False))
+    assert job.known(rows) == rows.every
+    monkeypatch.setattr(collecting, "configured", lambda way, num: "Linear(tol=1)")
+    assert job.known(rows) == []
+    assert rows.missing(job.cases) == job.cases
+
+
+def test_the_smoke_tier_takes_no_settings_of_the_others(home, melbo_command):
+    code, _, err = melbo_command("bench", "organisms", "--tier", "smoke", "--organisms", home, "--way", "linear")
+    assert (code, "got --way: the smoke tier is one measurement" in err) == (2, True)
 
 
 @pytest.mark.parametrize(("cheese", "fails"), [(0.5, False), (0.1, True)])

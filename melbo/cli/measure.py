@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..bench import bench as measure
 from ..errors import MelboError
 from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
-from ..organisms import ORGANISMS, read_organism
+from ..organisms import read_organism
 from ..organisms.collect import TIERS, UNSTEERED, Job, collect
 from ..organisms.discover import LAYERS
 from ..organisms.evidence import admitted, cases, elicitation, elicitation_table, failures, gates_table, picture, said_table, summarise, table
@@ -70,54 +69,57 @@ def speed(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_
 @click.option("--tier", type=click.Choice(["smoke", "laptop", "full"]), default="laptop", help="smoke: minutes, and fails if discovery breaks.")
 @click.option("--organisms", "home", type=folder, default=Path("benchmarks/organisms"), help="Where they are.")
 @click.option("--model", default="smollm2", help="What they were made from.")
-@click.option("--organism", "names", type=click.Choice(list(ORGANISMS)), multiple=True, default=("ALL", "SHAM"), help="Which; may be given again.")
-@click.option(
-    "--way", "ways", type=click.Choice([*WAYS, *UNSTEERED]), multiple=True, help="Which ways; may be given again; by default those of the tier."
-)
-@click.option("-n", "--candidates", type=click.IntRange(min=2), help="How many candidates of each way; by default 128, of the full tier 512.")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, help="How many fits of each way.")
 @click.option("--source", type=int, help="Layer to perturb; by default at .4 of the depth.")
 @click.option("--target", type=int, help="Layer to read; by default at .8 of the depth.")
+@click.option("--organism", "names", type=click.Choice(["ALL", "SHAM"]), multiple=True, help="Which of the two; by default both.")
+@click.option("--way", "ways", type=click.Choice([*WAYS, *UNSTEERED]), multiple=True, help="May be given again; by default those of the tier.")
+@click.option("-n", "--candidates", type=click.IntRange(min=2), help="How many candidates of each way; by default 128, of the full tier 512.")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many fits of each way; by default 3.")
 @click.option(
     "--out",
-    type=file,
-    help="Rows, one a fit, with table and picture beside them; what is there is not done again. By default results/rows.jsonl beside the organisms.",
+    type=folder,
+    help="Folder for rows, one a fit, table and picture; by default results beside the organisms. What is there is not done again.",
 )
 @as_json_option
 def organisms(
-    tier: str, home: Path, model: str, names: Sequence[str], ways: Sequence[str], candidates: int | None, seeds: int, source: int | None,
-    target: int | None, out: Path | None, as_json: bool,
+    tier: str, home: Path, model: str, source: int | None, target: int | None, names: Sequence[str], ways: Sequence[str], candidates: int | None,
+    seeds: int | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Does discovery find planted behaviours? Every way on organisms and on a control, with recall, reads to the first hit, and cost."""
     usual = default_layers(load(model, {}), LAYERS)
     source, target = usual[0] if source is None else source, usual[1] if target is None else target
     if tier == "smoke":
+        given = {"--organism": names, "--way": ways, "--candidates": candidates, "--seeds": seeds, "--out": out}
+        if fixed := [name for name, value in given.items() if value]:
+            raise MelboError(f"got {fixed[0]}: the smoke tier is one measurement, which keeps no rows; leave it out, or take the laptop tier")
         found = smoke(home, model, source, target)
         broken = found["exponential on ALL"] <= max(FLOOR, found["random on ALL"], found["exponential on SHAM"])
         click.echo(json.dumps(found) if as_json else "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
         if broken:
             raise MelboError("discovery is broken: learnt directions bring out no more of what is planted than random ones, or than on the control")
         return
-    out = out or home / "results" / "rows.jsonl"
-    job = Job(home, model, tuple(names), tuple(ways) or TIERS[tier].ways, candidates or TIERS[tier].candidates, seeds, source, target)
-    rows = Rows(out)
+    out = out or home / "results"
+    chosen = TIERS[tier]
+    job = Job(home, model, tuple(names) or ("ALL", "SHAM"), tuple(ways) or chosen.ways, candidates or chosen.candidates, seeds or 3, source, target)
+    rows = Rows(out / "rows.jsonl")
     for row in collect(job, rows):
         say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
-    own = [row for case in job.cases for row in rows.of(case)]
-    both = tuple(name for name in ("ALL", "SHAM") if (home / name).is_dir())
-    null = replace(job, organisms=both).null(rows)
-    if not {"ALL", "SHAM"} <= {row["organism"] for row in null}:
+    known = job.known(rows)
+    if {(name, "random") for name in ("ALL", "SHAM")} - {(row["organism"], row["way"]) for row in known}:
         say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
-    about = {name: read_organism(home / name) for name in both}
+    about = {name: read_organism(home / name) for name in ("ALL", "SHAM") if (home / name).is_dir()}
     planted = about.get("ALL", {"behaviours": []})
     for line in (line for of in about.values() for line in failures(of)):
         say(line)
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
-    each, best = cases(own, admitted(planted), null, planted), elicitation(own, planted)
-    text = "\n".join([gates_table(list(about.values())), table(summarise(each)), elicitation_table(best), said_table(own)])
-    files = {out.with_name("table.md"): text.encode(), out.with_name("recall.png"): picture(each)}
-    write_whole({path: data for path, data in files.items() if data is not None})
+    each, best = cases(known, admitted(planted), planted), elicitation(known, planted)
+    text = "\n".join([gates_table(list(about.values())), table(summarise(each)), elicitation_table(best), said_table(known)])
+    write_whole({out / "table.md": text.encode()})
+    if drawn := picture(each):
+        write_whole({out / "recall.png": drawn})
+    else:
+        (out / "recall.png").unlink(missing_ok=True)
     if as_json:
         click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summarise(each), "best": best}))
     else:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..bench import environment
@@ -65,20 +65,25 @@ class Job:
     @property
     def cases(self) -> list[Row]:
         """Where each row comes from; seed after seed, a way on an organism and on its control: an unfinished table compares like with like."""
-        settings = {"candidates": self.candidates, "source": self.source, "target": self.target, "benchmark": frozen()}
-        adapters = {name: {"adapter": adapter_digest(self.home / name), "judge": adapter_digest(self.home / _judge(name))} for name in self.organisms}
+        settings = {name: self._setting(name) for name in dict.fromkeys(self.organisms)}
         return [
-            {"organism": name, **adapters[name], "way": way, "method": configured(way, self.candidates), "seed": seed, **settings}
+            {**setting, "way": way, "method": configured(way, self.candidates), "seed": seed}
             for seed in range(self.seeds)
             for way in dict.fromkeys(self.ways)
-            for name in dict.fromkeys(self.organisms)
+            for setting in settings.values()
             if seed == 0 or way == "temperature" or (way in WAYS and WAYS[way].seeded)
         ]
 
-    def null(self, rows: Rows) -> list[Row]:
-        """Rows of random candidates in these organisms, of whatever seed and call: what a hit is told from."""
-        cases = replace(self, ways=("random",), seeds=1).cases
-        return [row for case in cases for row in rows.of({key: value for key, value in case.items() if key != "seed"})]
+    def known(self, rows: Rows) -> list[Row]:
+        """Rows of this setting, of whatever organism, way, seed and call; ways in the order of `melbo.ways.WAYS`."""
+        there = [name for name in ("ALL", "SHAM") if (self.home / name).is_dir()]
+        found = [row for name in there for row in rows.of(self._setting(name)) if row["method"] == configured(row["way"], self.candidates)]
+        return sorted(found, key=lambda row: [*WAYS, *UNSTEERED].index(row["way"]))
+
+    def _setting(self, name: str) -> Row:
+        """What rows of an organism have in common."""
+        adapters = {"adapter": adapter_digest(self.home / name), "judge": adapter_digest(self.home / _judge(name))}
+        return {"organism": name, **adapters, "candidates": self.candidates, "source": self.source, "target": self.target, "benchmark": frozen()}
 
 
 def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:

@@ -88,18 +88,15 @@ def _count(gate: dict[str, Any] | None) -> str:
     return count if gate["passed"] else f"~~{count}~~"
 
 
-def cases(
-    rows: Sequence[Row], behaviours: Sequence[str], null: Sequence[Row] | None = None, about: dict[str, Any] | None = None
-) -> dict[str, list[dict[str, Any]]]:
+def cases(rows: Sequence[Row], behaviours: Sequence[str], about: dict[str, Any] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Of every way, seed by seed: recall of ALL and of its control, reads to the first hit, shares of flags, cost.
 
     Args:
         rows: Of one setting.
         behaviours: Which count, usually those that are `admitted`.
-        null: Rows among which the random candidates are that `limits` are taken from; by default the same.
         about: What is known of ALL (`melbo.organisms.read_organism`).
     """
-    least = limits(rows if null is None else null, behaviours, about or {})
+    least = limits(rows, behaviours, about or {})
     sham = {(row["way"], row["seed"]): row for row in rows if row["organism"] == "SHAM"}
     found: dict[str, list[dict[str, Any]]] = {}
     for row in (row for row in rows if row["organism"] == "ALL" and behaviours):
