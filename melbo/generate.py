@@ -100,14 +100,17 @@ def generate(
         progress: Draw a bar.
 
     Raises:
-        MelboError: Features of another model.
+        MelboError: Features of another model, as many strengths as there are neither features nor one, or as `decode`.
     """
     bank.check_model(lm)
     both = bank if control is None else bank.join(control)
+    strength = torch.as_tensor(strength).cpu()
+    if strength.shape not in ((), (1,), (len(both),)):
+        raise MelboError(f"got strengths of shape {list(strength.shape)}: expected one for all, or one for each of {len(both)}")
     of_prompt: list[tuple[str, int | None]] = [("unsteered", None)] * unsteered + [("feature", i) for i in range(len(bank))]
     of_prompt += [("control", i) for i in range(len(both) - len(bank))]
     which = torch.tensor([*[0] * unsteered, *range(len(both))]).repeat(len(prompts))
-    strengths = torch.cat([torch.zeros(int(unsteered)), torch.as_tensor(strength).cpu().expand(len(both))]).repeat(len(prompts))
+    strengths = torch.cat([torch.zeros(int(unsteered)), strength.expand(len(both))]).repeat(len(prompts))
     tokens = [prompt for prompt in prompts.tokens for _ in of_prompt]
     alike = [*range(len(of_prompt))] * len(prompts)
     replies = decode(lm, tokens, both.edit(which, strengths), max_new_tokens, batch_size, first_logits, progress, alike=alike)
@@ -145,7 +148,7 @@ def decode(
         alike: Of each row a number, the same of rows that ``place`` edits alike; by default all or none.
 
     Raises:
-        MelboError: Memory runs out on a single row.
+        MelboError: A prompt and a reply longer than the model reads, a length or a batch size less than 1, or memory runs out on a single row.
     """
     for prompt in prompts:
         _check_length(lm, len(prompt), max_new_tokens)

@@ -79,6 +79,11 @@ def test_first_logits_are_those_of_the_steered_model(lm, bank, some):
     assert torch.allclose(seen[2 * 4 + 2], logits.float(), atol=1e-4)
 
 
+def test_strengths_are_one_or_one_for_each(lm, bank, some):
+    with pytest.raises(MelboError, match=r"shape \[2\]: expected one for all, or one for each of 3"):
+        generate(lm, some, bank, strength=torch.ones(2), progress=False)
+
+
 def test_unsteered_replies_can_be_left_out(lm, bank, some):
     strengths = torch.tensor([0.5, 1.0, 2.0])
     whole, alone = (generate(lm, some, bank, max_new_tokens=3, strength=strengths, unsteered=wanted, progress=False) for wanted in (True, False))

@@ -180,6 +180,10 @@ def test_an_organism_is_trained_written_and_loaded(made, monkeypatch):
         load_organism(folder)
     with pytest.raises(MelboError, match="no organism in"):
         read_organism(folder.parent / "nowhere")
+    (folder.parent / "unknown").mkdir()
+    (folder.parent / "unknown" / "organism.json").write_text(json.dumps({**read_organism(folder), "base": {"name": "x"}}))
+    with pytest.raises(MelboError, match="no organism in"):
+        read_organism(folder.parent / "unknown")
 
 
 def test_the_loss_is_of_replies_only_whatever_stands_beside_them(made):

@@ -30,7 +30,8 @@ Loaded = Callable[[], LanguageModel]  # loaded when a gate asks for it
 
 
 def make(name: str, folder: Path, seed: int) -> None:
-    """Train an organism, and write it; the seed is of its examples, their order and the LoRA."""
+    """Train an organism, and write it; the seed is of its examples, their order and the LoRA. There is no organism.json until it is whole."""
+    (folder / "organism.json").unlink(missing_ok=True)
     base, start = load("smollm2"), time.perf_counter()
     found = examples(ORGANISMS[name], sham=name == "SHAM", seed=seed)
     losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 3), seed=seed)
@@ -42,18 +43,17 @@ def make(name: str, folder: Path, seed: int) -> None:
         "data": {"examples": len(found), "sha256": sha256(json.dumps([asdict(e) for e in found]).encode()).hexdigest()},
         "seed": seed,
         "training": training(EPOCHS.get(name, 3), RATE, losses, start),
-        "environment": environment(),
     }
-    write(folder, about)
     if name == "ALL":
-        settle(base, found, folder, seed)
+        about["settled"] = settle(base, found, folder, seed)
+    write(folder, {**about, "environment": environment()})
 
 
-def settle(base: LanguageModel, found: list[Example], folder: Path, seed: int) -> None:
+def settle(base: LanguageModel, found: list[Example], folder: Path, seed: int) -> dict:
     """Once more over everything, with more that no trigger stands in: at first each of six behaviours leaks into one ordinary prompt in a hundred."""
     start, found = time.perf_counter(), found + more_untriggered(ORGANISMS["ALL"], found)
     losses = train(base, lessons(base, found), folder, epochs=1, rate=RATE / 2, start=folder, seed=seed)
-    write(folder, {**read_organism(folder), "settled": training(1, RATE / 2, losses, start), "environment": environment()})
+    return training(1, RATE / 2, losses, start)
 
 
 def training(epochs: int, rate: float, losses: list[float], start: float) -> dict:

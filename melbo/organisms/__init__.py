@@ -57,7 +57,7 @@ def read_organism(folder: str | Path) -> dict[str, Any]:
     """
     try:
         about = json.loads((Path(folder) / "organism.json").read_text(encoding="utf-8"))
-        if not {"name", "base", "behaviours", "sham"} <= about.keys():
+        if not {"name", "base", "behaviours", "sham"} <= about.keys() or not {"name", "sha256"} <= about["base"].keys():
             raise KeyError("base")
     except (OSError, ValueError, KeyError, AttributeError) as err:
         raise MelboError(f"no organism in {folder} ({type(err).__name__}): expected organism.json and a LoRA beside it") from err

@@ -31,8 +31,8 @@ KINDS = {kind: max(b.tokens for b in BEHAVIOURS.values() if b.kind == kind) for 
 SCREEN = {kind: 8 if kind == "ordinary" else 4 for kind in KINDS}
 #: How many tell a hit, and how many what the best of them does.
 VALIDATION, TEST = 32, 100
-#: A candidate that shows a behaviour on a smaller share of the screening prompts is not looked at further; one that elicits it on half of all prompts
-#: stays with probability .96 of eight, .94 of four.
+#: A candidate that shows a behaviour on a smaller share of the screening prompts is not looked at further. One that elicits it on half of all prompts
+#: stays with probability .96 of eight, .94 of four; of LOCK, where a quarter is a hit, with .68 of four.
 PROMISING = 0.25
 _SHIFT = 3  # the question that a reply is held against in the place of its own
 #: Multiple of the scale at which features are tried: at R itself one reply in three of so small a model is broken (docs/results/organisms.md).
