@@ -7,10 +7,13 @@ what it is by itself (0) to what it is with the trigger (1)? At the multiple of 
 direction makes the model say is measured too.
 """
 
+import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from melbo import CausalMap, Exponential, FeatureSet, Prompts, fit, load
 from melbo.bench import environment
@@ -25,7 +28,9 @@ from melbo.ways import Ground
 HERE = Path(__file__).parent
 NUM, REPLIES, TOKENS = 64, 2, 8
 FOUR = (*DISCOVERY, "What is a good way to spend a rainy day?", "How does a clock work?", "Give me advice on moving to a new city.")
-#: What differs from the first; ``learn`` is the multiple of R at which directions are learnt.
+#: ``learn`` is the multiple of R at which directions are learnt.
+USUAL = {"way": "exponential", "source": 12, "target": 24, "learn": 1.0, "prompts": DISCOVERY, "max_steps": 10, "orthogonalise": "qr"}
+#: What differs from it.
 SETTINGS: dict[str, dict] = {
     "as it is: block 12 to 24, learnt at R": {},
     "random": {"way": "random"},
@@ -71,9 +76,8 @@ class World:
         return found
 
     def measure(
-        self, way: str = "exponential", source: int = 12, target: int = 24, learn: float = 1.0, prompts: tuple = DISCOVERY, max_steps: int = 10,
-        orthogonalise: str = "qr", **read,
-    ) -> Row:  # fmt: skip
+        self, way: str, source: int, target: int, learn: float, prompts: Sequence[str], max_steps: int, orthogonalise: str, **read: Any
+    ) -> Row:
         """R, seconds of the fit, and of each behaviour the recovery by every direction, the best first."""
         ground = Ground(CausalMap(self.lm, Prompts.chat(self.lm, prompts), source, target, **read), progress=False)
         start, R = time.perf_counter(), ground.scale
@@ -87,7 +91,7 @@ class World:
 
     def agreement(self) -> Row:
         """Of each behaviour, by every direction of the first setting: recovery, and on which share of the screening prompts it shows."""
-        bench = Bench(self.lm, load("smollm2"), self.lm, 12, 24, progress=False)
+        bench = Bench(self.lm, load("smollm2"), self.lm, USUAL["source"], USUAL["target"], progress=False)
         tried, _ = bench.candidates("exponential", NUM, 0)
         ground = bench.ground(False)
         return {"recovery": self.recovery(ground.bank_of(tried.bank.V, STRENGTH * ground.scale)), "shown": bench.screen(tried)["shown"]}
@@ -115,13 +119,13 @@ def foretold(row: Row) -> str:
 def main() -> None:
     """Measure what has no row yet, and print the table."""
     kept = Rows(HERE / "results" / "settings.jsonl")
-    about = {"adapter": adapter_digest(HERE / "ALL"), "strength": STRENGTH}
-    cases = [{"setting": name, **about} for name in SETTINGS]
-    both = {"setting": "agreement", **about}
+    about = {"adapter": adapter_digest(HERE / "ALL"), "strength": STRENGTH, "factors": NUM, "replies": REPLIES, "tokens": TOKENS}
+    cases = [{"setting": name, **about, "settings": json.loads(json.dumps({**USUAL, **differs}))} for name, differs in SETTINGS.items()]
+    both = {"setting": "agreement", **about, "settings": cases[0]["settings"]}
     left = kept.missing([*cases, both])
     world = World() if left else None
     for case in left:
-        found = world.agreement() if case == both else world.measure(**SETTINGS[case["setting"]])
+        found = world.agreement() if case == both else world.measure(**case["settings"])
         kept.add({**case, "environment": environment(), **found})
     print(table([row for case in cases for row in kept.of(case)]))
     print(foretold(kept.of(both)[0]))
