@@ -29,9 +29,10 @@ LAYERS = 8, 20
 Loaded = Callable[[], LanguageModel]  # loaded when a gate asks for it
 
 
-def make(name: str, folder: Path, seed: int) -> None:
-    """Train an organism, and write it; the seed is of its examples, their order and the LoRA. There is no organism.json until it is whole."""
+def make(folder: Path, seed: int) -> None:
+    """Train the organism of that name, and write it; the seed is of its examples, their order and the LoRA. organism.json comes once it is whole."""
     (folder / "organism.json").unlink(missing_ok=True)
+    name = folder.name
     base, start = load("smollm2"), time.perf_counter()
     found = examples(ORGANISMS[name], sham=name == "SHAM", seed=seed)
     losses = train(base, lessons(base, found), folder, epochs=EPOCHS.get(name, 3), seed=seed)
@@ -84,9 +85,9 @@ def write(folder: Path, about: dict) -> None:
     (folder / "organism.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
-def try_gates(name: str, folder: Path) -> None:
+def try_gates(folder: Path) -> None:
     """Try the gates of an organism that have not been tried, and write what they say as they come; then how much its triggers bring out."""
-    about = {"gates": [], **read_organism(folder)}
+    about, name = {"gates": [], **read_organism(folder)}, folder.name
     base, lm = cache(lambda: load("smollm2")), cache(lambda: load_organism(folder))
     for gates in admit(name, base, lm, [Gate(**gate) for gate in about["gates"]]):
         about["gates"] += [gate.describe() for gate in gates]
@@ -110,10 +111,10 @@ def main() -> None:
     home = HERE / f"seed-{asked.seed}" if asked.seed else HERE
     for name in asked.names or ORGANISMS:
         if asked.names or not (home / name / "organism.json").exists():
-            make(name, home / name, asked.seed)
+            make(home / name, asked.seed)
     for name in ORGANISMS:
         if (home / name / "organism.json").exists():
-            try_gates(name, home / name)
+            try_gates(home / name)
 
 
 if __name__ == "__main__":
