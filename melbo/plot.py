@@ -40,15 +40,15 @@ def lines(
 ) -> bytes:
     """A PNG with a line for each way: mean ± standard error of ``values(way, x)`` wherever there are some; controls dotted.
 
-    Each stands a little to the right of the one before, so that none hides another.
+    They stand side by side, so that none hides another.
     """
     canvas, axes = blank()
-    step = 0.01 * (max(at) - min(at))
+    step, middle = 0.01 * (max(at) - min(at)), (len(ways) - 1) / 2
     for i, way in enumerate(ways):
         known = {n: found for n in at if (found := mean_and_error(values(way, n)))}
-        aside = [n * 1.04**i if log else n + i * step for n in known]
-        middles, errors = [middle for middle, _ in known.values()], [error or 0 for _, error in known.values()]
-        axes.errorbar(aside, middles, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=dash(way))
+        aside = [n * 1.04 ** (i - middle) if log else n + (i - middle) * step for n in known]
+        means, errors = [mean for mean, _ in known.values()], [error or 0 for _, error in known.values()]
+        axes.errorbar(aside, means, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=dash(way))
     if unsteered is not None:
         axes.axhline(unsteered, color="grey", lw=0.8)
     axes.set(xlabel=x, ylabel=y)
