@@ -21,11 +21,12 @@ def blank(height: float = 4.2) -> "tuple[Figure, Axes]":
 
 
 def png(canvas: "Figure") -> bytes:
-    """What was drawn; the legend is on the first axes, if anything there has a name."""
+    """What was drawn; beside it a legend, if anything on the first axes has a name."""
     for axes in canvas.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    if canvas.axes[0].get_legend_handles_labels()[0]:
-        canvas.axes[0].legend(frameon=False, fontsize=8)
+    named = canvas.axes[0].get_legend_handles_labels()
+    if named[0]:
+        canvas.legend(*named, loc="outside right upper", frameon=False, fontsize=8)
     canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
     return out.getvalue()
 
@@ -46,6 +47,8 @@ def lines(
     step, middle = 0.01 * (max(at) - min(at)), (len(ways) - 1) / 2
     for i, way in enumerate(ways):
         known = {n: found for n in at if (found := mean_and_error(values(way, n)))}
+        if not known:
+            continue
         aside = [n * 1.04 ** (i - middle) if log else n + (i - middle) * step for n in known]
         means, errors = [mean for mean, _ in known.values()], [error or 0 for _, error in known.values()]
         axes.errorbar(aside, means, errors, marker="o", ms=3, lw=1.4, capsize=2, label=way, ls=dash(way))
