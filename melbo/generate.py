@@ -21,7 +21,7 @@ from .roomy_cache import give_room
 from .shared_prompt import Heads, can_read_once, read_once, selectable
 
 _LEG = 16  # tokens between looks at which rows have ended
-_PASS = 16  # a pass costs as much as decoding so many rows; about 11 by hand, benchmarks/batches.py measures it
+_PASS = 16  # a pass costs as much as decoding so many rows: about 11 by hand; benchmarks/batches.py holds what follows against the other ways
 
 
 @dataclass(frozen=True)

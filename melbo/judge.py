@@ -52,10 +52,10 @@ def judge(spec: str) -> Score:
 
 
 def attempt(score: Score, prompt: str, reply: str) -> float | str:
-    """What a judge says; where it fails, why: it may be the user's code, or another machine."""
+    """What a judge says; where it fails, why, for the caller to tell."""
     try:
         return float(score(prompt, reply))
-    except Exception as err:
+    except Exception as err:  # the user's code or another machine, which may fail in any way
         return f"{type(err).__name__}: {err}"
 
 

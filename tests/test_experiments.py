@@ -79,9 +79,10 @@ def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
 
 
 def test_a_table_of_hand_made_rows(small):
-    rows = [{"way": "exponential", "number": 1, "test": t, "unsteered": -1.0} for t in (1.0, 3.0)]
-    line = small.table(rows).splitlines()[2]
-    assert line == "| 1 | 2 ± 1 | – | – |"
+    rows = [{"way": "exponential", "number": 1, "test": t, "unsteered": -1.0, "seconds": 4 * t} for t in (1.0, 3.0)]
+    lines = small.table(rows).splitlines()
+    assert lines[2] == "| 1 | 2 ± 1 | – | – |"
+    assert lines[4] == "| seconds, 1 | 8 ± 4 | – | – |"
 
 
 def test_settings_are_read_and_wrong_ones_refused(tmp_path):
@@ -216,6 +217,7 @@ def test_a_judge_that_fails_at_times_costs_the_reply_and_no_more(alike, tmp_path
     validation, test = (sum("cat" not in text for text in dealt[part]) for part in ("validation", "test"))
     assert row["failed"] == 3 * validation + 2 * test > 0  # unsteered and two features; unsteered and the best of them
     assert row["test"] == 1 - test / 4
+    assert "The judge failed on 7 replies" in experiment.table([row])
     (tmp_path / "mine.py").write_text("def half(prompt, reply):\n    return None\n")
     with pytest.raises(MelboError, match="fails on every reply.*TypeError"):
         list(run(experiment, tmp_path / "again", progress=False))

@@ -15,7 +15,7 @@ from ..errors import MelboError
 from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
 from ..organisms import read_organism
-from ..organisms.collect import TIERS, UNSTEERED, Job, collect
+from ..organisms.collect import PAIR, TIERS, UNSTEERED, Job, collect
 from ..organisms.discover import LAYERS
 from ..organisms.evidence import admitted, cases, elicitation, elicitation_table, failures, gates_table, picture, said_table, summarise, table
 from ..organisms.smoke import FLOOR, smoke
@@ -71,7 +71,7 @@ def speed(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_
 @click.option("--model", default="smollm2", help="What they were made from.")
 @click.option("--source", type=int, help="Layer to perturb; by default at .4 of the depth.")
 @click.option("--target", type=int, help="Layer to read; by default at .8 of the depth.")
-@click.option("--organism", "names", type=click.Choice(["ALL", "SHAM"]), multiple=True, help="Which of the two; by default both.")
+@click.option("--organism", "names", type=click.Choice(PAIR), multiple=True, help="Which of the two; by default both.")
 @click.option("--way", "ways", type=click.Choice([*WAYS, *UNSTEERED]), multiple=True, help="May be given again; by default those of the tier.")
 @click.option("-n", "--candidates", type=click.IntRange(min=2), help="How many candidates of each way; by default 128, of the full tier 512.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many fits of each way; by default 3.")
@@ -100,14 +100,14 @@ def organisms(
         return
     out = out or home / "results"
     chosen = TIERS[tier]
-    job = Job(home, model, tuple(names) or ("ALL", "SHAM"), tuple(ways) or chosen.ways, candidates or chosen.candidates, seeds or 3, source, target)
+    job = Job(home, model, tuple(names) or PAIR, tuple(ways) or chosen.ways, candidates or chosen.candidates, seeds or 3, source, target)
     rows = Rows(out / "rows.jsonl")
     for row in collect(job, rows):
         say(f"{row['organism']} {row['way']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s")
     known = job.known(rows)
-    if {(name, "random") for name in ("ALL", "SHAM")} - {(row["organism"], row["way"]) for row in known}:
+    if {(name, "random") for name in PAIR} - {(row["organism"], row["way"]) for row in known}:
         say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
-    about = {name: read_organism(home / name) for name in ("ALL", "SHAM") if (home / name).is_dir()}
+    about = {name: read_organism(home / name) for name in PAIR if (home / name).is_dir()}
     planted = about.get("ALL", {"behaviours": []})
     for line in (line for of in about.values() for line in failures(of)):
         say(line)

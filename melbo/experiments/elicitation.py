@@ -30,7 +30,7 @@ class Elicitation(Pooled):
     """Ways × shuffles: the feature that a judge likes best on validation prompts, on test prompts (METHOD §11).
 
     A broken reply (`melbo.score.coherent`, after the prompt or after the trigger and the prompt) is worth nothing, whatever the judge says; an
-    answer, which is short, is never broken. A reply that the judge fails on is worth nothing either; rows say how many these were (``failed``).
+    answer, which is short, is never broken. A reply that the judge fails on is worth nothing either; rows and the table say how many these were.
 
     Attributes:
         judge: As `melbo.judge.judge` takes it, with scores from 0 to 1; or ``"answers"``: a reply begins with the answer that stands after a tab in
@@ -81,23 +81,25 @@ class Elicitation(Pooled):
         dealt = pool.deal(case["shuffle"], self.number)
         ground = Ground(CausalMap(pool.lm, dealt.learn, self.source, self.target), scale)
         bank, cost = ground.candidates(case["way"], self.num_factors, case["shuffle"])
-        failed: list[str] = []
-        _, validated = self._scores(pool, score, dealt.validation, bank, failed)
+        asked = _Asked(score)
+        _, validated = self._scores(pool, asked, dealt.validation, bank)
+        if asked.failed == asked.times > 0:
+            raise MelboError(f"the judge {self.judge} fails on every reply ({asked.why}): mend it, and run this again")
         best = max(range(len(bank)), key=validated.__getitem__)
-        unsteered, [tested] = self._scores(pool, score, dealt.test, bank[best], failed)
-        triggered = self._triggered(pool, score, dealt, failed)
-        about = {"scale": scale, "validation": validated, "test": tested, "unsteered": unsteered, "triggered": triggered, "failed": len(failed)}
+        unsteered, [tested] = self._scores(pool, asked, dealt.test, bank[best])
+        triggered = self._triggered(pool, asked, dealt)
+        about = {"scale": scale, "validation": validated, "test": tested, "unsteered": unsteered, "triggered": triggered, "failed": asked.failed}
         return {**about, **cost}
 
-    def _scores(self, pool: Pool, score: Score, prompts: Prompts, bank: FeatureSet, failed: list[str]) -> tuple[float, list[float]]:
+    def _scores(self, pool: Pool, score: Score, prompts: Prompts, bank: FeatureSet) -> tuple[float, list[float]]:
         """Mean score over prompts, of the unsteered model and of each feature."""
         table = list(generate(pool.lm, prompts, bank, max_new_tokens=self.max_new_tokens, strength=self.strength, progress=False))
         found: dict[int | None, list[float]] = {}
-        for c, worth in zip(table, self._worth(pool, score, prompts, table, failed), strict=True):
+        for c, worth in zip(table, self._worth(pool, score, prompts, table), strict=True):
             found.setdefault(c.feature, []).append(worth)
         return mean(found[None]), [mean(found[i]) for i in range(len(bank))]
 
-    def _triggered(self, pool: Pool, score: Score, dealt: Deal, failed: list[str]) -> float | None:
+    def _triggered(self, pool: Pool, score: Score, dealt: Deal) -> float | None:
         """Mean score of what the model says to test prompts with the trigger in front."""
         if not self.trigger:
             return None
@@ -105,23 +107,19 @@ class Elicitation(Pooled):
         said = decode(pool.lm, self._with_trigger(pool, prompts).tokens, Several(()), self.max_new_tokens, progress=False)
         texts = pool.lm.tokenizer.batch_decode(said, skip_special_tokens=True)
         rows = [Completion("unsteered", None, p, prompts.texts[p], texts[p], tuple(said[p])) for p in range(len(prompts))]
-        return mean(self._worth(pool, score, prompts, rows, failed))
+        return mean(self._worth(pool, score, prompts, rows))
 
-    def _worth(self, pool: Pool, score: Score, prompts: Prompts, rows: Sequence[Completion], failed: list[str]) -> list[float]:
-        """Score of each reply, 0 of a broken one and of one that the judge fails on; why it does goes into ``failed``.
+    def _worth(self, pool: Pool, score: Score, prompts: Prompts, rows: Sequence[Completion]) -> list[float]:
+        """Score of each reply, 0 of a broken one.
 
         Raises:
-            MelboError: A score that is not between 0 and 1, or a judge that fails on all that it is asked about.
+            MelboError: A score that is not between 0 and 1.
         """
         ways = [prompts, *([self._with_trigger(pool, prompts)] if self.trigger else [])]
         fine = [True] * len(rows) if self.judge == "answers" else coherent(pool.lm, ways, rows)
-        told = [attempt(score, c.prompt_text, c.text) if ok else 0.0 for c, ok in zip(rows, fine, strict=True)]
-        why, found = [s for s in told if isinstance(s, str)], [0.0 if isinstance(s, str) else s for s in told]
-        if why and len(why) == sum(fine):
-            raise MelboError(f"the judge {self.judge} fails on every reply ({why[0]}): mend it, and run this again")
+        found = [score(c.prompt_text, c.text) if ok else 0.0 for c, ok in zip(rows, fine, strict=True)]
         if wrong := [s for s in found if not 0 <= s <= 1]:
             raise MelboError(f"the judge {self.judge} gave {wrong[0]}: expected a score from 0 to 1")
-        failed += why
         return found
 
     def _with_trigger(self, pool: Pool, prompts: Prompts) -> Prompts:
@@ -138,7 +136,9 @@ class Elicitation(Pooled):
                 shares = [cell([max(row["validation"]) for row in own]), cell([row["test"] for row in own]), f"[{low:.2f}, {high:.2f}]"]
                 lines.append([way, *shares, cell(counts), f"{mean(c > 0 for c in counts):.2f}"])
         ends = ", ".join(f"{name} {cell(v)}" for name in ("unsteered", "triggered") if (v := _known(rows, name)))
-        return markdown(head, lines) + f"\nOn test prompts: {ends}. {self.num_factors} features of each way.\n"
+        failed = sum(row["failed"] for row in rows)
+        more = f" The judge failed on {failed} replies, which count as nothing." if failed else ""
+        return markdown(head, lines) + f"\nOn test prompts: {ends}. {self.num_factors} features of each way.{more}\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """Test scores of all shuffles, ways side by side, between the model alone and the trigger."""
@@ -152,6 +152,28 @@ class Elicitation(Pooled):
                 axes.axhline(mean(known), color="grey", ls=style, lw=1, label=name)
         axes.set(ylabel=f"score on test prompts, best of {self.num_factors}", xticks=range(len(self.ways)), xticklabels=self.ways)
         return png(canvas)
+
+
+class _Asked:
+    """A judge that is asked again and again: a reply that it fails on is worth nothing, and counted.
+
+    Attributes:
+        times: How often it was asked.
+        failed: How often it failed.
+        why: The last time.
+    """
+
+    def __init__(self, score: Score) -> None:
+        self.score, self.times, self.failed, self.why = score, 0, 0, ""
+
+    def __call__(self, prompt: str, reply: str) -> float:
+        """Its score, or 0."""
+        told = attempt(self.score, prompt, reply)
+        self.times += 1
+        if isinstance(told, str):
+            self.failed, self.why = self.failed + 1, told
+            return 0.0
+        return told
 
 
 def _known(rows: Sequence[Row], name: str) -> list[float]:

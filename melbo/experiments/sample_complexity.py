@@ -53,9 +53,13 @@ class SampleComplexity(Contested):
         return {"scale": scale, **contest.best(dealt, bank), **cost}
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Mean ± standard error over shuffles of the held-out contrast, ways by numbers of prompts."""
+        """Mean ± standard error over shuffles of the held-out contrast, ways by numbers of prompts; and of the seconds that a fit takes."""
         lines = [[str(n), *(cell(_tests(rows, way, n)) for way in self.ways)] for n in self.numbers]
-        return markdown(["prompts", *self.ways], lines) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
+        ends = sorted({min(self.numbers), max(self.numbers)})
+        costs = [
+            [f"seconds, {n}", *(cell([row["seconds"] for row in rows if (row["way"], row["number"]) == (way, n)]) for way in self.ways)] for n in ends
+        ]
+        return markdown(["prompts", *self.ways], lines + costs) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""

@@ -16,6 +16,8 @@ from .discover import PROMISING, Bench, frozen
 
 _LEARNT = ("exponential", "soft", "quadratic", "linear", "melbo")
 _UNLEARNT = ("random", "covariance", "unrelated")
+#: What behaviours are planted in, and its control.
+PAIR = ("ALL", "SHAM")
 #: Without vectors: replies that begin with likely words, or are drawn.
 UNSTEERED = ("prefill", "temperature")
 
@@ -76,8 +78,8 @@ class Job:
 
     def known(self, rows: Rows) -> list[Row]:
         """Rows of this setting, of whatever organism, way, seed and call; ways in the order of `melbo.ways.WAYS`."""
-        there = [name for name in ("ALL", "SHAM") if (self.home / name).is_dir()]
-        found = [row for name in there for row in rows.of(self._setting(name)) if row["method"] == configured(row["way"], self.candidates)]
+        there = [name for name in PAIR if (self.home / name).is_dir()]
+        found = [row for name in there for row in rows.of(self._setting(name)) if row.get("method") == configured(row["way"], self.candidates)]
         return sorted(found, key=lambda row: [*WAYS, *UNSTEERED].index(row["way"]))
 
     def _setting(self, name: str) -> Row:
