@@ -57,6 +57,21 @@ def test_rows_of_other_settings_or_prompts_are_not_taken_for_these(small, tmp_pa
     assert rows.missing(small.cases) == small.cases
 
 
+def test_sample_complexity_tells_differences_within_shuffles(small):
+    tests = {"exponential": [[1.0, 3.0], [2.0, 6.0]], "linear": [[0.0, 1.0], [1.0, 4.0]], "random": [[0.5, 0.5]]}  # way, shuffle, number
+    rows = [
+        {"way": way, "number": n, "shuffle": s, "test": test, "unsteered": -1.0, "seconds": 2.0}
+        for way, of in tests.items()
+        for s, both in enumerate(of)
+        for n, test in zip((1, 2), both, strict=True)
+    ]
+    lines = {line.split(" | ")[0]: line for line in small.table(rows[:-1]).splitlines()}
+    assert lines["| all"] == "| all | 3 ± 1 | 1.5 ± 1 | – |"  # the random shuffle lacks a number
+    assert lines["| 2 less 1"] == "| 2 less 1 | 3 ± 1 | 2 ± 1 | – |"
+    assert lines["| exponential less it, all"] == "| exponential less it, all | – | 1.5 ± 0 | – |"
+    assert small.table(rows).splitlines()[6].endswith("| 1.5 |")
+
+
 def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
     found, scale = small.prepare()
     row = small.measure((found, scale), small.cases[0])

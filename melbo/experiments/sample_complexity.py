@@ -53,13 +53,30 @@ class SampleComplexity(Contested):
         return {"scale": scale, **contest.best(dealt, bank), **cost}
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Mean ± standard error over shuffles of the held-out contrast, ways by numbers of prompts; and of the seconds that a fit takes."""
+        """Mean ± standard error over shuffles: the held-out contrast, ways by numbers of prompts; its differences; what a fit takes.
+
+        Differences are taken within shuffles, where the test prompts are the same. Where numbers are averaged, a shuffle that lacks one is left out.
+        """
+        few, many = min(self.numbers), max(self.numbers)
+        tests = {(row["way"], row["number"], row["shuffle"]): row["test"] for row in rows}
+
+        def over_all(way: str) -> dict[int, float]:
+            found = {s: [tests[way, n, s] for n in self.numbers if (way, n, s) in tests] for s in range(self.shuffles)}
+            return {s: mean(of) for s, of in found.items() if len(of) == len(self.numbers)}
+
+        whole = {way: over_all(way) for way in self.ways}
+        first = whole[self.ways[0]]
         lines = [[str(n), *(cell(_tests(rows, way, n)) for way in self.ways)] for n in self.numbers]
-        ends = sorted({min(self.numbers), max(self.numbers)})
-        costs = [
-            [f"seconds, {n}", *(cell([row["seconds"] for row in rows if (row["way"], row["number"]) == (way, n)]) for way in self.ways)] for n in ends
-        ]
-        return markdown(["prompts", *self.ways], lines + costs) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
+        if few < many:
+            lines.append(["all", *(cell(list(whole[way].values())) for way in self.ways)])
+            gains = [[tests[way, many, s] - tests[way, few, s] for s in whole[way]] for way in self.ways]
+            lines.append([f"{many} less {few}", *map(cell, gains)])
+        leads = [[first[s] - of for s, of in whole[way].items() if s in first] for way in self.ways[1:]]
+        lines.append([f"{self.ways[0]} less it, all", "–", *map(cell, leads)])
+        for n in sorted({few, many}):
+            costs = [[row["seconds"] for row in rows if (row["way"], row["number"]) == (way, n)] for way in self.ways]
+            lines.append([f"seconds, {n}", *map(cell, costs)])
+        return markdown(["prompts", *self.ways], lines) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""
