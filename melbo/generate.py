@@ -279,7 +279,7 @@ def continued(lm: LanguageModel, ids: Tensor, mask: Tensor, max_new_tokens: int,
     own = getattr(lm.model, "generation_config", None)
     lm.model.generation_config = GenerationConfig()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), lm.contiguous_head():
             return lm.model.generate(input_ids=ids.to(lm.device), attention_mask=mask.long().to(lm.device), generation_config=config, **more)
     finally:
         lm.model.generation_config = own

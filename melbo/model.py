@@ -1,6 +1,7 @@
 """A language model as the methods see it: a stack of blocks, a residual stream, a tokenizer."""
 
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -112,6 +113,15 @@ class LanguageModel:
     def capture(self, ids: Tensor, mask: Tensor, source: int, target: int) -> Slice:
         """The slice ``source → target`` on ``ids`` ``[n, T]`` (see `melbo.slice`); runs the blocks before ``target`` once."""
         return capture(self.model, self.blocks, ids.to(self.device), mask.to(self.device), source, target, self.axes)
+
+    def contiguous_head(self) -> AbstractContextManager:
+        """While this lasts, the head gets its input in one piece.
+
+        A model that is asked for the last tokens' logits alone hands its head a view, and torch multiplies a view row by row on a CPU; in
+        bfloat16 it copies the whole matrix for each. 33 rows, 49152 words, one thread: .53 s instead of .06, in bfloat16 6.6 s instead of .04.
+        """
+        head = self.model.get_output_embeddings()
+        return nullcontext() if head is None else head.register_forward_pre_hook(lambda _, args: tuple(a.contiguous() for a in args))
 
     def _find_blocks(self, path: str | None) -> nn.ModuleList:
         depth = getattr(self.config, "num_hidden_layers", None)

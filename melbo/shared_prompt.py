@@ -56,7 +56,7 @@ def _read(lm: LanguageModel, ids: Tensor, place: Edit, rows: int, head: Any = No
     before = 0 if head is None else int(head.get_seq_length())
     handles = [lm.blocks[i].register_forward_pre_hook(part(i), with_kwargs=True) for i in range(first, lm.depth)]
     try:
-        with torch.no_grad(), edit(lm, place, head=before):
+        with torch.no_grad(), edit(lm, place, head=before), lm.contiguous_head():
             keep = {"logits_to_keep": 1} if lm.model._supports_logits_to_keep() else {}
             out = lm.model(input_ids=ids.to(lm.device), past_key_values=head, use_cache=True, **keep)
     finally:

@@ -191,3 +191,13 @@ def test_rows_of_a_prompt_get_batches_of_their_own_where_they_are_many_and_the_r
     long = [(1,) * 100] * 5 + prompts
     assert generation._groups(long, head=0, steps=8, batch_size=10) == [[0, 1, 2, 3, 4], [10, 12, 11, 5, 6, 7, 8, 9]]
     assert generation._groups(long, head=96, steps=8, batch_size=10) == [[10, 12, 11, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4]]
+
+
+def test_the_head_gets_its_input_in_one_piece(lm, nine, some):
+    """A view costs a CPU a copy of the matrix for every row (see `LanguageModel.contiguous_head`)."""
+    head, seen = lm.model.get_output_embeddings(), []
+    with head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous())):
+        list(generate(lm, some, nine, max_new_tokens=2, progress=False))
+    assert len(seen) >= 2
+    assert all(seen)
+    assert not head._forward_pre_hooks

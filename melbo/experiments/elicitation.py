@@ -115,11 +115,16 @@ class Elicitation(Pooled):
         Raises:
             MelboError: A score that is not between 0 and 1.
         """
-        ways = [prompts, *([self._with_trigger(pool, prompts)] if self.trigger else [])]
-        fine = [True] * len(rows) if self.judge == "answers" else coherent(pool.lm, ways, rows)
-        found = [score(c.prompt_text, c.text) if ok else 0.0 for c, ok in zip(rows, fine, strict=True)]
+        found = [score(c.prompt_text, c.text) for c in rows]
         if wrong := [s for s in found if not 0 <= s <= 1]:
             raise MelboError(f"the judge {self.judge} gave {wrong[0]}: expected a score from 0 to 1")
+        if self.judge == "answers":
+            return found
+        # most are worth nothing anyhow, and need not be read again
+        liked = [i for i, worth in enumerate(found) if worth > 0]
+        ways = [prompts, *([self._with_trigger(pool, prompts)] if self.trigger else [])]
+        for i, fine in zip(liked, coherent(pool.lm, ways, [rows[i] for i in liked]), strict=True):
+            found[i] *= fine
         return found
 
     def _with_trigger(self, pool: Pool, prompts: Prompts) -> Prompts:
