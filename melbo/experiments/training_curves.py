@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import ClassVar
 
 import torch
@@ -69,23 +69,27 @@ class TrainingCurves(Pooled):
         return {"scale": scale, "explained": [record["explained"] for record in found.history], **about}
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Mean ± standard error over shuffles, a line for each number of features."""
+        """A line for each number of features: medians over shuffles of what is explained, since single sweeps jump; else mean ± standard error."""
         head = ["m", "explained, last sweep", "reached of it after half", "effect / random", "the same, other prompts", "mean abs cos", "seconds"]
         lines = []
         for m in self.factors:
             if own := [row for row in rows if row["num_factors"] == m]:
+                last = [row["explained"][-1] for row in own]
                 half = [row["explained"][self.sweeps // 2 - 1] / row["explained"][-1] for row in own]
                 ratios = [[row[k][0] / row[k][1] for row in own] for k in ("effects", "effects_others")]
-                values = [[row["explained"][-1] for row in own], half, *ratios, *([row[k] for row in own] for k in ("cos", "seconds"))]
-                lines.append([str(m), *map(cell, values)])
+                values = [*ratios, *([row[k] for row in own] for k in ("cos", "seconds"))]
+                lines.append([str(m), f"{median(last):.3g}", f"{median(half):.3g}", *map(cell, values)])
         return markdown(head, lines)
 
     def picture(self, rows: Sequence[Row]) -> bytes:
-        """What is explained after every sweep, mean over shuffles."""
+        """What is explained after every sweep: of each shuffle, thin, and their median."""
         canvas, axes = blank()
-        for m in self.factors:
+        for i, m in enumerate(self.factors):
             curves = [row["explained"] for row in rows if row["num_factors"] == m]
+            x, colour = range(1, self.sweeps + 1), f"C{i}"
+            for curve in curves:
+                axes.plot(x, curve, lw=0.7, alpha=0.6, color=colour)
             if curves:
-                axes.plot(range(1, self.sweeps + 1), [mean(at) for at in zip(*curves, strict=True)], marker="o", ms=3, lw=1.4, label=f"m = {m}")
+                axes.plot(x, [median(at) for at in zip(*curves, strict=True)], marker="o", ms=3, lw=1.6, color=colour, label=f"m = {m}")
         axes.set(xlabel="sweeps", ylabel="explained, squared units of Δ", yscale="log", xticks=range(1, self.sweeps + 1))
         return png(canvas)
