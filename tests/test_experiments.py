@@ -60,12 +60,14 @@ def test_rows_of_other_settings_or_prompts_are_not_taken_for_these(small, tmp_pa
 def test_sample_complexity_tells_differences_within_shuffles(small):
     tests = {"exponential": [[1.0, 3.0], [2.0, 6.0]], "linear": [[0.0, 1.0], [1.0, 4.0]], "random": [[0.5, 0.5]]}  # way, shuffle, number
     rows = [
-        {"way": way, "number": n, "shuffle": s, "test": test, "unsteered": -1.0, "seconds": 2.0}
+        {"way": way, "number": n, "shuffle": s, "test": test, "unsteered": -1.0, "seconds": 2.0 * s}
         for way, of in tests.items()
         for s, both in enumerate(of)
         for n, test in zip((1, 2), both, strict=True)
     ]
     lines = {line.split(" | ")[0]: line for line in small.table(rows[:-1]).splitlines()}
+    assert lines["| 1"] == "| 1 | 1.5 ± 0.5 | 0.5 ± 0.5 | 0.5 |"
+    assert lines["| seconds, 1"] == "| seconds, 1 | 1 ± 1 | 1 ± 1 | 0 |"
     assert lines["| all"] == "| all | 3 ± 1 | 1.5 ± 1 | – |"  # the random shuffle lacks a number
     assert lines["| 2 less 1"] == "| 2 less 1 | 3 ± 1 | 2 ± 1 | – |"
     assert lines["| exponential less it, all"] == "| exponential less it, all | – | 1.5 ± 0 | – |"
@@ -91,13 +93,6 @@ def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
     best = max(range(4), key=lambda i: contrast(dealt.validation, i))
     assert row["validation"] == pytest.approx(contrast(dealt.validation, best), abs=1e-4)
     assert row["test"] == pytest.approx(contrast(dealt.test, best), abs=1e-4)
-
-
-def test_a_table_of_hand_made_rows(small):
-    rows = [{"way": "exponential", "number": 1, "test": t, "unsteered": -1.0, "seconds": 4 * t} for t in (1.0, 3.0)]
-    lines = small.table(rows).splitlines()
-    assert lines[2] == "| 1 | 2 ± 1 | – | – |"
-    assert lines[4] == "| seconds, 1 | 8 ± 4 | – | – |"
 
 
 def test_settings_are_read_and_wrong_ones_refused(tmp_path):
