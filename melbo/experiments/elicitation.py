@@ -131,8 +131,11 @@ class Elicitation(Pooled):
         return Prompts.chat(pool.lm, [self.trigger + text for text in prompts.texts])
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Ways by: the best on validation prompts, there and on test prompts; how many features are judged well on half of the prompts."""
-        head = ["way", "best, validation", "the same, test", "95 %", f"features ≥ {_SHOWN:g}", "one has"]
+        """Ways by: the best on validation prompts, there and on test prompts; how many features are judged well on half of the prompts.
+
+        The interval (Wilson) is over prompts, features given: what another fit would find is told by ± alone, the standard error over shuffles.
+        """
+        head = ["way", "best, validation", "the same, test", "95 %, prompts", f"features ≥ {_SHOWN:g}", "one has"]
         lines = []
         for way in self.ways:
             if own := [row for row in rows if row["way"] == way]:
