@@ -17,7 +17,6 @@ from ..plot import blank, png
 from ..prompts import Prompts, read_texts
 from ..rows import Row
 from ..score import coherent
-from ..select import interval
 from ..tables import cell, markdown
 from ..ways import WAYS, Ground
 from .pool import Deal, Pool, Pooled, digest
@@ -131,18 +130,18 @@ class Elicitation(Pooled):
         return Prompts.chat(pool.lm, [self.trigger + text for text in prompts.texts])
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Ways by: the best on validation prompts, there and on test prompts; how many features are judged well on half of the prompts.
+        """Ways by: the best on validation prompts, there and on test prompts, of all fits and of each; how many are good on half of the prompts.
 
-        The interval (Wilson) is over prompts, features given: what another fit would find is told by ± alone, the standard error over shuffles.
+        ± is the standard error over shuffles, of which each has its own fit. Of features equally good on validation prompts the first is tested.
         """
-        head = ["way", "best, validation", "the same, test", "95 %, prompts", f"features ≥ {_SHOWN:g}", "one has"]
+        head = ["way", "best, validation", "the same, test", "of each fit", f"features ≥ {_SHOWN:g}, validation", "fits with one"]
         lines = []
         for way in self.ways:
             if own := [row for row in rows if row["way"] == way]:
-                low, high = interval([mean(row["test"] for row in own)] * self.test)
+                tests = [row["test"] for row in own]
                 counts = [sum(v >= _SHOWN for v in row["validation"]) for row in own]
-                shares = [cell([max(row["validation"]) for row in own]), cell([row["test"] for row in own]), f"[{low:.2f}, {high:.2f}]"]
-                lines.append([way, *shares, cell(counts), f"{mean(c > 0 for c in counts):.2f}"])
+                shares = [cell([max(row["validation"]) for row in own]), cell(tests), ", ".join(f"{test:.2f}" for test in tests)]
+                lines.append([way, *shares, cell(counts), f"{sum(c > 0 for c in counts)} of {len(own)}"])
         ends = ", ".join(f"{name} {cell(v)}" for name in ("unsteered", "triggered") if (v := _known(rows, name)))
         failed = sum(row["failed"] for row in rows)
         more = f" The judge failed on {failed} replies, which count as nothing." if failed else ""

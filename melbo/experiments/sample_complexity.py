@@ -9,7 +9,7 @@ from ..causal_map import CausalMap
 from ..plot import lines
 from ..rows import Row
 from ..tables import cell, markdown
-from ..ways import Ground
+from ..ways import WAYS, Ground
 from .contest import Contest, Contested
 
 
@@ -70,7 +70,8 @@ class SampleComplexity(Contested):
         if few < many:
             lines.append(["all", *(cell(list(whole[way].values())) for way in self.ways)])
             gains = [[tests[way, many, s] - tests[way, few, s] for s in whole[way]] for way in self.ways]
-            lines.append([f"{many} less {few}", *map(cell, gains)])
+            learns = [WAYS[way].method is not None for way in self.ways]  # what does not learn is the same at every number
+            lines.append([f"{many} less {few}", *(cell(gain if one else []) for gain, one in zip(gains, learns, strict=True))])
         leads = [[first[s] - of for s, of in whole[way].items() if s in first] for way in self.ways[1:]]
         lines.append([f"{self.ways[0]} less it, all", "–", *map(cell, leads)])
         for n in sorted({few, many}):
