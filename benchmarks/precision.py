@@ -2,8 +2,7 @@
 
 python benchmarks/precision.py    prints the ratios and writes benchmarks/results/precision.json
 
-Processors that multiply bfloat16 (AVX512-BF16, AMX; SVE on Arm) gain by it, others lose. What was
-learnt is judged in float32, whatever it was learnt in.
+What was learnt is judged in float32, whatever it was learnt in.
 """
 
 import json

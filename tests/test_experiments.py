@@ -71,7 +71,9 @@ def test_sample_complexity_tells_differences_within_shuffles(small):
     assert lines["| all"] == "| all | 3 ± 1 | 1.5 ± 1 | – |"  # the random shuffle lacks a number
     assert lines["| 2 less 1"] == "| 2 less 1 | 3 ± 1 | 2 ± 1 | – |"
     assert lines["| exponential less it, all"] == "| exponential less it, all | – | 1.5 ± 0 | – |"
-    assert small.table(rows).splitlines()[6].endswith("| 1.5 |")
+    whole = {line.split(" | ")[0]: line for line in small.table(rows).splitlines()}
+    assert whole["| exponential less it, all"].endswith("| 1.5 |")
+    assert whole["| 2 less 1"].endswith("| – |")  # random directions do not learn
 
 
 def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
@@ -163,6 +165,8 @@ def test_depth_pushes_at_every_source_with_its_own_scale(small, tmp_path):
     rows = list(run(experiment, tmp_path / "out", progress=False))
     assert [(row["source"], row["way"]) for row in rows] == [(s, w) for s in (0, 2) for w in small.ways]
     assert len({row["scale"] for row in rows}) == 2
+    lead = [a["test"] - b["test"] for a, b in zip(rows[::3], rows[2::3], strict=True)]
+    assert [line.split(" | ")[-1] for line in experiment.table(rows).splitlines()[2:4]] == [f"{x:.3g} |" for x in lead]
     with pytest.raises(MelboError, match="past layer 4"):
         replace(experiment, horizon=3).prepare()
 
@@ -202,7 +206,10 @@ def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_p
     assert rows[2]["test"] == pytest.approx(judged(dealt.test, dealt.texts["test"], best))
     assert rows[2]["unsteered"] == pytest.approx(judged(dealt.test, dealt.texts["test"]))
     assert rows[2]["triggered"] == pytest.approx(judged(triggered, dealt.texts["test"]))
-    assert "| exponential |" in experiment.table(rows)
+    lines = experiment.table(
+        [{**row, "validation": [0.0, v, 1.0], "test": v, "seconds": 2.0} for row, v in zip(rows, (0.5, 0, 0.25, 0), strict=True)]
+    )
+    assert "| exponential | 1 ± 0 | 0.375 ± 0.12 | 0.50, 0.25 | 2, 1 | 2 ± 0 |" in lines
 
 
 def test_scores_lie_between_nothing_and_one(alike, tmp_path):

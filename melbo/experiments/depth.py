@@ -53,10 +53,21 @@ class Depth(Contested):
         return {"scale": scales[layer], "source_norm": ground.map.source_norm, **contest.best(dealt, bank), **cost}
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Mean ± standard error over shuffles of the held-out contrast, ways by source layers."""
+        """Mean ± standard error over shuffles of the held-out contrast, ways by source layers; how far the first leads, within shuffles."""
+        tests = {(row["way"], row["source"], row["shuffle"]): row["test"] for row in rows}
+        first, others = self.ways[0], self.ways[1:]
+
+        def lead(way: str, at: int) -> list[float]:
+            both = [[tests.get((name, at, s)) for name in (first, way)] for s in range(self.shuffles)]
+            return [a - b for a, b in both if a is not None and b is not None]
+
         relative = {layer: [row["scale"] / row["source_norm"] for row in rows if row["source"] == layer] for layer in self.sources}
-        lines = [[str(at), cell(relative[at]), *(cell(_tests(rows, way, at)) for way in self.ways)] for at in self.sources]
-        return markdown(["source", "R / ‖h‖", *self.ways], lines) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
+        lines = [
+            [str(at), cell(relative[at]), *(cell(_tests(rows, way, at)) for way in self.ways), *(cell(lead(way, at)) for way in others)]
+            for at in self.sources
+        ]
+        head = ["source", "R / ‖h‖", *self.ways, *(f"{first} less {way}" for way in others)]
+        return markdown(head, lines) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""

@@ -130,18 +130,18 @@ class Elicitation(Pooled):
         return Prompts.chat(pool.lm, [self.trigger + text for text in prompts.texts])
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Ways by: the best on validation prompts, there and on test prompts, of all fits and of each; how many are good on half of the prompts.
+        """Ways by: the best on validation prompts, there and on test prompts, of all fits and of each; how many features are good on half; cost.
 
         ± is the standard error over shuffles, of which each has its own fit. Of features equally good on validation prompts the first is tested.
         """
-        head = ["way", "best, validation", "the same, test", "of each fit", f"features ≥ {_SHOWN:g}, validation", "fits with one"]
+        head = ["way", "best, validation", "the same, test", "of each fit", f"features ≥ {_SHOWN:g}, validation", "seconds"]
         lines = []
         for way in self.ways:
             if own := [row for row in rows if row["way"] == way]:
                 tests = [row["test"] for row in own]
                 counts = [sum(v >= _SHOWN for v in row["validation"]) for row in own]
                 shares = [cell([max(row["validation"]) for row in own]), cell(tests), ", ".join(f"{test:.2f}" for test in tests)]
-                lines.append([way, *shares, cell(counts), f"{sum(c > 0 for c in counts)} of {len(own)}"])
+                lines.append([way, *shares, ", ".join(map(str, counts)), cell([row["seconds"] for row in own])])
         ends = ", ".join(f"{name} {cell(v)}" for name in ("unsteered", "triggered") if (v := _known(rows, name)))
         failed = sum(row["failed"] for row in rows)
         more = f" The judge failed on {failed} replies, which count as nothing." if failed else ""

@@ -88,10 +88,12 @@ class Multiplicity(Contested):
         """Held-out contrasts, mean ± standard error over shuffles, and what the hits are like."""
         some = [row for row in rows if row["hits"]]
         lines = [[what, *(cell([row[what][i] for row in some]) for i in range(len(_WHO)))] for what in _WHAT]
+        again = sum(test >= self.threshold for row in rows for test in row["tested"])
         told = {name: cell([row.get(name) for row in rows]) for name in ("hits", "random_hits", "unsteered", "cos", "condition")}
         return markdown(["", *_WHO], lines) + (
-            f"\n{told['hits']} of {self.num_factors} features reach {self.threshold:g}, of random ones {told['random_hits']}; unsteered "
-            f"{told['unsteered']}; mean |cos| {told['cos']}; condition number {told['condition']}. {_SINGLES} at most are ablated singly.\n"
+            f"\n{told['hits']} of {self.num_factors} features reach {self.threshold:g}, of random ones {told['random_hits']}; {again} of "
+            f"{sum(row['hits'] for row in rows)} on test prompts too; "
+            f"unsteered {told['unsteered']}; mean |cos| {told['cos']}; condition number {told['condition']}. {_SINGLES} at most are ablated singly.\n"
         )
 
     def picture(self, rows: Sequence[Row]) -> bytes:

@@ -69,9 +69,9 @@ class SampleComplexity(Contested):
         lines = [[str(n), *(cell(_tests(rows, way, n)) for way in self.ways)] for n in self.numbers]
         if few < many:
             lines.append(["all", *(cell(list(whole[way].values())) for way in self.ways)])
-            gains = [[tests[way, many, s] - tests[way, few, s] for s in whole[way]] for way in self.ways]
-            learns = [WAYS[way].method is not None for way in self.ways]  # what does not learn is the same at every number
-            lines.append([f"{many} less {few}", *(cell(gain if one else []) for gain, one in zip(gains, learns, strict=True))])
+            # what does not learn is the same at every number
+            gains = [[tests[way, many, s] - tests[way, few, s] for s in whole[way] if WAYS[way].method] for way in self.ways]
+            lines.append([f"{many} less {few}", *map(cell, gains)])
         leads = [[first[s] - of for s, of in whole[way].items() if s in first] for way in self.ways[1:]]
         lines.append([f"{self.ways[0]} less it, all", "–", *map(cell, leads)])
         for n in sorted({few, many}):

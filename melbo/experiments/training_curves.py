@@ -1,5 +1,6 @@
 """How long does it take, and how many are there? What a fit gains sweep by sweep, for several numbers of features."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,20 @@ class TrainingCurves(Pooled):
         return {"scale": scale, "explained": [record["explained"] for record in found.history], **about}
 
     def table(self, rows: Sequence[Row]) -> str:
-        """A line for each number of features: medians over shuffles of what is explained, since single sweeps jump; else mean ± standard error."""
-        head = ["m", "explained, last sweep", "reached of it after half", "effect / random", "the same, other prompts", "mean abs cos", "seconds"]
+        """A line for each number of features: medians over shuffles of what is explained, since single sweeps jump; else mean ± standard error.
+
+        ‖Δ‖ is the root mean square of the directions of the last sweep: these are orthonormal, so that K is (e − 1)·1 (`melbo.transcoder.kernel`).
+        """
+        head = [
+            "m",
+            "explained, last sweep",
+            "‖Δ‖ of one",
+            "reached of it after half",
+            "effect / random",
+            "on other prompts",
+            "mean abs cos",
+            "seconds",
+        ]
         lines = []
         for m in self.factors:
             if own := [row for row in rows if row["num_factors"] == m]:
@@ -78,7 +91,8 @@ class TrainingCurves(Pooled):
                 half = [row["explained"][self.sweeps // 2 - 1] / row["explained"][-1] for row in own]
                 ratios = [[row[k][0] / row[k][1] for row in own] for k in ("effects", "effects_others")]
                 values = [*ratios, *([row[k] for row in own] for k in ("cos", "seconds"))]
-                lines.append([str(m), f"{median(last):.3g}", f"{median(half):.3g}", *map(cell, values)])
+                of_one = math.sqrt((math.e - 1) * median(last) / m)
+                lines.append([str(m), *(f"{x:.3g}" for x in (median(last), of_one, median(half))), *map(cell, values)])
         return markdown(head, lines)
 
     def picture(self, rows: Sequence[Row]) -> bytes:
