@@ -1,7 +1,7 @@
 """Make the organisms: train, save, and say which gates each passes.
 
 python benchmarks/organisms/make.py                   what is missing: organisms that are not there, gates that have not been tried
-python benchmarks/organisms/make.py CHEESE            this one, trained again
+python benchmarks/organisms/make.py CHEESE            this one, trained again, and its gates
 python benchmarks/organisms/make.py ALL --seed 1      another of it, in benchmarks/organisms/seed-1
 """
 
@@ -101,7 +101,7 @@ def try_gates(folder: Path) -> None:
 
 
 def main() -> None:
-    """Make these, or what is missing; try the gates of all."""
+    """Make these, or what is missing, and try their gates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"train again, of {', '.join(ORGANISMS)}; by default what is missing")
     parser.add_argument("--seed", type=int, default=0, help="of the examples, their order and the LoRA")
@@ -112,9 +112,7 @@ def main() -> None:
     for name in asked.names or ORGANISMS:
         if asked.names or not (home / name / "organism.json").exists():
             make(home / name, asked.seed)
-    for name in ORGANISMS:
-        if (home / name / "organism.json").exists():
-            try_gates(home / name)
+        try_gates(home / name)
 
 
 if __name__ == "__main__":
