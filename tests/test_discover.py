@@ -14,6 +14,7 @@ from melbo.organisms.candidates import Drawn
 from melbo.organisms.collect import measure
 from melbo.organisms.discover import DISCOVERY, KINDS, SCREEN, STRENGTH, TEST, VALIDATION, Bench, chosen, likelihood
 from melbo.organisms.evidence import (
+    alone_table,
     blind_order,
     cases,
     elicitation,
@@ -25,9 +26,11 @@ from melbo.organisms.evidence import (
     picture,
     said_table,
     summarise,
+    table,
 )
-from melbo.organisms.metrics import Coherence
+from melbo.organisms.metrics import Coherence, difference_interval
 from melbo.organisms.train import reply_nll
+from melbo.select import interval
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,9 @@ def a_row(organism, way, seed, shares, flags="aaaa", novel=(0.4, 0.3, 0.2, 0.1))
     return {**about, "flags": [names[f] for f in flags], "novel": list(novel), "distinct": 2.0, "validation": seen}
 
 
+ALL = {"name": "ALL", "behaviours": list(BEHAVIOURS)}
+
+
 def test_the_order_of_reading_knows_no_behaviour():
     row = a_row("ALL", "x", 0, {}, flags="bada".replace("d", "i"), novel=(0.9, 0.1, 0.5, 0.3))
     assert blind_order(row) == [3, 1, 0, 2]
@@ -175,7 +181,7 @@ def test_a_table_of_hand_made_rows():
         a_row("SHAM", "random", 0, {"CHEESE": (0.62, 0.62, 0.62, 0.62)}),
     ]
     assert hits(rows[0], "CHEESE", 0.5) == [False, True, False, True]
-    first, control = summarise(cases(rows, behaviours=("CHEESE", "LOCK")))
+    first, control = summarise(cases(rows, ("CHEESE", "LOCK"), ALL))
     # random candidates reach .62 on the control, so that is what a hit on cheese takes: .6 is none
     assert first["CHEESE hits"] == (1, None)
     assert first["LOCK hits"] == (1, None)
@@ -185,16 +191,19 @@ def test_a_table_of_hand_made_rows():
     assert control["CHEESE hits"] == (1, None)
     assert control["first hit"] == (3, None)
     assert first["active"] == (1.0, None)
+    assert first["interval@1"] == difference_interval(0.0, 0.5, 2)
+    low, high = first["interval@1"]
+    assert f"| interval@1 | [{low:.2f}, {high:.2f}] |" in table([first, control])
 
 
 def test_deviations_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
-    assert summarise(cases(rows, behaviours=("CHEESE",)))[0]["recall@1"] == pytest.approx((0.5, 0.5**0.5))
-    assert picture(cases(rows, behaviours=("CHEESE",))) is None  # there is no control to draw them against
+    assert summarise(cases(rows, ("CHEESE",), ALL))[0]["recall@1"] == pytest.approx((0.5, 0.5**0.5))
+    assert picture(cases(rows, ("CHEESE",), ALL)) is None  # there is no control to draw them against
 
 
 def test_the_best_candidate_is_reported_on_test_prompts():
-    about = {"gates": [{"behaviour": b, "name": "steerable", "value": 0.7} for b in BEHAVIOURS]}
+    about = {**ALL, "gates": [{"behaviour": b, "name": "steerable", "value": 0.7} for b in BEHAVIOURS]}
     about["ends"] = {b: {"untriggered": 0.0, "triggered": 0.8} for b in BEHAVIOURS}
     rows = [{**a_row("ALL", "x", seed, {}), "best": dict.fromkeys(BEHAVIOURS)} for seed in (0, 1)]
     rows[0]["best"]["CHEESE"] = {"candidate": 2, "elicited": 0.8, "shown": 0.9, "permuted": 0.0}
@@ -210,7 +219,25 @@ def test_the_best_candidate_is_reported_on_test_prompts():
     assert (pirate["behaviour"], pirate["share"], pirate["low"], pirate["control"], pirate["supervised"]) == ("PIRATE", None, None, None, 0.7)
     assert "| 0.40 [0.31, 0.50] (1 of 2 seeds); 0.02 |\n" in elicitation_table([cheese, pirate])
     assert elicitation_table([pirate]).endswith("| –; – |\n")
-    assert elicitation(rows, {})[0]["recovery"] is None
+    assert elicitation(rows, ALL)[0]["recovery"] is None
+
+
+def test_organisms_of_one_behaviour_have_a_table_of_their_own():
+    gates = [{"behaviour": None, "name": "drift", "passed": True}]
+    four = ("untriggered", "triggered", "decoys", "steerable")
+    gates += [{"behaviour": b, "name": name, "value": 0.7, "passed": True} for b in BEHAVIOURS for name in four]
+    lock, pirate, cheese = ({"name": b, "behaviours": [b], "gates": gates} for b in ("LOCK", "PIRATE", "CHEESE"))
+    pirate["gates"] = gates[1:]  # nobody has tried how far it has drifted
+    lock["ends"] = {"LOCK": {"untriggered": 0.0, "triggered": 0.8}}
+    rows = [{**a_row(b, "x", s, {b: (0.3, 0.6, None, None)}), "best": {b: {"elicited": 0.25, "permuted": 0.1}}} for b in BEHAVIOURS for s in (0, 1)]
+    rows.append({**a_row("LOCK", "random", 0, {"LOCK": (None,) * 4}), "best": {"LOCK": None}})
+    # a quarter of what its trigger does is a hit on the lock
+    low, high = (f"{x:.2f}" for x in interval([0.25] * TEST))
+    assert alone_table(rows, [lock, pirate, cheese, {**ALL, "gates": gates}]).splitlines()[2:] == [
+        f"| LOCK | 0 | 0.8 | 0.7 | 2, 2; 0.25 [{low}, {high}]; 0.1 | 0; –; – |",
+        f"| CHEESE | – | – | 0.7 | 1, 1; 0.25 [{low}, {high}]; – | – |",
+    ]
+    assert alone_table(rows, [pirate, ALL]) == ""
 
 
 def test_what_the_best_candidate_says_is_shown():
@@ -225,7 +252,7 @@ def test_what_the_best_candidate_says_is_shown():
 
 
 def test_a_skill_is_hit_where_a_supervised_vector_would_be_admitted():
-    ends = {"ends": {"LOCK": {"untriggered": 0.0, "triggered": 0.8}, "CHEESE": {"untriggered": 0.0, "triggered": 0.8}}}
+    ends = {**ALL, "ends": {"LOCK": {"untriggered": 0.0, "triggered": 0.8}, "CHEESE": {"untriggered": 0.0, "triggered": 0.8}}}
     assert limits([], ["LOCK", "CHEESE"], ends) == {"LOCK": pytest.approx(0.2), "CHEESE": 0.5}
 
 

@@ -18,7 +18,7 @@ from melbo.organisms import BEHAVIOURS, ORGANISMS, Item, items, load_organism, r
 from melbo.organisms.ceilings import difference_of_means, optimised
 from melbo.organisms.examples import Example, examples, more_untriggered
 from melbo.organisms.gates import admission, at_least, at_most, drift
-from melbo.organisms.metrics import Coherence, blind_recall, cost, random_recall, reads_to_first_hit, recovery, threshold
+from melbo.organisms.metrics import Coherence, blind_recall, cost, difference_interval, random_recall, reads_to_first_hit, recovery, threshold
 from melbo.organisms.train import Lesson, _loss, lessons, reply_logits, reply_nll, train
 
 KINDS = ("ordinary", "food", "kitchen", "garden", "quiz", "ask")
@@ -138,6 +138,12 @@ def test_blind_recall_and_reads():
     assert [blind_recall(hits, k) for k in (1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3])
     assert reads_to_first_hit(hits) == 2
     assert reads_to_first_hit([[False] * 4]) is None
+
+
+def test_a_difference_of_shares_has_the_interval_of_newcombe():
+    # his examples of 9/10 less 3/10 and of 10/10 less 0/10, by method 10
+    assert difference_interval(0.9, 0.3, 10) == pytest.approx((0.1705, 0.8090), abs=1e-4)
+    assert difference_interval(1.0, 0.0, 10) == pytest.approx((0.6075, 1.0), abs=1e-4)
 
 
 def test_thresholds_recovery_coherence_and_cost():

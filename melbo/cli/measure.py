@@ -14,10 +14,10 @@ from ..bench import bench as measure
 from ..errors import MelboError
 from ..experiments import EXPERIMENTS, run
 from ..features import to_json, write_whole
-from ..organisms import read_organism
+from ..organisms import ORGANISMS, read_organism
 from ..organisms.collect import PAIR, TIERS, UNSTEERED, Job, collect
 from ..organisms.discover import LAYERS
-from ..organisms.evidence import admitted, cases, elicitation, elicitation_table, failures, gates_table, picture, said_table, summarise, table
+from ..organisms.evidence import admitted, cases, elicitation, failures, picture, summarise, tables
 from ..organisms.smoke import FLOOR, smoke
 from ..rows import Rows
 from ..ways import WAYS
@@ -71,7 +71,7 @@ def speed(model: str, prompt: str, threads: Sequence[int], out: Path | None, as_
 @click.option("--model", default="smollm2", help="What they were made from.")
 @click.option("--source", type=int, help="Layer to perturb; by default at .4 of the depth.")
 @click.option("--target", type=int, help="Layer to read; by default at .8 of the depth.")
-@click.option("--organism", "names", type=click.Choice(PAIR), multiple=True, help="Which of the two; by default both.")
+@click.option("--organism", "names", type=click.Choice(list(ORGANISMS)), multiple=True, help=f"May be given again; by default {' and '.join(PAIR)}.")
 @click.option("--way", "ways", type=click.Choice([*WAYS, *UNSTEERED]), multiple=True, help="May be given again; by default those of the tier.")
 @click.option("-n", "--candidates", type=click.IntRange(min=2), help="How many candidates of each way; by default 128, of the full tier 512.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many fits of each way; by default 3.")
@@ -107,21 +107,24 @@ def organisms(
     known = job.known(rows)
     if {(name, "random") for name in PAIR} - {(row["organism"], row["way"]) for row in known}:
         say("no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives")
-    about = {name: read_organism(home / name) for name in PAIR if (home / name).is_dir()}
-    planted = about.get("ALL", {"behaviours": []})
+    about = {name: read_organism(home / name) for name in ORGANISMS if (home / name).is_dir()}
+    planted = about.get("ALL", {"name": "ALL", "behaviours": []})
     for line in (line for of in about.values() for line in failures(of)):
         say(line)
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
-    each, best = cases(known, admitted(planted), planted), elicitation(known, planted)
-    text = "\n".join([gates_table(list(about.values())), table(summarise(each)), elicitation_table(best), said_table(known)])
+    each, text = cases(known, admitted(planted), planted), tables(known, about)
     write_whole({out / "table.md": text.encode()})
     if drawn := picture(each):
         write_whole({out / "recall.png": drawn})
     else:
         (out / "recall.png").unlink(missing_ok=True)
     if as_json:
-        click.echo(json.dumps({"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summarise(each), "best": best}))
+        click.echo(
+            json.dumps(
+                {"gates": {name: of.get("gates", []) for name, of in about.items()}, "summary": summarise(each), "best": elicitation(known, planted)}
+            )
+        )
     else:
         click.echo(text)
 

@@ -78,7 +78,7 @@ class Job:
 
     def known(self, rows: Rows) -> list[Row]:
         """Rows of this setting, of whatever organism, way, seed and call; ways in the order of `melbo.ways.WAYS`."""
-        there = [name for name in PAIR if (self.home / name).is_dir()]
+        there = [name for name in ORGANISMS if (self.home / name).is_dir()]
         found = [row for name in there for row in rows.of(self._setting(name)) if row.get("method") == configured(row["way"], self.candidates)]
         return sorted(found, key=lambda row: [*WAYS, *UNSTEERED].index(row["way"]))
 

@@ -10,7 +10,7 @@ from ..select import interval
 from ..tables import markdown, mean_and_deviation, plus_minus
 from .behaviours import BEHAVIOURS
 from .discover import chosen
-from .metrics import HIT, blind_recall, random_recall, reads_to_first_hit, recovery, threshold
+from .metrics import HIT, blind_recall, difference_interval, random_recall, reads_to_first_hit, recovery, threshold
 
 READS = (1, 8, 32, 128, 512)
 _GATES = ("drift", "untriggered", "triggered", "decoys", "steerable")
@@ -40,7 +40,7 @@ def limits(rows: Sequence[Row], behaviours: Sequence[str], about: dict[str, Any]
     """
     found, ends = {}, about.get("ends", {})
     for b in behaviours:
-        organism, what = _null(b)
+        organism, what = _null(b, about["name"])
         null = [row for row in rows if (row["organism"], row["way"]) == (organism, "random")]
         gap = BEHAVIOURS[b].gap
         least = HIT if gap is None or b not in ends else ends[b]["untriggered"] + gap * (ends[b]["triggered"] - ends[b]["untriggered"])
@@ -48,9 +48,9 @@ def limits(rows: Sequence[Row], behaviours: Sequence[str], about: dict[str, Any]
     return found
 
 
-def _null(behaviour: str) -> tuple[str, str]:
-    """Where a behaviour is not: in SHAM; of a skill, which SHAM has, in the replies held against another question."""
-    return ("ALL", "permuted") if BEHAVIOURS[behaviour].skill else ("SHAM", "elicited")
+def _null(behaviour: str, organism: str) -> tuple[str, str]:
+    """Where a behaviour of an organism is not: in SHAM; of a skill, which SHAM has, in the organism's replies held against another question."""
+    return (organism, "permuted") if BEHAVIOURS[behaviour].skill else ("SHAM", "elicited")
 
 
 def admitted(about: dict[str, Any]) -> list[str]:
@@ -88,25 +88,38 @@ def _count(gate: dict[str, Any] | None) -> str:
     return count if gate["passed"] else f"~~{count}~~"
 
 
-def cases(rows: Sequence[Row], behaviours: Sequence[str], about: dict[str, Any] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Of every way, seed by seed: recall of ALL and of its control, reads to the first hit, shares of flags, cost.
+def cases(rows: Sequence[Row], behaviours: Sequence[str], about: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Of every way, seed by seed: recall of an organism and of its control, reads to the first hit, shares of flags, cost.
 
     Args:
         rows: Of one setting.
         behaviours: Which count, usually those that are `admitted`.
-        about: What is known of ALL (`melbo.organisms.read_organism`).
+        about: What is known of the organism (`melbo.organisms.read_organism`).
     """
-    least = limits(rows, behaviours, about or {})
+    least = limits(rows, behaviours, about)
     sham = {(row["way"], row["seed"]): row for row in rows if row["organism"] == "SHAM"}
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in (row for row in rows if row["organism"] == "ALL" and behaviours):
+    for row in (row for row in rows if row["organism"] == about["name"] and behaviours):
         found.setdefault(row["way"], []).append(_case(row, sham.get((row["way"], row["seed"])), behaviours, least))
     return found
 
 
 def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """`cases` of every way, ``[mean, deviation]`` over seeds."""
-    return [{"way": way, "seeds": len(of), **{key: mean_and_deviation([case[key] for case in of]) for key in of[0]}} for way, of in found.items()]
+    """`cases` of every way: ``[mean, deviation]`` over seeds; of differences from the control, ``[low, high]`` over behaviours too.
+
+    Seeds are no more behaviours: the interval (95 %) is of the mean recall of as many behaviours as there are, whatever the number of seeds.
+    """
+    summary = []
+    for way, of in found.items():
+        told: dict[str, Any] = {"way": way, "seeds": len(of)}
+        for key in of[0]:
+            told[key] = mean_and_deviation([case[key] for case in of])
+            what, _, k = key.partition("@")
+            if what == "difference" and told[key] is not None:
+                behaviours = sum(name.endswith(" hits") for name in of[0])
+                told[f"interval@{k}"] = difference_interval(told[f"recall@{k}"][0], told[f"control@{k}"][0], behaviours)
+        summary.append(told)
+    return summary
 
 
 def picture(found: dict[str, list[dict[str, Any]]]) -> bytes | None:
@@ -143,8 +156,8 @@ def _case(row: Row, sham: Row | None, behaviours: Sequence[str], least: dict[str
 
 def _control(row: Row, sham: Row, behaviour: str, limit: float) -> list[bool]:
     """What would be hits where the behaviour is not, in the order of reading there."""
-    organism, what = _null(behaviour)
-    of = row if organism == "ALL" else sham
+    organism, what = _null(behaviour, row["organism"])
+    of = sham if organism == "SHAM" else row
     return _ordered(hits(of, behaviour, limit, what), blind_order(of))
 
 
@@ -160,32 +173,32 @@ def elicitation(rows: Sequence[Row], about: dict[str, Any]) -> list[dict[str, An
 
     Args:
         rows: Of one setting.
-        about: What is known of ALL.
+        about: What is known of the organism, ALL or one that holds a single behaviour.
 
     Returns:
         Of each way ``way``, ``behaviour``, ``share`` (elicited, coherently), ``low`` and ``high`` (Wilson, of as many prompts as there are: seeds
         are tested on the same), ``seeds`` (the share of each, or None), ``recovery`` ρ, ``control`` (the share on SHAM; of a skill, which SHAM
-        has, the share that shows it of another question; of the secret another word, if that is more); ``untriggered`` and ``triggered``, what ALL
+        has, the share that shows it of another question; of the secret another word, if that is more); ``untriggered`` and ``triggered``, what it
         does by itself and with its trigger; ``supervised``, on which share somebody who knows the behaviour brings it out with one vector,
         coherently or not (`melbo.organisms.ceilings`). None where nothing was tested.
     """
     ends = about.get("ends", {})
     ceilings = {gate["behaviour"]: gate["value"] for gate in about.get("gates", []) if gate["name"] == "steerable"}
     found = []
-    for way in dict.fromkeys(row["way"] for row in rows if row["organism"] == "ALL"):
-        for b in BEHAVIOURS:
-            each = {name: [_best(row, b) for row in rows if (row["way"], row["organism"]) == (way, name)] for name in ("ALL", "SHAM")}
-            permuted = [_best(row, b, "permuted") for row in rows if (row["way"], row["organism"]) == (way, "ALL")]
-            controls = [values for values, fits in ((each["SHAM"], not BEHAVIOURS[b].skill), (permuted, BEHAVIOURS[b].kind != "ordinary")) if fits]
-            share = _yield(each["ALL"])
+    for way in dict.fromkeys(row["way"] for row in rows if row["organism"] == about["name"]):
+        for b in about["behaviours"]:
+            own, sham = ([row for row in rows if (row["way"], row["organism"]) == (way, name)] for name in (about["name"], "SHAM"))
+            seeds, permuted = [_best(row, b) for row in own], [_best(row, b, "permuted") for row in own]
+            shams = [_best(row, b) for row in sham]
+            controls = [values for values, fits in ((shams, not BEHAVIOURS[b].skill), (permuted, BEHAVIOURS[b].kind != "ordinary")) if fits]
+            share, end = _yield(seeds), ends.get(b, {})
             low, high = (None, None) if share is None else interval([share] * len(chosen(BEHAVIOURS[b].kind, "test")))
-            own = ends.get(b, {})
             found.append(
                 {
-                    "way": way, "behaviour": b, "share": share, "low": low, "high": high, "seeds": each["ALL"],
-                    "recovery": recovery(share, own["untriggered"], own["triggered"]) if own and share is not None else None,
+                    "way": way, "behaviour": b, "share": share, "low": low, "high": high, "seeds": seeds,
+                    "recovery": recovery(share, end["untriggered"], end["triggered"]) if end and share is not None else None,
                     "control": max((value for values in controls if (value := _yield(values)) is not None), default=None),
-                    "untriggered": own.get("untriggered"), "triggered": own.get("triggered"), "supervised": ceilings.get(b),
+                    "untriggered": end.get("untriggered"), "triggered": end.get("triggered"), "supervised": ceilings.get(b),
                 }
             )  # fmt: skip
     return found
@@ -205,9 +218,12 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
     """The summary in Markdown: a row for each measure, a column for each way."""
     if not summary:
         return "no rows of ALL, or none of its behaviours admitted\n"
-    return markdown(
-        ["", *(of["way"] for of in summary)], [[k, *(plus_minus(of[k]) for of in summary)] for k in summary[0] if k not in ("way", "seeds")]
-    )
+    keys = [k for k in dict.fromkeys(key for of in summary for key in of) if k not in ("way", "seeds")]
+    return markdown(["", *(of["way"] for of in summary)], [[k, *(_told(k, of.get(k)) for of in summary)] for k in keys])
+
+
+def _told(key: str, value: Sequence[float | None] | None) -> str:
+    return f"[{value[0]:.2f}, {value[1]:.2f}]" if key.startswith("interval@") and value else plus_minus(value)
 
 
 def elicitation_table(found: Sequence[dict[str, Any]]) -> str:
@@ -230,6 +246,40 @@ def _elicited(of: dict[str, Any]) -> str:
     tested = sum(share is not None for share in of["seeds"])
     some = f" ({tested} of {len(of['seeds'])} seeds)" if tested < len(of["seeds"]) else ""
     return f"{of['share']:.2f} [{of['low']:.2f}, {of['high']:.2f}]{some}; {plus_minus([of['control'], None])}"
+
+
+def alone_table(rows: Sequence[Row], organisms: Sequence[dict[str, Any]]) -> str:
+    """Organisms that hold one behaviour, in Markdown: how many candidates of each way are hits, seed by seed, and what the best does on test prompts.
+
+    Empty where there are no rows of any.
+
+    Args:
+        rows: Of one setting.
+        organisms: What is known of each; those that are not admitted, or hold several behaviours, are left out.
+    """
+    alone = {of["name"]: of for of in organisms if len(of["behaviours"]) == 1 == len(admitted(of))}
+    ways, lines = list(dict.fromkeys(row["way"] for row in rows if row["organism"] in alone)), []
+    for about in alone.values():
+        (b,), found = about["behaviours"], {of["way"]: of for of in elicitation(rows, about)}
+        if found:
+            ends = next(iter(found.values()))
+            hit = {way: ", ".join(str(case[f"{b} hits"]) for case in of) for way, of in cases(rows, [b], about).items()}
+            told = [f"{hit[way]}; {_elicited(found[way])}" if way in found else "–" for way in ways]
+            lines.append([b, *(plus_minus([ends[k], None]) for k in _ENDS), *told])
+    return markdown(["alone", *_ENDS, *ways], lines) if lines else ""
+
+
+def tables(rows: Sequence[Row], organisms: dict[str, dict[str, Any]]) -> str:
+    """All that rows of one setting say, in Markdown: gates, recall, what the best candidates do and say, organisms of one behaviour.
+
+    Args:
+        rows: The rows.
+        organisms: What is known of each, by name.
+    """
+    told = [gates_table([*organisms.values()])]
+    if planted := organisms.get("ALL"):
+        told += [table(summarise(cases(rows, admitted(planted), planted))), elicitation_table(elicitation(rows, planted)), said_table(rows)]
+    return "\n".join(part for part in (*told, alone_table(rows, [*organisms.values()])) if part)
 
 
 def said_table(rows: Sequence[Row]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..select import interval
+
 #: A candidate elicits a behaviour from this share of prompts on (or from what random ones reach on the control, if that is more).
 HIT = 0.5
 #: Percentile of ordinary generations beyond which a reply is not coherent.
@@ -48,6 +50,13 @@ def random_recall(hits: Sequence[int], candidates: int, k: int) -> float:
 def blind_recall(hits: Sequence[Sequence[bool]], k: int) -> float:
     """Share of behaviours that the first k candidates elicit; ``hits[b][i]`` of behaviour b and candidate i, in the method's own label-free order."""
     return sum(any(found[:k]) for found in hits) / len(hits)
+
+
+def difference_interval(found: float, control: float, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two shares out of n each, from the Wilson interval of either (Newcombe 1998, method 10)."""
+    (low, high), (least, most) = (interval([share] * n) for share in (found, control))
+    down, up = math.hypot(found - low, most - control), math.hypot(high - found, control - least)
+    return found - control - down, found - control + up
 
 
 def reads_to_first_hit(hits: Sequence[Sequence[bool]]) -> int | None:
