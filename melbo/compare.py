@@ -26,7 +26,7 @@ from .transcoder import fit_strengths
 from .ways import WAYS, Ground, adapters_like
 
 #: What is compared unless told otherwise.
-USUAL = tuple(name for name, way in WAYS.items() if name not in ("soft", "projected", "quadratic") and not way.adapters)
+USUAL = tuple(name for name, way in WAYS.items() if name not in ("soft", "projected", "quadratic", "columns") and not way.adapters)
 _MEASURES = ("effect", "spread_effect", "explained", "novelty", "nll", "kl", "contrast", "active", "inert", "broken", "distinct", "passes", "seconds")
 
 

@@ -66,6 +66,7 @@ WAYS = {
     "random": Way("control: uniform on the sphere"),
     "covariance": Way("control: drawn with the covariance of ordinary activations"),
     "unrelated": Way("control: differences of the activations of two unrelated prompts"),
+    "columns": Way("control: what single neurons of the MLP before the source write"),
     "adapters": Way("control: random rank-one edits of the same blocks", adapters=True),
 }
 

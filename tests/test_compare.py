@@ -170,6 +170,39 @@ def test_unrelated_directions_are_differences_of_last_activations(world):
     assert ((V @ differences.T).max(1).values > 0.9999).all()
 
 
+def test_columns_are_what_neurons_write(world):
+    lm, cmap, _ = world
+    V = control(lm, cmap.prompts, 1, "columns", 20, torch.Generator().manual_seed(0))
+    cos = V @ torch.nn.functional.normalize(lm.model.model.layers[0].mlp.down_proj.weight.detach().T, dim=-1).T
+    best = cos.abs().max(1)
+    assert torch.allclose(best.values, torch.ones(20), atol=1e-5)
+    assert len(set(best.indices.tolist())) == 20  # no neuron twice
+    assert {True, False} == set((cos.gather(1, best.indices[:, None]) > 0).flatten().tolist())  # either sign
+    with pytest.raises(MelboError, match="choose a later source"):
+        control(lm, cmap.prompts, 0, "columns", 2, torch.Generator())
+    with pytest.raises(MelboError, match="ask for as many at most"):
+        control(lm, cmap.prompts, 1, "columns", 100_000, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("gpt2", lambda model: model.transformer.h[0].mlp.c_proj.weight),
+        ("mixtral", lambda model: model.model.layers[0].mlp.experts.down_proj.transpose(1, 2).flatten(0, 1)),
+        ("gemma2", lambda model: model.model.layers[0].mlp.down_proj.weight.T * (1 + model.model.layers[0].post_feedforward_layernorm.weight)),
+    ],
+)
+def test_columns_are_of_experts_too_and_come_out_of_the_norm_behind_them(name, written):
+    lm = tiny_model(name, torch.float32)
+    with torch.no_grad():
+        for p in lm.model.parameters():  # norms that do something
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    rows = torch.nn.functional.normalize(written(lm.model).detach(), dim=-1)
+    V = control(lm, Prompts.text(lm, ["it is a red dog"]), 1, "columns", len(rows), torch.Generator().manual_seed(0))
+    found = (V @ rows.T).abs()
+    assert torch.allclose(found.max(0).values, torch.ones(len(rows)), atol=1e-4)
+
+
 def judged(lm, prompts, bank):
     first = FirstToken(1 + len(bank), None)
     said = generate(lm, prompts, bank, max_new_tokens=4, first_logits=first.take, progress=False)

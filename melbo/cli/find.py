@@ -199,7 +199,7 @@ def contrast(
     multiple=True,
     default=USUAL,
     show_default=False,
-    help="May be given again; by default all directions but soft, projected and quadratic. cpe and adapters are rank-one edits.",
+    help="May be given again; by default all directions but soft, projected, quadratic and columns. cpe and adapters are rank-one edits.",
 )
 @click.option("-m", "--num-factors", default=32, help="How many features of each.")
 @click.option("--scale", type=float, help="R of directions; by default calibrated, as that of adapters always is.")

@@ -15,7 +15,7 @@ from .behaviours import BEHAVIOURS
 from .discover import PROMISING, Bench, frozen
 
 _LEARNT = ("exponential", "soft", "quadratic", "linear", "melbo")
-_UNLEARNT = ("random", "covariance", "unrelated")
+_UNLEARNT = ("random", "covariance", "unrelated", "columns")
 #: What behaviours are planted in, and its control.
 PAIR = ("ALL", "SHAM")
 #: Without vectors: replies that begin with likely words, or are drawn.
