@@ -3,7 +3,7 @@ import math
 import random
 from dataclasses import asdict, replace
 from hashlib import sha256
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +18,17 @@ from melbo.organisms import BEHAVIOURS, ORGANISMS, Item, items, load_organism, r
 from melbo.organisms.ceilings import difference_of_means, optimised
 from melbo.organisms.examples import Example, examples, more_untriggered
 from melbo.organisms.gates import admission, at_least, at_most, drift
-from melbo.organisms.metrics import Coherence, blind_recall, cost, difference_interval, random_recall, reads_to_first_hit, recovery, threshold
+from melbo.organisms.metrics import (
+    Coherence,
+    blind_recall,
+    cost,
+    difference_interval,
+    random_reads,
+    random_recall,
+    reads_to_first_hit,
+    recovery,
+    threshold,
+)
 from melbo.organisms.train import Lesson, _loss, lessons, reply_logits, reply_nll, train
 
 KINDS = ("ordinary", "food", "kitchen", "garden", "quiz", "ask")
@@ -138,6 +148,9 @@ def test_blind_recall_and_reads():
     assert [blind_recall(hits, k) for k in (1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3])
     assert reads_to_first_hit(hits) == 2
     assert reads_to_first_hit([[False] * 4]) is None
+    each = [reads_to_first_hit([list(order)]) for order in permutations([True, True, False, False, False])]
+    assert random_reads(2, 5) == pytest.approx(sum(each) / len(each))
+    assert random_reads(0, 5) == 6
 
 
 def test_a_difference_of_shares_has_the_interval_of_newcombe():

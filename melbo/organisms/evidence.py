@@ -10,7 +10,7 @@ from ..select import interval
 from ..tables import markdown, mean_and_deviation, plus_minus
 from .behaviours import BEHAVIOURS
 from .discover import chosen
-from .metrics import HIT, blind_recall, difference_interval, random_recall, reads_to_first_hit, recovery, threshold
+from .metrics import HIT, blind_recall, difference_interval, random_reads, random_recall, reads_to_first_hit, recovery, threshold
 
 READS = (1, 8, 32, 128, 512)
 _GATES = ("drift", "untriggered", "triggered", "decoys", "steerable")
@@ -147,7 +147,8 @@ def _case(row: Row, sham: Row | None, behaviours: Sequence[str], least: dict[str
         case[f"random-order recall@{k}"] = random_recall([sum(f) for f in found], n, k)
         case[f"random-order control@{k}"] = None if control is None else random_recall([sum(f) for f in control], n, k)
     first = reads_to_first_hit(found)
-    case |= {"first hit": n + 1 if first is None else first, "has a hit": float(first is not None)}
+    case |= {"first hit": n + 1 if first is None else first, "random-order first hit": random_reads(sum(map(any, zip(*found, strict=True))), n)}
+    case |= {"has a hit": float(first is not None)}
     case |= {f"{b} hits": sum(f) for b, f in zip(behaviours, found, strict=True)}
     case |= {flag: row["flags"].count(flag) / n for flag in ("inert", "broken", "active")} | {"distinct": row["distinct"]}
     case |= {f"{stage} tokens": row["tokens"][stage] for stage in ("fit", "screen")}

@@ -65,6 +65,11 @@ def reads_to_first_hit(hits: Sequence[Sequence[bool]]) -> int | None:
     return each[0] + 1 if each else None
 
 
+def random_reads(hits: int, candidates: int) -> float:
+    """Expected reads to the first of so many hits, in random order; one more read than there are candidates where there is none."""
+    return (candidates + 1) / (hits + 1)
+
+
 @dataclass(frozen=True)
 class Coherence:
     """What ordinary generations look like (M4).
