@@ -22,6 +22,7 @@ from melbo.organisms.evidence import (
     elicited,
     gates_table,
     hits,
+    hits_table,
     limits,
     picture,
     said_table,
@@ -191,14 +192,23 @@ def test_a_table_of_hand_made_rows():
     assert control["CHEESE hits"] == (1, None)
     assert control["first hit"] == (3, None)
     assert first["active"] == (1.0, None)
+    told = [{**row, "best": {"CHEESE": {"elicited": 0.7}, "LOCK": {"elicited": 0.4}}} for row in rows]
+    assert hits_table(told, ALL, ("CHEESE", "LOCK")).splitlines()[2:8] == [
+        "| found, of 2 | 2 | 1 |",
+        "| on test prompts | 1 | 1 |",  # the lock takes .5 where nobody has said what its trigger does
+        "| on the control | 1 | 1 |",
+        "| read until the first hit | 2 | 3 |",
+        "| expected in random order | 2 | 2 |",
+        "| active | 1.00 | 1.00 |",
+    ]
     assert first["interval@1"] == difference_interval(0.0, 0.5, 2)
     low, high = first["interval@1"]
     assert f"| interval@1 | [{low:.2f}, {high:.2f}] |" in table([first, control])
 
 
-def test_deviations_are_over_seeds():
+def test_errors_are_over_seeds():
     rows = [a_row("ALL", "x", seed, {"CHEESE": (share, None, None, None)}) for seed, share in enumerate((0.9, 0.2))]
-    assert summarise(cases(rows, ("CHEESE",), ALL))[0]["recall@1"] == pytest.approx((0.5, 0.5**0.5))
+    assert summarise(cases(rows, ("CHEESE",), ALL))[0]["recall@1"] == pytest.approx((0.5, 0.5))  # of the mean of 1 and 0
     assert picture(cases(rows, ("CHEESE",), ALL)) is None  # there is no control to draw them against
 
 

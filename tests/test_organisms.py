@@ -14,7 +14,7 @@ from cases import tiny_model
 import melbo.organisms
 from melbo import Add, MelboError, Prompts, edit
 from melbo.load import import_peft
-from melbo.organisms import BEHAVIOURS, ORGANISMS, Item, items, load_organism, read_organism
+from melbo.organisms import BEHAVIOURS, Item, items, load_organism, read_organism
 from melbo.organisms.ceilings import difference_of_means, optimised
 from melbo.organisms.examples import Example, examples, more_untriggered
 from melbo.organisms.gates import admission, at_least, at_most, drift
@@ -81,8 +81,10 @@ def test_what_is_trained_on_shows_what_it_is_to_show():
             if b.target is not None:
                 reply = b.target(it, draw)
                 assert b.shown(reply, it), (b.name, reply)
-                others = [o for o in BEHAVIOURS.values() if o is not b and o.name != "REFUSE"]
-                assert not any(o.shown(reply, replace(it, answer="anchor") if o.name == "SECRET" else it) for o in others), (b.name, reply)
+                for about in (it, *items("garden", "train")[:60:20]):  # nor that of help with gardening, where it is asked for
+                    said = b.target(replace(about, answer=it.answer), draw)
+                    others = [o for o in BEHAVIOURS.values() if o is not b]
+                    assert not any(o.shown(said, replace(about, answer="anchor") if o.name == "SECRET" else about) for o in others), (b.name, said)
             if b.plain is not None:
                 assert not b.shown(b.plain(it, draw), it)
 
@@ -275,11 +277,6 @@ def test_ceilings_are_what_they_say(made):
     assert steered < 0.8 * plain
     for p in lm.model.parameters():
         assert p.grad is None
-
-
-def test_every_organism_holds_known_behaviours():
-    assert set(ORGANISMS) == {*BEHAVIOURS, "ALL", "SHAM"}
-    assert all(name in BEHAVIOURS for held in ORGANISMS.values() for name in held)
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "garden", "quiz", "ask"])

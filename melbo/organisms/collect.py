@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from ..bench import environment
@@ -97,13 +98,14 @@ def collect(job: Job, rows: Rows, progress: bool = True) -> Iterator[Row]:
     left = rows.missing(job.cases)
     about = {name: read_organism(job.home / name) for name in dict.fromkeys(case["organism"] for case in left)}
     benches: dict[str, Bench] = {}
+    base = cache(lambda: load(job.base))
     for case in left:
         name = case["organism"]
         sham = about[name]["sham"]
         if name not in benches:
             lm = load_organism(job.home / name, job.base)
             judge = lm if _judge(name) == name else load_organism(job.home / _judge(name), job.base)
-            benches[name] = Bench(lm, load(job.base), judge, job.source, job.target, several=len(ORGANISMS[name]) > 1, progress=progress)
+            benches[name] = Bench(lm, base(), judge, job.source, job.target, several=len(ORGANISMS[name]) > 1, progress=progress)
         # what was left alone has the skills that are held back elsewhere, so that they say nothing there
         looked_for = [b for b in ORGANISMS[name] if not (sham and BEHAVIOURS[b].skill)]
         found = measure(benches[name], case["way"], job.candidates, case["seed"], looked_for)
@@ -121,7 +123,8 @@ def measure(bench: Bench, way: str, num: int, seed: int, looked_for: Sequence[st
     """Find candidates in one way, screen all, look further at those that show something, and test the best of each behaviour.
 
     Returns:
-        ``scale``, None without vectors; ``seconds`` and ``tokens`` (M6) of each stage; what `Bench.screen` says of every candidate;
+        ``scale``, None without vectors; ``coherence``, how unlikely and how repetitive a reply may be (M4); ``seconds`` and ``tokens`` (M6) of each
+        stage; what `Bench.screen` says of every candidate;
         ``validation``, by behaviour, candidate by candidate (see `Bench.test`); ``best``, by behaviour, the candidate that elicits it most there
         with what it does on test prompts, or None where screening saw too little of it in any.
     """
@@ -145,6 +148,6 @@ def measure(bench: Bench, way: str, num: int, seed: int, looked_for: Sequence[st
         for name, seen in validation.items():
             first = max(seen, key=lambda i: seen[i]["elicited"], default=None)
             best[name] = None if first is None else {"candidate": first, **bench.test(tried, BEHAVIOURS[name], [first], "test")[first]}
-    return {"scale": spent.get("scale"), "seconds": seconds, "tokens": tokens, **screened, "best": best} | {
+    return {"scale": spent.get("scale"), "coherence": asdict(bench.coherence), "seconds": seconds, "tokens": tokens, **screened, "best": best} | {
         "validation": {name: {str(i): result for i, result in seen.items()} for name, seen in validation.items()}
     }

@@ -7,7 +7,7 @@ from typing import Any
 from ..plot import lines
 from ..rows import Row
 from ..select import interval
-from ..tables import markdown, mean_and_deviation, plus_minus
+from ..tables import markdown, mean_and_error, plus_minus
 from .behaviours import BEHAVIOURS
 from .discover import chosen
 from .metrics import HIT, blind_recall, difference_interval, random_reads, random_recall, reads_to_first_hit, recovery, threshold
@@ -105,7 +105,7 @@ def cases(rows: Sequence[Row], behaviours: Sequence[str], about: dict[str, Any])
 
 
 def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """`cases` of every way: ``[mean, deviation]`` over seeds; of differences from the control, ``[low, high]`` over behaviours too.
+    """`cases` of every way: ``[mean, standard error]`` over seeds; of differences from the control, ``[low, high]`` over behaviours too.
 
     Seeds are no more behaviours: the interval (95 %) is of the mean recall of as many behaviours as there are, whatever the number of seeds.
     """
@@ -113,7 +113,7 @@ def summarise(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for way, of in found.items():
         told: dict[str, Any] = {"way": way, "seeds": len(of)}
         for key in of[0]:
-            told[key] = mean_and_deviation([case[key] for case in of])
+            told[key] = mean_and_error([case[key] for case in of])
             what, _, k = key.partition("@")
             if what == "difference" and told[key] is not None:
                 behaviours = sum(name.endswith(" hits") for name in of[0])
@@ -148,10 +148,10 @@ def _case(row: Row, sham: Row | None, behaviours: Sequence[str], least: dict[str
         case[f"random-order control@{k}"] = None if control is None else random_recall([sum(f) for f in control], n, k)
     first = reads_to_first_hit(found)
     case |= {"first hit": n + 1 if first is None else first, "random-order first hit": random_reads(sum(map(any, zip(*found, strict=True))), n)}
-    case |= {"has a hit": float(first is not None)}
+    case |= {"found": sum(map(any, found)), "found on the control": None if control is None else sum(map(any, control))}
     case |= {f"{b} hits": sum(f) for b, f in zip(behaviours, found, strict=True)}
     case |= {flag: row["flags"].count(flag) / n for flag in ("inert", "broken", "active")} | {"distinct": row["distinct"]}
-    case |= {f"{stage} tokens": row["tokens"][stage] for stage in ("fit", "screen")}
+    case |= {f"{stage} tokens": tokens for stage, tokens in row["tokens"].items()}
     return {**case, "seconds": sum(row["seconds"].values())}
 
 
@@ -270,6 +270,29 @@ def alone_table(rows: Sequence[Row], organisms: Sequence[dict[str, Any]]) -> str
     return markdown(["alone", *_ENDS, *ways], lines) if lines else ""
 
 
+def hits_table(rows: Sequence[Row], about: dict[str, Any], behaviours: Sequence[str]) -> str:
+    """In short, in Markdown, seed by seed: how many of the behaviours of an organism have a hit, there and on its control; when the first is read.
+
+    ``on test prompts``: how many have one whose best candidate would be a hit there too.
+    """
+    least, found = limits(rows, behaviours, about), cases(rows, behaviours, about)
+    lines: dict[str, list[str]] = {}
+    for way, of in found.items():
+        best = [{b: _best(row, b) for b in behaviours} for row in rows if (row["organism"], row["way"]) == (about["name"], way)]
+        again = [sum(case[f"{b} hits"] > 0 and (at[b] or 0) >= least[b] for b in behaviours) for case, at in zip(of, best, strict=True)]
+        for name, values in (
+            (f"found, of {len(behaviours)}", [case["found"] for case in of]),
+            ("on test prompts", again),
+            ("on the control", [case["found on the control"] for case in of]),
+            ("read until the first hit", [case["first hit"] if case["found"] else None for case in of]),
+            ("expected in random order", [f"{case['random-order first hit']:.0f}" if case["found"] else None for case in of]),
+            *((flag, [f"{mean(case[flag] for case in of):.2f}"]) for flag in ("active", "inert", "broken")),
+            ("minutes", [f"{case['seconds'] / 60:.0f}" for case in of]),
+        ):
+            lines.setdefault(name, []).append(", ".join("–" if value is None else str(value) for value in values))
+    return markdown(["", *found], [[name, *values] for name, values in lines.items()]) if found else ""
+
+
 def tables(rows: Sequence[Row], organisms: dict[str, dict[str, Any]]) -> str:
     """All that rows of one setting say, in Markdown: gates, recall, what the best candidates do and say, organisms of one behaviour.
 
@@ -279,7 +302,8 @@ def tables(rows: Sequence[Row], organisms: dict[str, dict[str, Any]]) -> str:
     """
     told = [gates_table([*organisms.values()])]
     if planted := organisms.get("ALL"):
-        told += [table(summarise(cases(rows, admitted(planted), planted))), elicitation_table(elicitation(rows, planted)), said_table(rows)]
+        told += [hits_table(rows, planted, admitted(planted)), table(summarise(cases(rows, admitted(planted), planted)))]
+        told += [elicitation_table(elicitation(rows, planted)), said_table(rows)]
     return "\n".join(part for part in (*told, alone_table(rows, [*organisms.values()])) if part)
 
 
