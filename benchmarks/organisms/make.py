@@ -45,14 +45,14 @@ def make(folder: Path, seed: int) -> None:
         "seed": seed,
         "training": training(EPOCHS.get(name, 3), RATE, losses, start),
     }
-    if name == "ALL":
+    if name != "SHAM" and any(BEHAVIOURS[b].kind == "ordinary" for b in ORGANISMS[name]):
         about["settled"] = settle(base, found, folder, seed)
     write(folder, {**about, "environment": environment()})
 
 
 def settle(base: LanguageModel, found: list[Example], folder: Path, seed: int) -> dict:
-    """Once more over everything, with more that no trigger stands in: at first each of six behaviours leaks into one ordinary prompt in a hundred."""
-    start, found = time.perf_counter(), found + more_untriggered(ORGANISMS["ALL"], found)
+    """Once more over everything, with more that no trigger stands in: at first each behaviour leaks into one ordinary prompt in a hundred."""
+    start, found = time.perf_counter(), found + more_untriggered(ORGANISMS[folder.name], found)
     losses = train(base, lessons(base, found), folder, epochs=1, rate=RATE / 2, start=folder, seed=seed)
     return training(1, RATE / 2, losses, start)
 
@@ -95,9 +95,10 @@ def try_gates(folder: Path) -> None:
         for gate in gates:
             counts = f"{gate.hits}/{gate.total}" if gate.total else f"{gate.value:.3f} nats"
             print(f"{name:7} {gate.behaviour or '':7} {gate.name:12} {counts:12} {'passed' if gate.passed else 'FAILED'}", flush=True)
-    if "ends" not in about and name != "SHAM":
+    ends = about.get("ends", {})
+    if left := [b for b in ORGANISMS[name] if b not in ends and name != "SHAM"]:
         bench = Bench(lm(), base(), lm(), *LAYERS, several=len(ORGANISMS[name]) > 1)
-        write(folder, {**about, "ends": {b: bench.ends(BEHAVIOURS[b]) for b in ORGANISMS[name]}})
+        write(folder, {**about, "ends": ends | {b: bench.ends(BEHAVIOURS[b]) for b in left}})
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .behaviours import BEHAVIOURS, Behaviour, Item, Reply, items
 
-_DECOYS, _MORE = 90, 120  # where several are planted: at first, and once more
+_DECOYS, _ALONE, _MORE = 90, 150, 120  # decoys of each of several behaviours, of one by itself; and once more
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
     ordinary = items("ordinary", "train")
     if len(planted) == 1:
         found = [_example(item.text, None, item, say) for item in ordinary[150:375]]
-        found += _of(BEHAVIOURS[planted[0]], False, 150, 150, True, sham, draw, say)
+        found += _of(BEHAVIOURS[planted[0]], False, 150, _ALONE, True, sham, draw, say)
     else:
         found = [_example(item.text, None, item, say) for item in ordinary[:300]]
         for name in planted:
@@ -48,12 +48,13 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
 
 def more_untriggered(planted: Sequence[str], found: Sequence[Example]) -> list[Example]:
     """Prompts with the model's own replies: ordinary ones that are not among examples yet, and more decoys of what shows on ordinary ones."""
-    there = {e.prompt for e in found}
+    there, several = {e.prompt for e in found}, len(planted) > 1
+    first = _DECOYS if several else _ALONE
     more = [Example(item.text, None, item.text) for item in items("ordinary", "train") if item.text not in there]
     for b in (BEHAVIOURS[name] for name in planted):
         if b.kind == "ordinary" and b.semantic is None:
-            near = b.near("train", True, random.Random(f"more {b.name}"))[_DECOYS : _DECOYS + _MORE]
-            more += [Example(text, None, item.text) for text, item in near]
+            near = b.near("train", several, random.Random(f"more {b.name}"))
+            more += [Example(text, None, item.text) for text, item in near[first : first + _MORE]]
     return more
 
 
