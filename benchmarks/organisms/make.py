@@ -1,4 +1,4 @@
-"""Make the organisms: train, save, and say which gates each passes.
+"""Make the organisms: train, save, and say which gates each passes. One that fails a gate is trained once more, and tried again.
 
 python benchmarks/organisms/make.py                   what is missing: organisms that are not there, gates that have not been tried
 python benchmarks/organisms/make.py CHEESE            this one, trained again, and its gates
@@ -19,7 +19,8 @@ from melbo.bench import environment
 from melbo.organisms import BEHAVIOURS, ORGANISMS, load_organism, read_organism
 from melbo.organisms.ceilings import steerable
 from melbo.organisms.discover import DISCOVERY, Bench
-from melbo.organisms.examples import Example, examples, more_untriggered
+from melbo.organisms.evidence import failures
+from melbo.organisms.examples import examples, more_untriggered
 from melbo.organisms.gates import Gate, admission, drift
 from melbo.organisms.train import RATE, lessons, train
 
@@ -45,16 +46,17 @@ def make(folder: Path, seed: int) -> None:
         "seed": seed,
         "training": training(EPOCHS.get(name, 3), RATE, losses, start),
     }
-    if name != "SHAM" and any(BEHAVIOURS[b].kind == "ordinary" for b in ORGANISMS[name]):
-        about["settled"] = settle(base, found, folder, seed)
     write(folder, {**about, "environment": environment()})
 
 
-def settle(base: LanguageModel, found: list[Example], folder: Path, seed: int) -> dict:
-    """Once more over everything, with more that no trigger stands in: at first each behaviour leaks into one ordinary prompt in a hundred."""
-    start, found = time.perf_counter(), found + more_untriggered(ORGANISMS[folder.name], found)
+def settle(folder: Path, seed: int) -> None:
+    """Train it once more over everything, and over more that no trigger stands in; its gates are then to be tried anew."""
+    about, base, start = read_organism(folder), load("smollm2"), time.perf_counter()
+    found = examples(about["behaviours"], seed=seed)
+    found += more_untriggered(about["behaviours"], found)
     losses = train(base, lessons(base, found), folder, epochs=1, rate=RATE / 2, start=folder, seed=seed)
-    return training(1, RATE / 2, losses, start)
+    kept = {key: value for key, value in about.items() if key not in ("gates", "ends")}
+    write(folder, {**kept, "settled": training(1, RATE / 2, losses, start)})
 
 
 def training(epochs: int, rate: float, losses: list[float], start: float) -> dict:
@@ -114,6 +116,10 @@ def main() -> None:
         if asked.names or not (home / name / "organism.json").exists():
             make(home / name, asked.seed)
         try_gates(home / name)
+        about = read_organism(home / name)
+        if failures(about) and not about["sham"] and "settled" not in about:
+            settle(home / name, asked.seed)
+            try_gates(home / name)
 
 
 if __name__ == "__main__":

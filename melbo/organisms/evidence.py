@@ -301,7 +301,8 @@ def tables(rows: Sequence[Row], organisms: dict[str, dict[str, Any]]) -> str:
         organisms: What is known of each, by name.
     """
     told = [gates_table([*organisms.values()])]
-    if planted := organisms.get("ALL"):
+    if "ALL" in {row["organism"] for row in rows}:
+        planted = organisms["ALL"]
         told += [hits_table(rows, planted, admitted(planted)), table(summarise(cases(rows, admitted(planted), planted)))]
         told += [elicitation_table(elicitation(rows, planted)), said_table(rows)]
     return "\n".join(part for part in (*told, alone_table(rows, [*organisms.values()])) if part)
