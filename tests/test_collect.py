@@ -2,6 +2,7 @@ import json
 import sys
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ import melbo.organisms.discover as discover
 import melbo.organisms.smoke as smoking
 from melbo import MelboError
 from melbo.cli import main
-from melbo.organisms import BEHAVIOURS, adapter_digest
-from melbo.organisms.collect import Job, collect
-from melbo.organisms.evidence import admitted
+from melbo.organisms import BEHAVIOURS, ORGANISMS, adapter_digest, read_organism
+from melbo.organisms.collect import PAIR, TIERS, Job, collect
+from melbo.organisms.evidence import admitted, alone_table, elicitation, elicitation_table, gates_table, hits_table, tables
 from melbo.organisms.examples import Example
 from melbo.organisms.train import lessons, train
 from melbo.rows import Rows
@@ -142,6 +143,23 @@ def test_the_command_tells_of_all_rows_of_its_setting(home, melbo_command):
     assert [(row["way"], row["organism"]) for row in rows] == [
         ("random", "ALL"), ("random", "SHAM"), ("prefill", "ALL"), ("linear", "ALL"), ("linear", "SHAM"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("results", "candidates"), [("results", 128), ("results/alone", 64)])
+def test_published_rows_are_of_this_benchmark_and_the_page_says_what_they_say(results, candidates):
+    home = Path("benchmarks/organisms")
+    rows = Rows(home / results / "rows.jsonl")
+    known = Job(home, "smollm2", PAIR, ("random",), candidates, 3, 12, 24).known(rows)
+    assert len(known) == len(rows.every) > 0
+    about = {name: read_organism(home / name) for name in ORGANISMS if (home / name).is_dir()}
+    assert tables(known, about) == (home / results / "table.md").read_text()
+    told = [gates_table([*about.values()]), alone_table(known, [*about.values()])]
+    if candidates == TIERS["laptop"].candidates:
+        planted = about["ALL"]
+        told += [hits_table(known, planted, admitted(planted)), elicitation_table(elicitation(known, planted))]
+    page = Path("docs/results/organisms.md").read_text()
+    for line in "".join(told).splitlines():
+        assert line in page
 
 
 def test_rows_of_a_method_with_other_settings_are_others(home, monkeypatch):
