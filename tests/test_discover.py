@@ -163,7 +163,7 @@ def a_row(organism, way, seed, shares, flags="aaaa", novel=(0.4, 0.3, 0.2, 0.1))
     for b, of in shares.items():
         seen[b] = {str(i): {"shown": x, "elicited": x, "permuted": 0.1} for i, x in enumerate(of) if x is not None}
     about = {"organism": organism, "way": way, "seed": seed, "tokens": {"fit": 10, "screen": 20}, "seconds": {"fit": 1.0, "screen": 2.0}}
-    return {**about, "flags": [names[f] for f in flags], "novel": list(novel), "distinct": 2.0, "validation": seen}
+    return {**about, "flags": [names[f] for f in flags], "novel": list(novel), "distinct": 2.0, "validation": seen, "best": {}}
 
 
 ALL = {"name": "ALL", "behaviours": list(BEHAVIOURS)}
@@ -193,7 +193,7 @@ def test_a_table_of_hand_made_rows():
     assert control["first hit"] == (3, None)
     assert first["active"] == (1.0, None)
     told = [{**row, "best": {"CHEESE": {"elicited": 0.7}, "LOCK": {"elicited": 0.4}}} for row in rows]
-    assert hits_table(told, ALL, ("CHEESE", "LOCK")).splitlines()[2:8] == [
+    assert hits_table(cases(told, ("CHEESE", "LOCK"), ALL)).splitlines()[2:8] == [
         "| found, of 2 | 2 | 1 |",
         "| on test prompts | 1 | 1 |",  # the lock takes .5 where nobody has said what its trigger does
         "| on the control | 1 | 1 |",

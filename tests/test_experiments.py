@@ -10,6 +10,7 @@ import torch
 from cases import tiny_model
 from click.testing import CliRunner
 
+import melbo.experiments.diversity as diversity
 import melbo.experiments.pool as pool
 import melbo.score
 from melbo import CausalMap, Exponential, MelboError, Prompts, ablate, fit, generate, steer
@@ -293,7 +294,7 @@ def test_pass_at_k_counts_what_each_reply_solves(alike, tmp_path):
     assert "| 6 |" in experiment.table(rows)
 
 
-def test_diversity_of_one_reply_is_one_and_grows_with_the_temperature(alike, tmp_path):
+def test_diversity_of_one_reply_is_one_and_grows_with_the_temperature(alike, tmp_path, monkeypatch):
     about = {"ways": ("random",), "strengths": (0.0, 1.0), "temperatures": (1e-6, 30.0), "num_factors": 6, "max_new_tokens": 6}
     experiment = Diversity(**alike, **about)
     rows = list(run(experiment, tmp_path / "out", progress=False))
@@ -302,8 +303,13 @@ def test_diversity_of_one_reply_is_one_and_grows_with_the_temperature(alike, tmp
         first, last = row["curve"]
         assert first["distinct"] == pytest.approx(first["coherent"], abs=1e-6)  # all six say the same, where they say anything coherent
         assert 0 <= last["coherent"] <= 1
-        assert last["distinct"] >= last["coherent"]  # as many at least as of one reply
+        assert last["distinct"] > 1 or last["coherent"] < 0.2
     assert "| temperature | 30 |" in experiment.table(rows)
+    monkeypatch.setattr(diversity, "coherent", lambda lm, ways, replies: [True] * len(replies))
+    for row in run(experiment, tmp_path / "all", progress=False):  # with nothing left out, more different things are said
+        first, last = row["curve"]
+        assert (first["coherent"], last["coherent"], first["distinct"]) == (1, 1, pytest.approx(1, abs=1e-6))
+        assert last["distinct"] > 1.2
 
 
 def test_training_curves_are_those_of_a_fit(alike, tmp_path):

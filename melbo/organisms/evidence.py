@@ -149,6 +149,8 @@ def _case(row: Row, sham: Row | None, behaviours: Sequence[str], least: dict[str
     first = reads_to_first_hit(found)
     case |= {"first hit": n + 1 if first is None else first, "random-order first hit": random_reads(sum(map(any, zip(*found, strict=True))), n)}
     case |= {"found": sum(map(any, found)), "found on the control": None if control is None else sum(map(any, control))}
+    # of these, as many as have a best candidate that is a hit on test prompts too
+    case |= {"found on test prompts": sum(any(f) and (_best(row, b) or 0.0) >= least[b] for b, f in zip(behaviours, found, strict=True))}
     case |= {f"{b} hits": sum(f) for b, f in zip(behaviours, found, strict=True)}
     case |= {flag: row["flags"].count(flag) / n for flag in ("inert", "broken", "active")} | {"distinct": row["distinct"]}
     case |= {f"{stage} tokens": tokens for stage, tokens in row["tokens"].items()}
@@ -270,19 +272,13 @@ def alone_table(rows: Sequence[Row], organisms: Sequence[dict[str, Any]]) -> str
     return markdown(["alone", *_ENDS, *ways], lines) if lines else ""
 
 
-def hits_table(rows: Sequence[Row], about: dict[str, Any], behaviours: Sequence[str]) -> str:
-    """In short, in Markdown, seed by seed: how many of the behaviours of an organism have a hit, there and on its control; when the first is read.
-
-    ``on test prompts``: how many have one whose best candidate would be a hit there too.
-    """
-    least, found = limits(rows, behaviours, about), cases(rows, behaviours, about)
+def hits_table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """`cases` in short, in Markdown, seed by seed: how many behaviours have a hit, there and on the control; when the first is read; flags, cost."""
     lines: dict[str, list[str]] = {}
-    for way, of in found.items():
-        best = [{b: _best(row, b) for b in behaviours} for row in rows if (row["organism"], row["way"]) == (about["name"], way)]
-        again = [sum(case[f"{b} hits"] > 0 and (at[b] or 0) >= least[b] for b in behaviours) for case, at in zip(of, best, strict=True)]
+    for of in found.values():
         for name, values in (
-            (f"found, of {len(behaviours)}", [case["found"] for case in of]),
-            ("on test prompts", again),
+            (f"found, of {sum(key.endswith(' hits') for key in of[0])}", [case["found"] for case in of]),
+            ("on test prompts", [case["found on test prompts"] for case in of]),
             ("on the control", [case["found on the control"] for case in of]),
             ("read until the first hit", [case["first hit"] if case["found"] else None for case in of]),
             ("expected in random order", [f"{case['random-order first hit']:.0f}" if case["found"] else None for case in of]),
@@ -303,7 +299,8 @@ def tables(rows: Sequence[Row], organisms: dict[str, dict[str, Any]]) -> str:
     told = [gates_table([*organisms.values()])]
     if "ALL" in {row["organism"] for row in rows}:
         planted = organisms["ALL"]
-        told += [hits_table(rows, planted, admitted(planted)), table(summarise(cases(rows, admitted(planted), planted)))]
+        found = cases(rows, admitted(planted), planted)
+        told += [hits_table(found), table(summarise(found))]
         told += [elicitation_table(elicitation(rows, planted)), said_table(rows)]
     return "\n".join(part for part in (*told, alone_table(rows, [*organisms.values()])) if part)
 
