@@ -1,79 +1,125 @@
-"""Find hidden behaviours of language models without labels."""
+"""Find hidden behaviours of language models without labels.
 
-from .ablate import ablate
-from .adapter_map import AdapterMap
-from .adapters import AdapterSet
-from .bank import Bank
-from .calibrate import Calibration, calibrate
-from .causal_map import CausalMap
-from .compare import Comparison, compare
-from .contrast import AddPrompt, PromptPair, actadd, caa
-from .edit import Add, Edit, edit
-from .errors import MelboError
-from .features import FeatureSet
-from .fit import Fit, fit, fit_seeds
-from .generate import Completions, generate
-from .iterate import Status
-from .load import load
-from .methods import CPE, Alike, Exponential, Given, Linear, Melbo, ObjectiveHessian, ProjectedLinear, Quadratic, Random
-from .model import LanguageModel
-from .oracles import FunctionMap
-from .prompts import Prompts
-from .rank import Ranking, rank
-from .sara import Sara
-from .select import Selection, select
-from .steer import steer
-from .theme import Themes, themes
-from .watch import Watch, watch
+Names are imported when they are first used, so that `import melbo` itself waits for nothing.
+"""
 
-__version__ = "0.1.0"
-__all__ = [
-    "CPE",
-    "AdapterMap",
-    "AdapterSet",
-    "Add",
-    "AddPrompt",
-    "Alike",
-    "Bank",
-    "Calibration",
-    "CausalMap",
-    "Comparison",
-    "Completions",
-    "Edit",
-    "Exponential",
-    "FeatureSet",
-    "Fit",
-    "FunctionMap",
-    "Given",
-    "LanguageModel",
-    "Linear",
-    "Melbo",
-    "MelboError",
-    "ObjectiveHessian",
-    "ProjectedLinear",
-    "PromptPair",
-    "Prompts",
-    "Quadratic",
-    "Random",
-    "Ranking",
-    "Sara",
-    "Selection",
-    "Status",
-    "Themes",
-    "Watch",
-    "ablate",
-    "actadd",
-    "caa",
-    "calibrate",
-    "compare",
-    "edit",
-    "fit",
-    "fit_seeds",
-    "generate",
-    "load",
-    "rank",
-    "select",
-    "steer",
-    "themes",
-    "watch",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from melbo.discovery.contrastive import caa as caa
+    from melbo.discovery.fit import Fit as Fit
+    from melbo.discovery.fit import fit as fit
+    from melbo.discovery.fit import fit_seeds as fit_seeds
+    from melbo.errors import MelboError as MelboError
+    from melbo.evaluation.compare import Comparison as Comparison
+    from melbo.evaluation.compare import compare as compare
+    from melbo.evaluation.halving import Selection as Selection
+    from melbo.evaluation.halving import select as select
+    from melbo.evaluation.rank import Ranking as Ranking
+    from melbo.evaluation.rank import rank as rank
+    from melbo.evaluation.themes import Themes as Themes
+    from melbo.evaluation.themes import themes as themes
+    from melbo.evaluation.watch import Watch as Watch
+    from melbo.evaluation.watch import watch as watch
+    from melbo.features.ablate import ablate as ablate
+    from melbo.features.adapters import AdapterSet as AdapterSet
+    from melbo.features.directions import FeatureSet as FeatureSet
+    from melbo.features.generate import Completions as Completions
+    from melbo.features.generate import generate as generate
+    from melbo.features.prompt_pair import AddPrompt as AddPrompt
+    from melbo.features.prompt_pair import PromptPair as PromptPair
+    from melbo.features.prompt_pair import actadd as actadd
+    from melbo.features.sara import Sara as Sara
+    from melbo.features.steerable import Steerable as Steerable
+    from melbo.features.steerable import steer as steer
+    from melbo.maps.adapter import AdapterMap as AdapterMap
+    from melbo.maps.calibrate import Calibration as Calibration
+    from melbo.maps.calibrate import calibrate as calibrate
+    from melbo.maps.function import FunctionMap as FunctionMap
+    from melbo.maps.residual import CausalMap as CausalMap
+    from melbo.methods.ascent import Alike as Alike
+    from melbo.methods.ascent import Melbo as Melbo
+    from melbo.methods.exponential import CPE as CPE
+    from melbo.methods.exponential import Exponential as Exponential
+    from melbo.methods.fixed import Given as Given
+    from melbo.methods.fixed import Random as Random
+    from melbo.methods.hessian import ObjectiveHessian as ObjectiveHessian
+    from melbo.methods.iterate import Status as Status
+    from melbo.methods.linear import Linear as Linear
+    from melbo.methods.linear import ProjectedLinear as ProjectedLinear
+    from melbo.methods.quadratic import Quadratic as Quadratic
+    from melbo.models.edits import Add as Add
+    from melbo.models.edits import Edit as Edit
+    from melbo.models.edits import edit as edit
+    from melbo.models.language_model import LanguageModel as LanguageModel
+    from melbo.models.load import load as load
+    from melbo.models.prompts import Prompts as Prompts
+
+_MODULES = {
+    "MelboError": "errors",
+    "load": "models.load",
+    "LanguageModel": "models.language_model",
+    "Prompts": "models.prompts",
+    "Add": "models.edits",
+    "Edit": "models.edits",
+    "edit": "models.edits",
+    "CausalMap": "maps.residual",
+    "AdapterMap": "maps.adapter",
+    "FunctionMap": "maps.function",
+    "Calibration": "maps.calibrate",
+    "calibrate": "maps.calibrate",
+    "Alike": "methods.ascent",
+    "Melbo": "methods.ascent",
+    "CPE": "methods.exponential",
+    "Exponential": "methods.exponential",
+    "Given": "methods.fixed",
+    "Random": "methods.fixed",
+    "ObjectiveHessian": "methods.hessian",
+    "Status": "methods.iterate",
+    "Linear": "methods.linear",
+    "ProjectedLinear": "methods.linear",
+    "Quadratic": "methods.quadratic",
+    "ablate": "features.ablate",
+    "AdapterSet": "features.adapters",
+    "FeatureSet": "features.directions",
+    "Completions": "features.generate",
+    "generate": "features.generate",
+    "AddPrompt": "features.prompt_pair",
+    "PromptPair": "features.prompt_pair",
+    "actadd": "features.prompt_pair",
+    "Sara": "features.sara",
+    "Steerable": "features.steerable",
+    "steer": "features.steerable",
+    "caa": "discovery.contrastive",
+    "Fit": "discovery.fit",
+    "fit": "discovery.fit",
+    "fit_seeds": "discovery.fit",
+    "Comparison": "evaluation.compare",
+    "compare": "evaluation.compare",
+    "Selection": "evaluation.halving",
+    "select": "evaluation.halving",
+    "Ranking": "evaluation.rank",
+    "rank": "evaluation.rank",
+    "Themes": "evaluation.themes",
+    "themes": "evaluation.themes",
+    "Watch": "evaluation.watch",
+    "watch": "evaluation.watch",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from melbo.records import own_version
+
+        return own_version()
+    if name not in _MODULES:
+        raise AttributeError(f"module 'melbo' has no attribute {name!r}")
+    found = getattr(import_module(f"melbo.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

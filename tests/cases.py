@@ -14,7 +14,9 @@ WINDOW = 4  # of the sliding-window models: shorter than every prompt of the tes
 
 # What takes a softmax or routes in float32 whatever it computes in: exact to float32 rounding only. Most of them mask with the lowest float64,
 # which is −inf there: a position without any key, as left padding has, gives nan. Test these in float32 where it occurs.
-FLOAT32_INSIDE = frozenset({"bloom", "codegen", "deepseek_v3", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt"})
+FLOAT32_INSIDE = frozenset(
+    {"bloom", "codegen", "deepseek_v3", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt"}
+)
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>")
 _WORDS = (
@@ -35,7 +37,9 @@ def tiny_tokenizer():
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.add_special_tokens([AddedToken(w, special=True) for w in _SPECIAL])
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words.index("<s>"))])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words.index("<s>"))]
+    )
     return tf.PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -76,7 +80,11 @@ def build(config, seed=0):
     """A model of this configuration with weights far enough from zero that attention, gates and norms all matter."""
     torch.manual_seed(seed)
     # float64 runs the plain experts only
-    experts = {"experts_implementation": "eager"} if any(hasattr(config, k) for k in ("num_experts", "num_local_experts", "n_routed_experts")) else {}
+    experts = (
+        {"experts_implementation": "eager"}
+        if any(hasattr(config, k) for k in ("num_experts", "num_local_experts", "n_routed_experts"))
+        else {}
+    )
     model = tf.AutoModelForCausalLM.from_config(config, **experts)
     with torch.no_grad():
         for p in model.parameters():
@@ -85,11 +93,28 @@ def build(config, seed=0):
 
 
 _TOKENS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_SHAPE = _TOKENS | {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+_SHAPE = _TOKENS | {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 _GROUPED = _SHAPE | {"num_key_value_heads": 2}
 _GPT = _TOKENS | {"n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 64}
-_FALCON = _TOKENS | {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "bias": True}
-_OPT = _TOKENS | {"hidden_size": WIDTH, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+_FALCON = _TOKENS | {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "bias": True,
+}
+_OPT = _TOKENS | {
+    "hidden_size": WIDTH,
+    "ffn_dim": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -103,19 +128,40 @@ TINY = {
     "llama": partial(_make, "LlamaConfig", _GROUPED, num_hidden_layers=4),
     "llama_tied": partial(_make, "LlamaConfig", _GROUPED, tie_word_embeddings=True),
     "mistral": partial(_make, "MistralConfig", _GROUPED, head_dim=8, sliding_window=WINDOW),
-    "mixtral": partial(_make, "MixtralConfig", _GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "mixtral": partial(
+        _make, "MixtralConfig", _GROUPED, num_local_experts=4, num_experts_per_tok=2
+    ),
     "qwen2": partial(_make, "Qwen2Config", _GROUPED),
-    "qwen2_sliding": partial(_make, "Qwen2Config", _GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen2_sliding": partial(
+        _make,
+        "Qwen2Config",
+        _GROUPED,
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        max_window_layers=1,
+    ),
     "qwen3": partial(_make, "Qwen3Config", _GROUPED, head_dim=8),
     "qwen3_moe": partial(_make, "Qwen3MoeConfig", _GROUPED | _EXPERTS, head_dim=8),
     "gemma": partial(_make, "GemmaConfig", _GROUPED, head_dim=8),
-    "gemma2": partial(_make, "Gemma2Config", _GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW),
-    "gemma3": partial(_make, "Gemma3TextConfig", _GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW, layer_types=_ALTERNATING),
+    "gemma2": partial(
+        _make, "Gemma2Config", _GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=WINDOW
+    ),
+    "gemma3": partial(
+        _make,
+        "Gemma3TextConfig",
+        _GROUPED,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=WINDOW,
+        layer_types=_ALTERNATING,
+    ),
     "phi": partial(_make, "PhiConfig", _GROUPED),
     "phi3": partial(_make, "Phi3Config", _GROUPED),
     "olmo": partial(_make, "OlmoConfig", _GROUPED),
     "olmo2": partial(_make, "Olmo2Config", _GROUPED),
-    "olmo3": partial(_make, "Olmo3Config", _GROUPED, sliding_window=WINDOW, layer_types=_ALTERNATING),
+    "olmo3": partial(
+        _make, "Olmo3Config", _GROUPED, sliding_window=WINDOW, layer_types=_ALTERNATING
+    ),
     "olmoe": partial(_make, "OlmoeConfig", _GROUPED, num_experts=4, num_experts_per_tok=2),
     "gpt2": partial(_make, "GPT2Config", _GPT),
     "gpt_bigcode": partial(_make, "GPTBigCodeConfig", _GPT),
@@ -145,24 +191,43 @@ TINY = {
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
     "falcon": partial(_make, "FalconConfig", _FALCON, alibi=False),
-    "falcon_grouped": partial(_make, "FalconConfig", _FALCON, alibi=False, new_decoder_architecture=True, num_kv_heads=2),
-    "falcon_alibi": partial(_make, "FalconConfig", _FALCON, alibi=True, parallel_attn=False, multi_query=False),
+    "falcon_grouped": partial(
+        _make, "FalconConfig", _FALCON, alibi=False, new_decoder_architecture=True, num_kv_heads=2
+    ),
+    "falcon_alibi": partial(
+        _make, "FalconConfig", _FALCON, alibi=True, parallel_attn=False, multi_query=False
+    ),
     "bloom": partial(_make, "BloomConfig", _TOKENS, hidden_size=WIDTH, n_layer=3, n_head=4),
-    "mpt": partial(_make, "MptConfig", _TOKENS, d_model=WIDTH, n_layers=3, n_heads=4, max_seq_len=64),
+    "mpt": partial(
+        _make, "MptConfig", _TOKENS, d_model=WIDTH, n_layers=3, n_heads=4, max_seq_len=64
+    ),
     "opt": partial(_make, "OPTConfig", _OPT, word_embed_proj_dim=WIDTH),
-    "opt_post_norm": partial(_make, "OPTConfig", _OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "opt_post_norm": partial(
+        _make, "OPTConfig", _OPT, word_embed_proj_dim=16, do_layer_norm_before=False
+    ),
     "biogpt": partial(_make, "BioGptConfig", _SHAPE),
     "starcoder2": partial(_make, "Starcoder2Config", _GROUPED, sliding_window=WINDOW),
     "stablelm": partial(_make, "StableLmConfig", _GROUPED),
     "smollm3": partial(_make, "SmolLM3Config", _GROUPED, no_rope_layers=[1, 1, 0]),
-    "granite": partial(_make, "GraniteConfig", _GROUPED, embedding_multiplier=2.0, residual_multiplier=0.5, logits_scaling=2.0),
+    "granite": partial(
+        _make,
+        "GraniteConfig",
+        _GROUPED,
+        embedding_multiplier=2.0,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+    ),
     "granitemoe": partial(_make, "GraniteMoeConfig", _GROUPED, num_local_experts=4),
     "cohere": partial(_make, "CohereConfig", _GROUPED),
-    "cohere2": partial(_make, "Cohere2Config", _GROUPED, sliding_window=WINDOW, layer_types=_ALTERNATING),
+    "cohere2": partial(
+        _make, "Cohere2Config", _GROUPED, sliding_window=WINDOW, layer_types=_ALTERNATING
+    ),
     "glm": partial(_make, "GlmConfig", _GROUPED, head_dim=8),
     "glm4": partial(_make, "Glm4Config", _GROUPED, head_dim=8),
     "nemotron": partial(_make, "NemotronConfig", _GROUPED),
-    "exaone4": partial(_make, "Exaone4Config", _GROUPED, sliding_window=WINDOW, layer_types=_ALTERNATING),
+    "exaone4": partial(
+        _make, "Exaone4Config", _GROUPED, sliding_window=WINDOW, layer_types=_ALTERNATING
+    ),
     "helium": partial(_make, "HeliumConfig", _GROUPED, head_dim=8),
     "persimmon": partial(_make, "PersimmonConfig", _SHAPE),
     "arcee": partial(_make, "ArceeConfig", _GROUPED),
@@ -185,5 +250,7 @@ TINY = {
         v_head_dim=8,
     ),
     "lfm2": partial(_make, "Lfm2Config", _GROUPED, layer_types=["conv", "full_attention", "conv"]),
-    "recurrent_gemma": partial(_make, "RecurrentGemmaConfig", _GROUPED, lru_width=WIDTH, attention_window_size=WINDOW),
+    "recurrent_gemma": partial(
+        _make, "RecurrentGemmaConfig", _GROUPED, lru_width=WIDTH, attention_window_size=WINDOW
+    ),
 }

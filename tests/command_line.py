@@ -37,7 +37,15 @@ def environment():
 def real(*argv, stdin="", cwd=None):
     """The installed console script in a process of its own."""
     command = [SCRIPT, *map(str, argv)]
-    done = subprocess.run(command, input=stdin, capture_output=True, encoding="utf-8", env=environment(), cwd=cwd, timeout=120)
+    done = subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(),
+        cwd=cwd,
+        timeout=120,
+    )
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
@@ -83,7 +91,10 @@ def one_line(ended):
 
 def contents(folder):
     """Every file below ``folder``, byte for byte, and every folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in Path(folder).rglob("*")
+    }
 
 
 def as_typed(value):
@@ -112,19 +123,39 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     put("llama", home / "tiny")
     put("gpt2", home / "other")
-    for bad in ("hollow", "unweighted", "cut", "mismatched", "infinite", "speechless", "absurd", "translator", "mute"):
+    for bad in (
+        "hollow",
+        "unweighted",
+        "cut",
+        "mismatched",
+        "infinite",
+        "speechless",
+        "absurd",
+        "translator",
+        "mute",
+    ):
         shutil.copytree(home / "tiny", home / bad)
     (home / "hollow" / "config.json").unlink()
     (home / "unweighted" / "model.safetensors").unlink()
     weights = home / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     config = json.loads((home / "mismatched" / "config.json").read_text())
-    (home / "mismatched" / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
-    for bad, where in (("infinite", "model.layers.1.mlp.down_proj.weight"), ("speechless", "lm_head.weight")):
+    (home / "mismatched" / "config.json").write_text(
+        json.dumps({**config, "intermediate_size": 64})
+    )
+    for bad, where in (
+        ("infinite", "model.layers.1.mlp.down_proj.weight"),
+        ("speechless", "lm_head.weight"),
+    ):
         tensors = load_file(home / "tiny" / "model.safetensors")
         tensors[where][3, 4] = float("nan")
         save_file(tensors, home / bad / "model.safetensors", {"format": "pt"})
-    shape = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 200, "num_attention_heads": 64}
+    shape = {
+        "hidden_size": 65536,
+        "intermediate_size": 262144,
+        "num_hidden_layers": 200,
+        "num_attention_heads": 64,
+    }
     transformers.LlamaConfig(**shape).save_pretrained(home / "absurd")
     transformers.T5Config(d_model=16, num_layers=2).save_pretrained(home / "translator")
     (home / "mute" / "chat_template.jinja").unlink()

@@ -13,7 +13,9 @@ def jacobian(map):
 def hessian(map):
     """H(0) ``[d_target, d_source, d_source]`` by jacrev∘jacrev."""
     with sdpa_kernel([SDPBackend.MATH]):
-        return torch.func.jacrev(torch.func.jacrev(_single(map)))(torch.zeros(map.d_source, dtype=map.dtype))
+        return torch.func.jacrev(torch.func.jacrev(_single(map)))(
+            torch.zeros(map.d_source, dtype=map.dtype)
+        )
 
 
 def _single(map):

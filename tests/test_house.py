@@ -15,13 +15,27 @@ FLOORS = [
     "ablate", "steer", "sara", "contrast", "shared_prompt", "roomy_cache", "generate", "score", "rank", "theme", "rows", "select", "judge", "elicit",
     "controls", "ways", "tables", "plot", "compare", "watch", "chat", "report", "runs", "reference", "bench", "organisms", "experiments", "cli",
 ]  # fmt: skip
-NO_TRANSFORMERS = ["linalg", "transcoder", "iterate", "oracles", "geometry", "operator", "calibrate", "methods"]
+NO_TRANSFORMERS = [
+    "linalg",
+    "transcoder",
+    "iterate",
+    "oracles",
+    "geometry",
+    "operator",
+    "calibrate",
+    "methods",
+]
 
 
 def imports(path):
     """Names of modules that a file imports, package-relative ones as ``.name``; those for type checking only left out."""
     tree = ast.parse(path.read_text())
-    skipped = {n for i in ast.walk(tree) if isinstance(i, ast.If) and getattr(i.test, "id", "") == "TYPE_CHECKING" for n in ast.walk(i)}
+    skipped = {
+        n
+        for i in ast.walk(tree)
+        if isinstance(i, ast.If) and getattr(i.test, "id", "") == "TYPE_CHECKING"
+        for n in ast.walk(i)
+    }
     level_here = len(path.relative_to(PACKAGE).parts)
     for node in ast.walk(tree):
         if node in skipped:
@@ -32,7 +46,11 @@ def imports(path):
             if node.level == 0:
                 yield node.module
             elif node.level == level_here:  # relative to the package itself
-                yield from ["." + node.module.split(".")[0]] if node.module else ["." + a.name for a in node.names]
+                yield from (
+                    ["." + node.module.split(".")[0]]
+                    if node.module
+                    else ["." + a.name for a in node.names]
+                )
 
 
 def files(floor):
@@ -41,7 +59,11 @@ def files(floor):
 
 
 def test_every_module_has_its_floor():
-    found = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    found = {
+        p.stem if p.is_file() else p.name
+        for p in PACKAGE.iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
     assert found - {"__init__"} == set(FLOORS)
 
 
@@ -62,4 +84,6 @@ def test_the_mathematics_knows_torch_and_no_transformers(floor):
 def test_public_names_exist_and_are_documented():
     for name in melbo.__all__:
         assert getattr(melbo, name).__doc__, name
-    assert melbo.__all__ == sorted(set(melbo.__all__), key=lambda n: (not n.isupper(), n))  # initials first, as ruff has it
+    assert melbo.__all__ == sorted(
+        set(melbo.__all__), key=lambda n: (not n.isupper(), n)
+    )  # initials first, as ruff has it

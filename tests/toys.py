@@ -14,9 +14,14 @@ def directions(k, d, seed=0, dtype=torch.float64):
 def smooth(d_source=12, d_target=9, seed=0, chunk=1024):
     """A small map with every derivative: tanh layers with the value at 0 taken off."""
     g = torch.Generator().manual_seed(seed)
-    A, b, C = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((d_source, 16), (16,), (16, d_target)))
+    A, b, C = (
+        torch.randn(*s, generator=g, dtype=torch.float64)
+        for s in ((d_source, 16), (16,), (16, d_target))
+    )
     base = torch.tanh(b) @ C
-    return FunctionMap(lambda theta: torch.tanh(theta @ A + b) @ C - base, d_source, d_target, torch.float64, chunk)
+    return FunctionMap(
+        lambda theta: torch.tanh(theta @ A + b) @ C - base, d_source, d_target, torch.float64, chunk
+    )
 
 
 def planted(V, U, response, dtype=torch.float64):

@@ -1,13 +1,12 @@
 """One algorithm a file; each a frozen configuration with the same face."""
 
-from .ascent import Alike, Melbo
-from .base import Direct, Iterative, Method
-from .cpe import CPE
-from .exponential import Exponential
-from .given import Given
-from .hessian import ObjectiveHessian
-from .linear import Linear, ProjectedLinear, Random
-from .quadratic import Quadratic
+from melbo.methods.ascent import Alike, Melbo
+from melbo.methods.base import Direct, Iterative, Method
+from melbo.methods.exponential import CPE, Exponential
+from melbo.methods.fixed import Given, Random
+from melbo.methods.hessian import ObjectiveHessian
+from melbo.methods.linear import Linear, ProjectedLinear
+from melbo.methods.quadratic import Quadratic
 
 #: The command line's names.
 METHODS: dict[str, type[Method]] = {

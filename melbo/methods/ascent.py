@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import MelboError
-from ..iterate import Record
-from ..linalg import random_rows, unit
-from ..oracles import Map
-from ..transcoder import Factors, fit_strengths
-from .base import Iterative
+from melbo.errors import MelboError
+from melbo.maps.base import Map
+from melbo.maths.linalg import random_rows, unit
+from melbo.maths.transcoder import Factors, exponential_factors
+from melbo.methods.base import Iterative
+from melbo.methods.iterate import Record
 
 _BETAS = (0.9, 0.98)
 
@@ -72,7 +72,12 @@ class Ascent(Iterative):
 
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source and settings that make sense."""
-        if self.steps < 1 or self.together < 1 or not self.penalty >= 0 or not self.learning_rate > 0:
+        if (
+            self.steps < 1
+            or self.together < 1
+            or not self.penalty >= 0
+            or not self.learning_rate > 0
+        ):
             raise MelboError(
                 f"got steps={self.steps}, together={self.together}, penalty={self.penalty}, learning_rate={self.learning_rate}: "
                 "expected at least 1, 1 and 0, and more than 0"
@@ -95,7 +100,16 @@ class Ascent(Iterative):
         none = excluded[:0]
         nothing = none.new_zeros(0, map.d_target)
         aim = map.value(self.scale * excluded)
-        return _State(V, V.new_zeros(len(V), map.d_target), _no_moments(V), none, nothing, excluded, aim, generator)
+        return _State(
+            V,
+            V.new_zeros(len(V), map.d_target),
+            _no_moments(V),
+            none,
+            nothing,
+            excluded,
+            aim,
+            generator,
+        )
 
     def step(self, map: Map, state: _State) -> tuple[_State, Record]:
         """One step of every vector of the batch."""
@@ -127,7 +141,9 @@ class Ascent(Iterative):
         }
         following = replace(state, V=moved, D=D, moments=moments, found=found)
         left = self.num_factors - len(state.V_done) - len(V)
-        return (self._next_batch(following, left) if moments.steps == self.steps and left else following), record
+        return (
+            self._next_batch(following, left) if moments.steps == self.steps and left else following
+        ), record
 
     def finish(self, map: Map, state: _State) -> Factors:
         """What the final vectors do: U along it."""
@@ -140,7 +156,13 @@ class Ascent(Iterative):
         V = self._start(excluded, left, state.generator)
         done = torch.cat([state.V_done, state.V]), torch.cat([state.D_done, state.D])
         return replace(
-            state, V=V, D=state.D.new_zeros(len(V), state.D.shape[1]), moments=_no_moments(V), V_done=done[0], D_done=done[1], excluded=excluded
+            state,
+            V=V,
+            D=state.D.new_zeros(len(V), state.D.shape[1]),
+            moments=_no_moments(V),
+            V_done=done[0],
+            D_done=done[1],
+            excluded=excluded,
         )
 
     def _start(self, excluded: Tensor, left: int, generator: torch.Generator) -> Tensor:
@@ -166,7 +188,9 @@ class Melbo(Ascent):
         """See `Ascent.check`; also p ≥ 2 and q ≥ 1."""
         super().check(map)
         if self.p < 2 or (self.q is not None and self.q < 1):
-            raise MelboError(f"got p={self.p}, q={self.q}: expected p of at least 2, and q of 1 or p")
+            raise MelboError(
+                f"got p={self.p}, q={self.q}: expected p of at least 2, and q of 1 or p"
+            )
 
     def objective(self, map: Map, D: Tensor, aim: Tensor) -> Tensor:
         """See the class."""
@@ -192,7 +216,9 @@ class Alike(Ascent):
     def check(self, map: Map) -> None:
         """See `Ascent.check`; also a direction of the right width."""
         if len(self.like) != map.d_source or not any(self.like):
-            raise MelboError(f"got like with {len(self.like)} numbers, expected a direction of {map.d_source}: tuple(bank.V[3].tolist())")
+            raise MelboError(
+                f"got like with {len(self.like)} numbers, expected a direction of {map.d_source}: tuple(bank.V[3].tolist())"
+            )
         super().check(map)
 
     def describe(self) -> dict:
@@ -224,4 +250,4 @@ def _adam(before: _Moments, gradient: Tensor) -> tuple[_Moments, Tensor]:
 
 
 def _factors(V: Tensor, D: Tensor) -> Factors:
-    return fit_strengths(V, unit(D), D.norm(dim=-1), "exponential")
+    return exponential_factors(V, D)

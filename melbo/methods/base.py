@@ -2,15 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 
-from ..errors import MelboError
-from ..iterate import Record
-from ..oracles import Map
-from ..transcoder import Factors
+from melbo.errors import MelboError
+from melbo.maps.base import Map
+from melbo.maths.transcoder import Factors
+from melbo.methods.iterate import Record
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Method(ABC):
         if self.num_factors < 1:
             raise MelboError(f"num_factors is {self.num_factors}: expected at least 1")
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise MelboError(f"scale is {self.scale}: expected a positive number; melbo.calibrate finds one")
+            raise MelboError(
+                f"scale is {self.scale}: expected a positive number; melbo.calibrate finds one"
+            )
 
     def check_room(self, room: int, why: str) -> None:
         """Refuse more factors than there are dimensions for them.
@@ -49,9 +51,15 @@ class Method(ABC):
                 f"num_factors is {self.num_factors}, but {why} there can be at most {room}: ask for fewer, or use Exponential with 'soft'"
             )
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Name and settings, JSON-able."""
         return {"name": type(self).__name__, **asdict(self)}
+
+    def identity(self) -> dict[str, Any]:
+        """Name and the settings that differ from their defaults, R left out, JSON-able."""
+        defaults = {f.name: f.default for f in fields(self)}
+        changed = {k: v for k, v in asdict(self).items() if k != "scale" and v != defaults[k]}
+        return {"name": type(self).__name__, **changed}
 
 
 class Direct(Method):
@@ -76,7 +84,9 @@ class Iterative(Method):
         """See `Method.check`; also max_steps ≥ 1 and tol ≥ 0."""
         super().check(map)
         if self.max_steps < 1 or not self.tol >= 0:
-            raise MelboError(f"got max_steps={self.max_steps} and tol={self.tol}: expected at least 1 and at least 0")
+            raise MelboError(
+                f"got max_steps={self.max_steps} and tol={self.tol}: expected at least 1 and at least 0"
+            )
 
     @abstractmethod
     def init(self, map: Map, generator: torch.Generator) -> Any:

@@ -6,13 +6,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import MelboError
-from ..iterate import Record
-from ..linalg import Orthogonalise, orthogonalise, random_rows, unit
-from ..oracles import Map
-from ..transcoder import Factors, fit_strengths
-from .base import Iterative
-from .linear import projected_start
+from melbo.errors import MelboError
+from melbo.maps.base import Map
+from melbo.maps.smooth import require_smooth
+from melbo.maths.linalg import Orthogonalise, orthogonalise, random_rows, unit
+from melbo.maths.transcoder import Factors, exponential_factors, fit_strengths
+from melbo.methods.base import Iterative
+from melbo.methods.iterate import Record
+from melbo.methods.starts import projected_start
 
 
 class _State(NamedTuple):
@@ -52,11 +53,15 @@ class Exponential(Iterative):
         if self.orthogonalise != "soft":
             self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
         if self.orthogonalise not in ("qr", "polar", "soft"):
-            raise MelboError(f"orthogonalise is {self.orthogonalise!r}: expected 'qr', 'polar' or 'soft'")
+            raise MelboError(
+                f"orthogonalise is {self.orthogonalise!r}: expected 'qr', 'polar' or 'soft'"
+            )
         if self.start not in ("projected", "backward"):
             raise MelboError(f"start is {self.start!r}: expected 'projected' or 'backward'")
         if self.start == "projected" and map.parts:
-            raise MelboError("this map has no Jacobian at zero to start from: use CPE, or start='backward'")
+            raise MelboError(
+                "this map has no Jacobian at zero to start from: use CPE, or start='backward'"
+            )
         if not 0 < self.beta <= 1:
             raise MelboError(f"beta is {self.beta}: expected more than 0 and at most 1")
 
@@ -64,7 +69,7 @@ class Exponential(Iterative):
         """Directions to start from."""
         m = self.num_factors
         if self.start == "projected":
-            V = projected_start(map, m, generator)
+            V = projected_start(require_smooth(map), m, generator)
         else:
             U = random_rows(m, map.d_target, generator).to(map.device, map.dtype)
             V = map.unit(map.backward(U, self.scale, generator))
@@ -94,7 +99,26 @@ class Exponential(Iterative):
     def finish(self, map: Map, state: _State) -> Factors:
         """U = normalise(Δ_R(V)) at the final V, then α: b = ⟨u, Δ_R(v)⟩ = ‖Δ_R(v)‖."""
         D = map.value(self.scale * state.V)
-        return fit_strengths(state.V, unit(D), D.norm(dim=-1), "exponential")
+        return exponential_factors(state.V, D)
 
     def _mix(self, new: Tensor, old: Tensor) -> Tensor:
         return self.beta * new + (1 - self.beta) * old
+
+
+@dataclass(frozen=True)
+class CPE(Exponential):
+    """Orthogonalised gradient iteration with the defaults of CPE (arXiv 2606.29604), for an `AdapterMap`: which blocks is the map's to say.
+
+    Attributes:
+        num_factors: m.
+        scale: R, the norm of what a factor adds to each matrix.
+        max_steps: Sweeps at most.
+        tol: See `melbo.iterate`.
+        orthogonalise: On the flattened factors.
+        start: ``"backward"``: gradients of random output directions.
+        beta: See `Exponential`.
+    """
+
+    max_steps: int = 30
+    orthogonalise: Orthogonalise = "soft"
+    start: Literal["projected", "backward"] = "backward"

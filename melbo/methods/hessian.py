@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..linalg import orthogonalise, random_rows, singular_signs, top_singular, unit
-from ..oracles import Map
-from ..transcoder import Factors, fit_strengths
-from .base import Direct
+from melbo.maps.base import Map
+from melbo.maps.smooth import require_smooth
+from melbo.maths.linalg import orthogonalise, random_rows, singular_signs, top_singular, unit
+from melbo.maths.transcoder import Factors, fit_strengths
+from melbo.methods.base import Direct
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,24 @@ class ObjectiveHessian(Direct):
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source."""
         super().check(map)
+        require_smooth(map)
         self.check_room(map.d_source, "a Hessian has that many eigenvectors and")
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
         """The leading eigenvectors, largest eigenvalue first."""
+        map = require_smooth(map)
         block = min(max(8, self.num_factors // 2), map.d_source)
-        start = orthogonalise(random_rows(block, map.d_source, generator).to(map.device, map.dtype), "qr")
-        V, _, _, _ = top_singular(map.square_hvp, map.square_hvp, start, self.num_factors, self.tol, -(-map.d_source // block))
+        start = orthogonalise(
+            random_rows(block, map.d_source, generator).to(map.device, map.dtype), "qr"
+        )
+        V, _, _, _ = top_singular(
+            map.square_hvp,
+            map.square_hvp,
+            start,
+            self.num_factors,
+            self.tol,
+            -(-map.d_source // block),
+        )
         JV = map.jvp(V)
         V, U = singular_signs(V, unit(JV))
         return fit_strengths(V, U, self.scale * JV.norm(dim=-1), "linear")

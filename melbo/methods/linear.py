@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..linalg import complete, orthogonalise, random_rows, singular_signs, top_singular, unit
-from ..operator import Jacobian
-from ..oracles import Map
-from ..transcoder import Factors, fit_strengths
-from .base import Direct
+from melbo.maps.base import Map
+from melbo.maps.jacobian import Jacobian
+from melbo.maps.smooth import require_smooth
+from melbo.maths.linalg import orthogonalise, random_rows, singular_signs, top_singular
+from melbo.maths.transcoder import Factors
+from melbo.methods.base import Direct
+from melbo.methods.starts import first_order, projected_start
 
 _SMALLEST_BLOCK, _USUAL_BLOCKS = 8, 16
 
@@ -34,10 +36,14 @@ class Linear(Direct):
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ min(d_source, d_target)."""
         super().check(map)
-        self.check_room(min(map.d_source, map.d_target), "a Jacobian has that many singular vectors and")
+        require_smooth(map)
+        self.check_room(
+            min(map.d_source, map.d_target), "a Jacobian has that many singular vectors and"
+        )
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
         """The leading singular pairs."""
+        map = require_smooth(map)
         V, U = self._singular_pairs(Jacobian(map), generator)
         V, U = singular_signs(V, U)
         return first_order(map, V, U, self.scale)
@@ -48,8 +54,12 @@ class Linear(Direct):
         # products with J and with Jᵀ cost about the same, and min(shape) of either give all of J
         affordable = min(J.shape) // (2 * block)
         if affordable >= _USUAL_BLOCKS:
-            start = orthogonalise(random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype), "qr")
-            V, U, _, residual = top_singular(J.matmat, J.rmatmat, start, self.num_factors, self.tol, affordable)
+            start = orthogonalise(
+                random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype), "qr"
+            )
+            V, U, _, residual = top_singular(
+                J.matmat, J.rmatmat, start, self.num_factors, self.tol, affordable
+            )
             if residual < self.tol:
                 return V, U
         U, _, V = torch.linalg.svd(J.to_dense(), full_matrices=False)
@@ -74,34 +84,11 @@ class ProjectedLinear(Direct):
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source."""
         super().check(map)
+        require_smooth(map)
         self.check_room(map.d_source, "orthonormal rows are added and")
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
         """The projected singular vectors, with U = normalise(JV)."""
+        map = require_smooth(map)
         V = projected_start(map, self.num_factors, generator, self.num_projections)
         return first_order(map, V, None, self.scale)
-
-
-@dataclass(frozen=True)
-class Random(Direct):
-    """The control: directions drawn uniformly from the sphere, U = normalise(Δ_R(V))."""
-
-    def solve(self, map: Map, generator: torch.Generator) -> Factors:
-        """Random directions and what they do."""
-        V = random_rows(self.num_factors, map.d_source, generator).to(map.device, map.dtype)
-        D = map.value(self.scale * V)
-        return fit_strengths(V, unit(D), D.norm(dim=-1), "exponential")
-
-
-def first_order(map: Map, V: Tensor, U: Tensor | None, scale: float) -> Factors:
-    """Factors of a linear transcoder with given directions; U = normalise(JV) where left out. b = R·uᵀJv."""
-    JV = map.jvp(V)
-    U = unit(JV) if U is None else U
-    return fit_strengths(V, U, scale * (U * JV).sum(-1), "linear")
-
-
-def projected_start(map: Map, m: int, generator: torch.Generator, num_projections: int = 32) -> Tensor:
-    """``m`` unit rows to start from: right singular vectors of W·J, completed at random."""
-    W = random_rows(min(num_projections, map.d_target), map.d_target, generator).to(map.device, map.dtype)
-    V = torch.linalg.svd(Jacobian(map).rmatmat(W), full_matrices=False)[2]
-    return complete(V, m, generator)

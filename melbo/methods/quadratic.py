@@ -6,13 +6,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import MelboError
-from ..iterate import Record
-from ..linalg import orthogonalise, unit
-from ..oracles import Map
-from ..transcoder import Factors, fit_strengths
-from .base import Iterative
-from .linear import projected_start
+from melbo.errors import MelboError
+from melbo.maps.base import Map
+from melbo.maps.smooth import SmoothMap, require_smooth
+from melbo.maths.linalg import orthogonalise, unit
+from melbo.maths.transcoder import Factors, fit_strengths
+from melbo.methods.base import Iterative
+from melbo.methods.iterate import Record
+from melbo.methods.starts import projected_start
 
 
 class _State(NamedTuple):
@@ -43,27 +44,37 @@ class Quadratic(Iterative):
     def check(self, map: Map) -> None:
         """See `Method.check`; also m ≤ d_source."""
         super().check(map)
+        require_smooth(map)
         if self.orthogonalise not in ("qr", "polar"):
-            raise MelboError(f"orthogonalise is {self.orthogonalise!r}: expected 'qr' or 'polar' for the quadratic method")
+            raise MelboError(
+                f"orthogonalise is {self.orthogonalise!r}: expected 'qr' or 'polar' for the quadratic method"
+            )
         self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
 
     def init(self, map: Map, generator: torch.Generator) -> _State:
         """The projected-linear start."""
+        map = require_smooth(map)
         return _State(projected_start(map, self.num_factors, generator))
 
     def step(self, map: Map, state: _State) -> tuple[_State, Record]:
         """One sweep over all factors."""
         V = orthogonalise(state.V, self.orthogonalise)
-        found = self._factors(map, V)
-        moved = unit(map.hvp(found.U, V), fallback=V)
+        found = self._factors(require_smooth(map), V)
+        moved = unit(require_smooth(map).hvp(found.U, V), fallback=V)
         change = (1 - (moved * state.V).sum(-1).abs()).max().item()
-        return _State(moved, found), {"objective": found.b.mean().item(), "explained": found.explained, "change": change}
+        return _State(moved, found), {
+            "objective": found.b.mean().item(),
+            "explained": found.explained,
+            "change": change,
+        }
 
     def finish(self, map: Map, state: _State) -> Factors:
         """U and α at the final V."""
-        return self._factors(map, state.V)
+        return self._factors(require_smooth(map), state.V)
 
-    def _factors(self, map: Map, V: Tensor) -> Factors:
+    def _factors(self, map: SmoothMap, V: Tensor) -> Factors:
         """U = normalise H(·, v, v), and α from b = R²·H(u, v, v)."""
         curvature = map.bilinear(V, V)
-        return fit_strengths(V, unit(curvature), self.scale**2 * curvature.norm(dim=-1), "quadratic")
+        return fit_strengths(
+            V, unit(curvature), self.scale**2 * curvature.norm(dim=-1), "quadratic"
+        )

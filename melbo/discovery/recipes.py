@@ -1,0 +1,261 @@
+"""Recipes for features under one face: what is learnt, what it is compared with, what it costs."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from melbo.discovery.controls import control
+from melbo.discovery.fit import feature_kind, fit
+from melbo.errors import MelboError
+from melbo.features.directions import FeatureSet
+from melbo.maps.adapter import AdapterMap
+from melbo.maps.calibrate import calibrate
+from melbo.maps.model_map import ModelMap
+from melbo.maps.residual import CausalMap
+from melbo.methods.ascent import Melbo
+from melbo.methods.base import Method
+from melbo.methods.exponential import CPE, Exponential
+from melbo.methods.linear import Linear, ProjectedLinear
+from melbo.methods.quadratic import Quadratic
+from melbo.models.low_rank import random_factors
+
+_STEPS = 12  # of MELBO
+# MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do
+# (615, 622 in the mean; by hand, bundled model)
+_PATH = 8.4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe for features.
+
+    Attributes:
+        what: The recipe in words.
+        method: Makes the method from m, R and the number of MELBO's steps; None for a control.
+        stacked: Whether prompts and tokens are stacked, not averaged.
+        of_norm: Whether directions depend on R.
+        seeded: Whether anything in it is random.
+        adapters: Whether it gives rank-one edits instead of directions.
+        signed: Whether a direction is meant to be pushed one way only; controls are as good both
+            ways.
+    """
+
+    what: str
+    method: Callable[[int, float, int], Method] | None = None
+    stacked: bool = False
+    of_norm: bool = False
+    seeded: bool = True
+    adapters: bool = False
+    signed: bool = True
+
+
+def _melbo(m: int, R: float, steps: int) -> Melbo:
+    return Melbo(m, R, steps=steps, learning_rate=_PATH / steps)
+
+
+#: Recipes by name; the controls last.
+RECIPES = {
+    "exponential": Recipe(
+        "exponential transcoder, trained at each norm",
+        lambda m, R, _: Exponential(m, R),
+        of_norm=True,
+    ),
+    "soft": Recipe(
+        "exponential transcoder, softly orthogonalised",
+        lambda m, R, _: Exponential(m, R, orthogonalise="soft"),
+        of_norm=True,
+    ),
+    "melbo": Recipe("MELBO, gradient ascent at each norm", _melbo, stacked=True, of_norm=True),
+    "linear": Recipe(
+        "singular vectors of the averaged Jacobian",
+        lambda m, R, _: Linear(m, R),
+        seeded=False,
+        signed=False,
+    ),
+    "projected": Recipe(
+        "singular vectors of the Jacobian through 32 random outputs",
+        lambda m, R, _: ProjectedLinear(m, R),
+        signed=False,
+    ),
+    "stacked": Recipe(
+        "singular vectors of the Jacobian stacked over prompts and tokens",
+        lambda m, R, _: Linear(m, R),
+        stacked=True,
+        seeded=False,
+        signed=False,
+    ),
+    "quadratic": Recipe("quadratic transcoder", lambda m, R, _: Quadratic(m, R), signed=False),
+    "cpe": Recipe(
+        "CPE, rank-one edits of five blocks, trained at each norm",
+        lambda m, R, _: CPE(m, R, max_steps=20),
+        of_norm=True,
+        adapters=True,
+    ),
+    "random": Recipe("control: uniform on the sphere"),
+    "covariance": Recipe("control: drawn with the covariance of ordinary activations"),
+    "unrelated": Recipe("control: differences of the activations of two unrelated prompts"),
+    "columns": Recipe("control: what single neurons of the MLP before the source write"),
+    "adapters": Recipe("control: random rank-one edits of the same blocks", adapters=True),
+}
+
+
+def is_control(name: str) -> bool:
+    """Whether a name is that of a recipe that learns nothing."""
+    return name in RECIPES and RECIPES[name].method is None
+
+
+def check_number(recipes: Iterable[str], num: int) -> None:
+    """Refuse a number of candidates that some recipe cannot give.
+
+    Args:
+        recipes: Names; those of no recipe are passed over.
+        num: Number of candidates of each.
+
+    Raises:
+        MelboError: The number is odd and a recipe gives no sign: half of its candidates are
+            negatives.
+    """
+    unsigned = [name for name in recipes if name in RECIPES and not RECIPES[name].signed]
+    if unsigned and num % 2:
+        raise MelboError(
+            f"{unsigned[0]} gives no sign, so that half of its candidates are negatives: "
+            f"expected an even number, got {num}"
+        )
+
+
+def method_identity(name: str, num: int) -> dict[str, Any] | None:
+    """Method of a recipe with its settings that differ from the defaults, JSON-able.
+
+    Rows of results are keyed by it: a setting that is new and has a default leaves them valid, one
+    whose default changes asks for a new version of the benchmark.
+
+    Args:
+        name: Name of a recipe; None is returned for a control, and for what is no recipe.
+        num: Number of candidates.
+    """
+    method = RECIPES[name].method if name in RECIPES else None
+    return None if method is None else method(_num_factors(name, num), 1.0, _STEPS).identity()
+
+
+def _num_factors(name: str, num: int) -> int:
+    """Features that give this many candidates."""
+    return num if RECIPES[name].signed else num // 2
+
+
+class FeatureSearch:
+    """Finds features by any recipe on one map, averaged or stacked, at one scale.
+
+    Args:
+        map: Map of directions or of adapters, averaged.
+        scale: R; calibrated if left out.
+        progress: Whether to draw bars.
+
+    Attributes:
+        map: The averaged map.
+        stacked: The same map, prompts and tokens stacked.
+        scale: R.
+    """
+
+    def __init__(self, map: ModelMap, scale: float | None = None, progress: bool = True) -> None:
+        self.map = map
+        stacked = {**map.describe(), "concatenate": True}
+        self.stacked = type(map).from_description(map.lm, stacked)
+        self.stacked.tokens_per_pass, self.stacked.compile = map.tokens_per_pass, map.compile
+        self.scale = calibrate(map, progress=progress).scale if scale is None else scale
+
+    def find(
+        self, name: str, m: int, R: float, steps: int = _STEPS, seed: int = 0
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Find features by a recipe of this map's kind.
+
+        Args:
+            name: One of `RECIPES`.
+            m: Number of features.
+            R: Norm at which recipes learn that do so at a norm.
+            steps: Steps of MELBO.
+            seed: Random seed.
+
+        Returns:
+            Unit rows ``[m, d_source]``, and their cost: passes of a direction through the slice,
+            seconds.
+
+        Raises:
+            MelboError: The recipe is of the other kind; and as its method.
+        """
+        recipe, map = RECIPES[name], self.map
+        if recipe.adapters != isinstance(map, AdapterMap):
+            raise MelboError(
+                f"{name} finds {'adapters' if recipe.adapters else 'directions'}, the map is a "
+                f"{type(map).__name__}: give the other kind"
+            )
+        used = self.stacked if recipe.stacked else map
+        start, before = time.perf_counter(), used.passes
+        generator = torch.Generator().manual_seed(seed)
+        if recipe.method is not None:
+            method = recipe.method(m, R, steps)
+            V = fit(used, method, seed=seed, progress=False).features.V
+        elif isinstance(map, AdapterMap):
+            V = random_factors(map.sites, m, generator)
+        else:
+            V = control(map.lm, map.prompts, map.source, name, m, generator)
+        cost = {"passes": used.passes - before, "seconds": time.perf_counter() - start}
+        return V.float().cpu(), cost
+
+    def candidates(self, name: str, num: int, seed: int = 0) -> tuple[FeatureSet, dict[str, float]]:
+        """Features of a recipe at its scale, half of them negatives where it gives no sign.
+
+        Args:
+            name: One of `RECIPES`.
+            num: Number of candidates.
+            seed: Random seed.
+
+        Returns:
+            The candidates and their cost, as `find`.
+
+        Raises:
+            MelboError: The number is odd and the recipe gives no sign; and as `find`.
+        """
+        check_number([name], num)
+        V, cost = self.find(name, _num_factors(name, num), self.scale, seed=seed)
+        if not RECIPES[name].signed:
+            V = torch.cat([V, self.map.opposite(V)])
+        return self.feature_set(V, self.scale), cost
+
+    def feature_set(self, V: Tensor, scale: float) -> FeatureSet:
+        """Unit rows as a set of features, of which no more is known.
+
+        Args:
+            V: Rows ``[m, d_source]``.
+            scale: R.
+        """
+        map, meta = self.map, {"map": self.map.describe()}
+        kind = feature_kind(map)
+        return kind(V, V, torch.zeros(len(V)), scale, map.source, map.target, meta)
+
+
+def adapters_like(cmap: CausalMap) -> AdapterMap:
+    """The map of adapters that reads what a map of directions reads.
+
+    Args:
+        cmap: Map of directions.
+
+    Raises:
+        MelboError: What it reads, or which tokens it steers, is nothing that adapters know.
+    """
+    placement = cmap.placement
+    if (cmap.read, placement.positions, placement.skip_first) != ("stream", "all", False):
+        raise MelboError(
+            "adapters are read in the stream and act at every token: "
+            "leave read, positions and skip_first out to compare with them"
+        )
+    return AdapterMap(
+        cmap.lm,
+        cmap.prompts,
+        target=cmap.target,
+        target_tokens=placement.target_tokens,
+        normalise_target=cmap.normalise_target,
+    )

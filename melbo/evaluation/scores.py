@@ -1,0 +1,317 @@
+"""Scores of replies: how new, how likely, how repetitive they are; and the flag that follows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor
+
+from melbo.features.generate import Completion, Completions
+from melbo.maths.statistics import mean
+from melbo.models.decode import batches_that_fit
+from melbo.models.language_model import LanguageModel
+from melbo.models.prompts import Prompts, pad_rows
+from melbo.models.shared_prefix import Prefix, read_prefix
+from melbo.progress import track
+
+Flag = Literal["active", "inert", "broken"]
+
+#: Weight of a reply's mean negative log-likelihood in `novel_yet_fluent` (method §5).
+NLL_WEIGHT = 0.15
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits beyond which replies count as unchanged or broken.
+
+    Attributes:
+        inert_similarity: A feature is inert when its replies share this much of their words
+            (tf-idf cosine) with the unsteered ones.
+        broken_repetition: A reply is broken when more than this share of its 4-grams are repeats …
+        broken_nll: … or when the unsteered model finds its tokens less likely than this on average
+            (nats).
+    """
+
+    inert_similarity: float = 0.9
+    broken_repetition: float = 0.3
+    broken_nll: float = 4.0
+
+    def broken(self, nll: float, repetition: float) -> bool:
+        """Whether a reply is broken."""
+        return nll > self.broken_nll or repetition > self.broken_repetition
+
+
+THRESHOLDS = Thresholds()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one vector on a set of prompts, averaged over them.
+
+    Attributes:
+        novel: Novel yet fluent (see `novel_yet_fluent`).
+        novelty: 1 − tf-idf cosine with the unsteered reply.
+        nll: Mean negative log-likelihood a token under the unsteered model, in nats.
+        repetition: Share of 4-grams that are repeats.
+        kl: KL(steered ‖ unsteered) of the first token in nats; NaN where it is not known.
+        contrast: logit(A) − logit(B) of the first token; None where no pair was given.
+        flag: What the vector does, in a word.
+    """
+
+    novel: float
+    novelty: float
+    nll: float
+    repetition: float
+    kl: float
+    contrast: float | None
+    flag: Flag
+
+
+class Judged:
+    """Every reply of a table with its scores.
+
+    Args:
+        lm: The model.
+        prompts: Prompts that were replied to.
+        table: The replies.
+        progress: Whether to draw a bar.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, prompts: Prompts, table: Completions, progress: bool = True
+    ) -> None:
+        self._rows = list(table)
+        self._words = _words([c.text for c in self._rows])
+        self._novelty = _novelty(self._rows, self._words)
+        self._nll = nll(lm, prompts, self._rows, progress=progress)
+        self._repetition = [repetition(c.tokens) for c in self._rows]
+        self._at = {(c.kind, c.feature, c.prompt): i for i, c in enumerate(self._rows)}
+
+    def scores(self, kind: str, feature: int | None, prompts: Sequence[int]) -> Scores:
+        """Scores of one vector on some of the prompts.
+
+        Args:
+            kind: ``"feature"``, ``"control"`` or ``"unsteered"``.
+            feature: Index of the vector in its set.
+            prompts: Indices of the prompts.
+        """
+        at = [self._at[kind, feature, p] for p in prompts]
+        new, cost, repeats = (
+            [values[i] for i in at] for values in (self._novelty, self._nll, self._repetition)
+        )
+        first = [self._rows[i].first for i in at]
+        kls = [f.kl for f in first if f is not None and f.kl is not None]
+        contrasts = [f.contrast for f in first if f is not None and f.contrast is not None]
+        overflowed = [f is not None and f.overflowed for f in first]
+        return Scores(
+            novel=mean([novel_yet_fluent(n, c) for n, c in zip(new, cost, strict=True)]),
+            novelty=mean(new),
+            nll=mean(cost),
+            repetition=mean(repeats),
+            kl=mean(kls) if kls else math.nan,
+            contrast=mean(contrasts) if contrasts else None,
+            flag=flag(new, cost, repeats, overflowed),
+        )
+
+    def distinct(self, features: Sequence[int], prompts: Sequence[int]) -> float:
+        """How many different things features say, averaged over prompts (see `distinct`).
+
+        Args:
+            features: Indices of the features; none give 0.
+            prompts: Indices of the prompts.
+        """
+        if not features:
+            return 0.0
+        rows = [[self._at["feature", i, p] for i in features] for p in prompts]
+        return 1 / mean([_mean_cosine(self._words[of_prompt]) for of_prompt in rows])
+
+
+def distinct(texts: Sequence[str]) -> float:
+    """How many different replies there are: 1 / mean tf-idf cosine over all pairs.
+
+    A reply is paired with itself too: n if no two of n replies share a word, 1 if all say the
+    same, 0 for no replies.
+
+    Source: diversity of order two of similar species, Leinster & Cobbold (2012).
+    """
+    return 1 / _mean_cosine(_words(texts)) if texts else 0.0
+
+
+def novelty(completions: Completions) -> list[float]:
+    """1 − tf-idf cosine between each reply and the unsteered one to the same prompt.
+
+    The vocabulary weights are those of this table.
+    """
+    rows = list(completions)
+    return _novelty(rows, _words([c.text for c in rows]))
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of a reply's n-grams that it has said before, 0 to 1.
+
+    Args:
+        tokens: The reply; 0 where it is shorter than n + 1 tokens.
+        n: Length of an n-gram.
+    """
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
+
+
+def nll(
+    lm: LanguageModel,
+    prompts: Prompts,
+    completions: Sequence[Completion],
+    batch_size: int = 32,
+    progress: bool = True,
+) -> list[float]:
+    """Mean negative log-likelihood of each reply's tokens under the unsteered model, in nats.
+
+    Each prompt runs once and the replies to it share its keys and values, where the model's cache
+    can be shared. Batches are halved when memory runs out.
+
+    Args:
+        lm: The model.
+        prompts: Prompts that were replied to.
+        completions: The replies.
+        batch_size: Replies read together at most.
+        progress: Whether to draw a bar.
+
+    Raises:
+        MelboError: Memory runs out on a single row.
+    """
+    same: dict[tuple[int, tuple[int, ...]], list[int]] = {}  # many vectors say the same
+    for i, c in enumerate(completions):
+        same.setdefault((c.prompt, c.tokens), []).append(i)
+    found = [0.0] * len(completions)
+    with track(len(same), "fluency", progress) as bar, torch.no_grad():
+        for p in sorted({prompt for prompt, _ in same}):
+            first = [rows[0] for (prompt, _), rows in same.items() if prompt == p]
+            ids = torch.tensor([prompts.tokens[p]], device=lm.device)
+            prefix = read_prefix(lm.model, ids)
+
+            def run(batch: list[int], ids: Tensor = ids, prefix: Prefix | None = prefix) -> None:
+                costs = _token_nll(lm, ids, prefix, [completions[i].tokens for i in batch])
+                for i, cost in zip(batch, costs, strict=True):
+                    for row in same[completions[i].prompt, completions[i].tokens]:
+                        found[row] = cost
+
+            by_length = sorted(first, key=lambda i: len(completions[i].tokens))
+            for done in batches_that_fit([by_length], batch_size, run):
+                bar.update(done)
+    return found
+
+
+def coherent(
+    lm: LanguageModel,
+    prompts: Sequence[Prompts],
+    completions: Sequence[Completion],
+    thresholds: Thresholds = THRESHOLDS,
+) -> list[bool]:
+    """Whether each reply is coherent: likely enough under the unsteered model, not repetitive.
+
+    Args:
+        lm: The model.
+        prompts: The prompts in one wording or more; likely enough after one of them will do.
+        completions: The replies.
+        thresholds: Limits beyond which a reply is broken.
+    """
+    each = [nll(lm, some, completions, progress=False) for some in prompts]
+    costs = [min(of) for of in zip(*each, strict=True)]
+    return [
+        not thresholds.broken(cost, repetition(c.tokens))
+        for cost, c in zip(costs, completions, strict=True)
+    ]
+
+
+def novel_yet_fluent(novelty: float, nll: float) -> float:
+    """Novelty − 0.15 × negative log-likelihood: new, and something the model finds sayable."""
+    return novelty - NLL_WEIGHT * nll
+
+
+def flag(
+    novelty: Sequence[float],
+    nll: Sequence[float],
+    repetition: Sequence[float],
+    overflowed: Sequence[bool],
+    thresholds: Thresholds = THRESHOLDS,
+) -> Flag:
+    """What a feature does over several prompts, in a word.
+
+    ``inert``: nothing. ``broken``: damage on most prompts. ``active``: something.
+
+    Args:
+        novelty: Novelty of each reply.
+        nll: Negative log-likelihood a token of each reply.
+        repetition: Repetition of each reply.
+        overflowed: Whether logits of each reply were not finite.
+        thresholds: Limits.
+    """
+    if mean(novelty) <= 1 - thresholds.inert_similarity:
+        return "inert"
+    damaged = [
+        o or thresholds.broken(n, r) for n, r, o in zip(nll, repetition, overflowed, strict=True)
+    ]
+    return "broken" if sum(damaged) * 2 > len(damaged) else "active"
+
+
+def _token_nll(
+    lm: LanguageModel, ids: Tensor, prefix: Prefix | None, replies: Sequence[Sequence[int]]
+) -> list[float]:
+    """Mean cost of each reply after a prompt.
+
+    Args:
+        lm: The model.
+        ids: The prompt ``[1, T]``.
+        prefix: The prompt as it was read; None to read it again with each reply.
+        replies: The replies.
+    """
+    said, mask = pad_rows(replies, lm.pad, side="right")
+    said, mask = said.to(lm.device), mask.to(lm.device)
+    prompt = ids.expand(len(said), -1)
+    seen = torch.cat([torch.ones_like(prompt), mask.long()], 1)
+    if prefix is None:
+        whole = torch.cat([prompt, said], 1)
+        logits = lm.model(input_ids=whole, attention_mask=seen, use_cache=False).logits
+        logits = logits[:, ids.shape[1] - 1 : -1]
+    else:
+        logits = prefix.logits[:, None].expand(len(said), -1, -1)
+        if said.shape[1] > 1:
+            rest = lm.model(
+                input_ids=said[:, :-1],
+                attention_mask=seen[:, :-1],
+                past_key_values=prefix.repeated(len(said)),
+            )
+            logits = torch.cat([logits, rest.logits], 1)
+    said, mask = said.to(logits.device), mask.to(logits.device)
+    cost = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), said.flatten(), reduction="none"
+    ).view_as(said)
+    costs: list[float] = ((cost * mask).sum(1) / mask.sum(1)).tolist()
+    return costs
+
+
+def _words(texts: Sequence[str]) -> Any:
+    """tf-idf of each text, a sparse matrix of unit rows."""
+    # one more text, so that the vocabulary is never empty
+    return TfidfVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform([*texts, "word"])[:-1]
+
+
+def _novelty(rows: Sequence[Completion], words: Any) -> list[float]:
+    plain = {c.prompt: i for i, c in enumerate(rows) if c.kind == "unsteered"}
+
+    def cosine(i: int, c: Completion) -> float:
+        other = plain[c.prompt]
+        return 1.0 if c.text == rows[other].text else float((words[i] @ words[other].T).sum())
+
+    return [1 - cosine(i, c) for i, c in enumerate(rows)]
+
+
+def _mean_cosine(words: Any) -> float:
+    """Mean cosine over all pairs of rows, a row with itself included."""
+    cosines = (words @ words.T).toarray()
+    empty = cosines.diagonal() == 0  # replies without a word are all alike
+    return float((cosines + np.outer(empty, empty)).mean())

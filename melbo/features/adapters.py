@@ -1,0 +1,150 @@
+"""Features in weight space: rank-one adapters, steered with, merged and exported (method §3)."""
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Self
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from melbo.errors import MelboError
+from melbo.features.directions import FeatureSet
+from melbo.maths.linalg import random_rows, singular_signs
+from melbo.models.edits import Where
+from melbo.models.language_model import LanguageModel
+from melbo.models.low_rank import RankOne, Site, merged, pairs, part_widths, random_factors
+from melbo.records import refuse_existing, write_atomically
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class AdapterSet(FeatureSet):
+    """m adapters, each a rank-one edit of several matrices; strength 1 adds R·b̂âᵀ to each matrix.
+
+    V ``[m, D]`` holds a and b of every site, flattened and of unit norm. U, alpha, scale and target
+    are as those of a `FeatureSet`; ``source`` is the first block of the band.
+
+    Raises:
+        MelboError: As `FeatureSet`; also a width that is not that of the sites.
+    """
+
+    kind = "adapters"
+
+    def __post_init__(self) -> None:
+        """See `FeatureSet`."""
+        super().__post_init__()
+        width = sum(part_widths(self.sites))
+        if self.V.shape[1] != width:
+            raise MelboError(
+                f"got adapters of width {self.V.shape[1]}, their sites have {width}: fit them again"
+            )
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The matrices that are edited."""
+        return self.provenance.sites
+
+    def edit(
+        self,
+        which: Tensor | None = None,
+        strength: float | Tensor = 1.0,
+        where: Where = "all",
+    ) -> RankOne:
+        """See `Steerable.edit`; acts at all tokens, as in the fit.
+
+        Raises:
+            MelboError: ``where`` is not ``"all"``; and as `Steerable.edit`.
+        """
+        self.check_edit(which, strength)
+        if where != "all":
+            raise MelboError(f"where is {where!r}: adapters act at all tokens; leave it out")
+        v = self.V if which is None else self.V[which]
+        strengths = self.scale * torch.as_tensor(strength).to(v).expand(len(v))
+        return RankOne(self.sites, v, strengths)
+
+    @property
+    def canonical(self) -> Tensor:
+        """See `FeatureSet.canonical`.
+
+        (a, b) and (−a, −b) are one edit; here the entry of a that is largest in size is positive.
+        """
+        found = self.V.split(part_widths(self.sites), dim=-1)
+        halves = zip(found[::2], found[1::2], strict=True)
+        return torch.cat([part for a, b in halves for part in singular_signs(a, b)], -1)
+
+    def check_width(self, lm: LanguageModel) -> None:
+        """Accept any model: the width of an adapter is that of its sites."""
+
+    def random(self, num: int, generator: torch.Generator) -> Self:
+        """See `Steerable.random`; a and b of every site are uniform on the sphere."""
+        V = random_factors(self.sites, num, generator)
+        U = random_rows(num, self.U.shape[1], generator)
+        return self.replaced(V.to(self.V), U.to(self.U), torch.zeros(num).to(self.alpha))
+
+    def averaged(self, how: str) -> Self:
+        """Refuse: no average of adapters is one of them.
+
+        Raises:
+            MelboError: Always.
+        """
+        raise MelboError("a mean of rank-one adapters is not of rank one: take them one by one")
+
+    def merge(self, lm: LanguageModel, strength: float = 1.0) -> AbstractContextManager[None]:
+        """Merge the only adapter into the weights inside a ``with`` block; undone bit by bit.
+
+        Args:
+            lm: The model.
+            strength: Multiple of the fit's scale.
+
+        Raises:
+            MelboError: A set of several, another model, or a strength that is not finite.
+        """
+        self.check_model(lm)
+        return merged(lm, self.edit(strength=strength))
+
+    def export_peft(
+        self, lm: LanguageModel, folder: str | Path, strength: float = 1.0, force: bool = False
+    ) -> Path:
+        """Write the only adapter as a LoRA of rank one that peft loads.
+
+        Args:
+            lm: The model.
+            folder: Folder for ``adapter_config.json`` and ``adapter_model.safetensors``.
+            strength: Multiple of the fit's scale.
+            force: Whether an adapter that is there already may be replaced.
+
+        Raises:
+            MelboError: A set of several, another model, or a folder that holds an adapter already
+                and ``force`` is not set.
+        """
+        self.check_model(lm)
+        edit, folder = self.edit(strength=strength), Path(folder)
+        refuse_existing(folder, force, (_CONFIG, _WEIGHTS), _CONFIG)
+        tensors = {}
+        for site, (a, b) in zip(self.sites, pairs(edit.sites, edit.v, edit.strength), strict=True):
+            # both of unit direction, the norm on the second, as a LoRA is usually written
+            norm = a.norm()
+            tensors[f"base_model.model.{site.name}.lora_A.weight"] = (a / norm).contiguous()
+            tensors[f"base_model.model.{site.name}.lora_B.weight"] = (norm * b).T.contiguous()
+        transposed = {isinstance(lm.model.get_submodule(s.name), Conv1D) for s in self.sites}
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": lm.name,
+            "inference_mode": True,
+            "r": 1,
+            "lora_alpha": 1,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": transposed == {True},
+            "target_modules": [site.name for site in self.sites],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = safetensors.torch.save(tensors, {"format": "pt"})
+        write_atomically(
+            {folder / _WEIGHTS: weights, folder / _CONFIG: json.dumps(config, indent=1).encode()}
+        )
+        return folder

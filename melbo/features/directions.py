@@ -1,0 +1,214 @@
+"""A set of directions: where each pushes, where that leads, how strongly, and its run folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from melbo.errors import MelboError
+from melbo.features.run_folder import read_run, read_tensors, write_run
+from melbo.features.steerable import Steerable
+from melbo.maths.geometry import main_direction, mean_direction
+from melbo.maths.linalg import random_rows
+from melbo.models.edits import Add, Edit, Where
+from melbo.models.language_model import LanguageModel
+from melbo.models.placement import Placement
+
+_TENSORS = ("V", "U", "alpha")
+_FIELDS = ("schema", "kind", "scale", "source", "target")
+
+
+@dataclass(frozen=True)
+class FeatureSet(Steerable):
+    """m features: what to add at the source layer, what it does at the target layer, how strongly.
+
+    Attributes:
+        V: Source directions ``[m, d_source]``, unit rows.
+        U: Target directions ``[m, d_target]``, unit rows.
+        alpha: Strengths in the transcoder ``[m]``.
+        scale: R; steering with strength 1 adds R·v.
+        source: Layer (``hidden_states`` index) that V is added to.
+        target: Layer that U was read at.
+        meta: Where the features come from: model, map, method, seed, history, versions (JSON-able).
+
+    Raises:
+        MelboError: Shapes do not fit, rows are not of unit norm, values are not finite, or R ≤ 0.
+    """
+
+    V: Tensor
+    U: Tensor
+    alpha: Tensor
+    scale: float
+    source: int
+    target: int
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[str] = "features"
+
+    def __post_init__(self) -> None:
+        """Check what every user of a feature set relies on."""
+        m = len(self.V)
+        if self.V.ndim != 2 or self.U.ndim != 2 or len(self.U) != m or self.alpha.shape != (m,):
+            raise MelboError(
+                f"got V {tuple(self.V.shape)}, U {tuple(self.U.shape)}, "
+                f"alpha {tuple(self.alpha.shape)}: expected [m, d], [m, d'] and [m]"
+            )
+        for name, rows in (("V", self.V), ("U", self.U)):
+            off = (rows.float().norm(dim=-1) - 1).abs()
+            if not (off < 1e-3).all():
+                worst = int(torch.nan_to_num(off, nan=torch.inf).argmax())
+                raise MelboError(
+                    f"row {worst} of {name} has norm {rows[worst].norm():.4g}, expected 1: "
+                    "normalise the rows; the scale is kept apart"
+                )
+        if not torch.isfinite(self.alpha).all():
+            raise MelboError("alpha holds values that are not finite")
+        if not self.scale > 0:
+            raise MelboError(f"scale is {self.scale}: expected a positive number")
+
+    def __len__(self) -> int:
+        """Number of features m."""
+        return len(self.V)
+
+    @property
+    def placement(self) -> Placement:
+        """Layers and tokens at which the features were fitted."""
+        return replace(self.provenance.placement, source=self.source, target=self.target)
+
+    def take(self, rows: Tensor) -> Self:
+        """See `Steerable.take`; keeps what `melbo.fit_seeds` has found of each feature."""
+        taken = self.replaced(self.V[rows], self.U[rows], self.alpha[rows])
+        if "stability" not in self.meta:
+            return taken
+        found = self.meta["stability"]
+        return taken.with_meta(
+            stability={**found, "cosine": [found["cosine"][i] for i in rows.tolist()]}
+        )
+
+    def replaced(self, V: Tensor, U: Tensor, alpha: Tensor) -> Self:
+        """Other features of the same kind, placement and scale.
+
+        What ``meta`` says of single features is left out.
+        """
+        meta = {k: v for k, v in self.meta.items() if k != "stability"}
+        return replace(self, V=V, U=U, alpha=alpha, meta=meta)
+
+    def edit(
+        self,
+        which: Tensor | None = None,
+        strength: float | Tensor = 1.0,
+        where: Where = "all",
+    ) -> Edit:
+        """See `Steerable.edit`; adds strength·R·v at the tokens that the fit steered."""
+        self.check_edit(which, strength)
+        if isinstance(strength, Tensor):
+            strength = strength.to(self.V)[:, None]
+        vectors = strength * self.scale * (self.V[0] if which is None else self.V[which])
+        placement = self.placement
+        return Add(self.source, vectors, where, placement.skip_first, placement.last)
+
+    def averaged(self, how: str) -> Self:
+        """What the features have in common, as a set of one at the same scale.
+
+        U is averaged the same way as V, and α by its mean.
+
+        Args:
+            how: ``"mean"`` takes the mean of the v's, renormalised. ``"svd"`` takes their leading
+                right singular vector, with the sign of the mean; its sign means nothing, so look
+                at both.
+
+        Raises:
+            MelboError: ``how`` is neither.
+        """
+        averages = {"mean": mean_direction, "svd": main_direction}
+        if how not in averages:
+            raise MelboError(f"how is {how!r}: expected 'mean' or 'svd'")
+        V, U = (averages[how](rows)[None] for rows in (self.V, self.U))
+        one = self.replaced(V, U, self.alpha.mean()[None])
+        return one.with_meta(averaged={"how": how, "features": len(self)})
+
+    def join(self, other: Self) -> Self:
+        """See `Steerable.join`; scale, placement and meta are those of the first set."""
+        V, U, alpha = (
+            torch.cat([getattr(self, name), getattr(other, name).to(getattr(self, name))])
+            for name in _TENSORS
+        )
+        return self.replaced(V, U, alpha)
+
+    def random(self, num: int, generator: torch.Generator) -> Self:
+        """See `Steerable.random`; directions are uniform on the sphere.
+
+        Nothing is known of what random directions do: U is random too, and α is zero.
+        """
+        V, U = (random_rows(num, rows.shape[1], generator).to(rows) for rows in (self.V, self.U))
+        return self.replaced(V, U, torch.zeros(num).to(self.alpha))
+
+    def with_meta(self, **more: Any) -> Self:
+        """The same features with more said about where they come from."""
+        return replace(self, meta={**self.meta, **more})
+
+    @property
+    def canonical(self) -> Tensor:
+        """V ``[m, d]``, the same for features that are the same."""
+        return self.V
+
+    def check_model(self, lm: LanguageModel) -> None:
+        """See `Steerable.check_model`; also refuses a model of another width.
+
+        Raises:
+            MelboError: Other weights or another width.
+        """
+        super().check_model(lm)
+        self.check_width(lm)
+
+    def check_width(self, lm: LanguageModel) -> None:
+        """Refuse a model of another width.
+
+        Raises:
+            MelboError: The widths differ.
+        """
+        if self.V.shape[1] != lm.width:
+            raise MelboError(
+                f"these features have width {self.V.shape[1]}, {lm.name} has {lm.width}: "
+                "load the model they belong to"
+            )
+
+    def save(self, folder: str | Path, force: bool = False) -> Path:
+        """Write ``features.safetensors``, then ``run.json``: a folder that holds it is whole.
+
+        Args:
+            folder: The run folder.
+            force: Whether a run that is there already may be replaced.
+
+        Raises:
+            MelboError: The folder holds a run already and ``force`` is not set.
+        """
+        run = {
+            "kind": self.kind,
+            "scale": self.scale,
+            "source": self.source,
+            "target": self.target,
+            **self.meta,
+        }
+        return write_run(Path(folder), run, {name: getattr(self, name) for name in _TENSORS}, force)
+
+    @classmethod
+    def load(cls, folder: str | Path, lm: LanguageModel | None = None) -> Self:
+        """Read a run folder; nothing in it is ever unpickled.
+
+        Args:
+            folder: The run folder.
+            lm: Model that the features have to be of, if given.
+
+        Raises:
+            MelboError: The run is missing, truncated, of another schema, or of another model.
+        """
+        run = read_run(folder, cls.kind)
+        V, U, alpha = read_tensors(folder, _TENSORS)
+        meta = {k: v for k, v in run.items() if k not in _FIELDS}
+        features = cls(V, U, alpha, run["scale"], run["source"], run["target"], meta)
+        if lm is not None:
+            features.check_model(lm)
+        return features

@@ -1,0 +1,218 @@
+"""Replies of many features to many prompts, in one table."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from melbo.errors import MelboError
+from melbo.features.steerable import Steerable
+from melbo.maths.statistics import kl
+from melbo.models.decode import Batching, decode
+from melbo.models.language_model import LanguageModel
+from melbo.models.prompts import Prompts
+from melbo.records import write_atomically
+
+_SAVED = ("kind", "feature", "prompt", "prompt_text", "text")
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """Scores of the distribution over a reply's first token.
+
+    Attributes:
+        kl: KL(steered ‖ unsteered) in nats; None where there is no unsteered reply.
+        contrast: logit(a) − logit(b) of a pair of tokens; None where no pair was given.
+        overflowed: Whether the logits are not finite; the scores are then those of zeros.
+    """
+
+    kl: float | None
+    contrast: float | None
+    overflowed: bool
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A reply of the model.
+
+    Attributes:
+        kind: ``"unsteered"``, ``"feature"`` or ``"control"``.
+        feature: Index of the feature (or control) in its set; None when unsteered.
+        prompt: Index of the prompt.
+        prompt_text: The prompt as the user wrote it.
+        text: The reply, special tokens left out.
+        tokens: Its token ids, the end-of-reply token included where it came.
+        first: Scores of its first token, where they are known.
+    """
+
+    kind: str
+    feature: int | None
+    prompt: int
+    prompt_text: str
+    text: str
+    tokens: tuple[int, ...]
+    first: FirstToken | None = None
+
+
+@dataclass(frozen=True)
+class Completions:
+    """A table of replies.
+
+    For every prompt it holds the unsteered reply (where it was asked for), then every feature's,
+    then every control's.
+
+    Attributes:
+        rows: The replies.
+    """
+
+    rows: tuple[Completion, ...]
+
+    def __iter__(self) -> Iterator[Completion]:
+        """The replies one by one."""
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        """Number of replies."""
+        return len(self.rows)
+
+    def of(self, kind: str, feature: int | None = None) -> list[Completion]:
+        """Replies of one feature, prompt by prompt.
+
+        Args:
+            kind: ``"unsteered"``, ``"feature"`` or ``"control"``.
+            feature: Index of the feature or control.
+        """
+        return [c for c in self.rows if c.kind == kind and c.feature == feature]
+
+    def to_jsonl(self) -> bytes:
+        """One JSON object a line, without token ids and scores."""
+        kept = ({name: getattr(c, name) for name in _SAVED} for c in self.rows)
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON lines."""
+        write_atomically({Path(path): self.to_jsonl()})
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Prompts,
+    features: Steerable,
+    control: Steerable | None = None,
+    *,
+    max_new_tokens: int = 48,
+    strength: float | Tensor = 1.0,
+    batch_size: int = 128,
+    contrast: tuple[int, int] | None = None,
+    unsteered: bool = True,
+    progress: bool = True,
+) -> Completions:
+    """Reply to every prompt with every feature, greedily, the unsteered reply first.
+
+    Args:
+        lm: The model.
+        prompts: Prompts that it replies to.
+        features: The features.
+        control: More features of the same kind to take through the same, usually
+            ``features.random(…)``.
+        max_new_tokens: Length of a reply at most.
+        strength: Multiple of the scale; one for all, or one for each feature and control
+            ``[m + c]``.
+        batch_size: Rows decoded together; halved by itself when memory runs out.
+        contrast: Ids of two tokens a and b; the first token of each reply is scored by
+            logit(a) − logit(b).
+        unsteered: Whether the unsteered replies are wanted too.
+        progress: Whether to draw a bar.
+
+    Raises:
+        MelboError: The features are of another model, there are neither one strength nor one for
+            each feature, or as `melbo.models.decode.decode`.
+    """
+    features.check_model(lm)
+    both = features if control is None else features.join(control)
+    strength = torch.as_tensor(strength).cpu()
+    if strength.shape not in ((), (1,), (len(both),)):
+        raise MelboError(
+            f"got strengths of shape {list(strength.shape)}: expected one for all, "
+            f"or one for each of {len(both)}"
+        )
+    of_prompt: list[tuple[str, int | None]] = [
+        *([("unsteered", None)] if unsteered else []),
+        *(("feature", i) for i in range(len(features))),
+        *(("control", i) for i in range(len(both) - len(features))),
+    ]
+    which = torch.tensor([*[0] * unsteered, *range(len(both))]).repeat(len(prompts))
+    strengths = torch.cat([torch.zeros(int(unsteered)), strength.expand(len(both))])
+    first = _FirstTokens(len(of_prompt), unsteered, contrast)
+    replies = decode(
+        lm,
+        [prompt for prompt in prompts.tokens for _ in of_prompt],
+        both.edit(which, strengths.repeat(len(prompts))),
+        max_new_tokens,
+        Batching(batch_size),
+        first.take,
+        progress,
+        alike=[*range(len(of_prompt))] * len(prompts),
+    )
+    texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
+    who = [(kind, i, p) for p in range(len(prompts)) for kind, i in of_prompt]
+    rows = [
+        Completion(kind, i, p, prompts.texts[p], text, tuple(reply), first.found[row])
+        for row, ((kind, i, p), text, reply) in enumerate(zip(who, texts, replies, strict=True))
+    ]
+    return Completions(tuple(rows))
+
+
+def first_tokens(lm: LanguageModel, pair: tuple[str, str]) -> tuple[int, int]:
+    """The first token of each of two strings, as it would begin a reply.
+
+    Args:
+        lm: The model.
+        pair: The two strings.
+
+    Raises:
+        MelboError: A string is empty, or both begin with the same token.
+    """
+    tokens = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair]
+    if not all(tokens):
+        raise MelboError(f"got the pair {pair}: expected two strings with at least one token each")
+    a, b = (int(t[0]) for t in tokens)
+    if a == b:
+        raise MelboError(
+            f"{pair[0]!r} and {pair[1]!r} begin with the same token {lm.tokenizer.decode([a])!r}: "
+            "choose strings that differ at once"
+        )
+    return a, b
+
+
+class _FirstTokens:
+    """Scores first-token logits as they come, so that no more than one a prompt is kept.
+
+    Args:
+        rows_per_prompt: Rows of the table that belong to a prompt.
+        unsteered: Whether the first of them is unsteered.
+        pair: Ids of the two tokens that are compared.
+    """
+
+    def __init__(self, rows_per_prompt: int, unsteered: bool, pair: tuple[int, int] | None) -> None:
+        self._rows_per_prompt, self._unsteered, self._pair = rows_per_prompt, unsteered, pair
+        self._plain: dict[int, Tensor] = {}
+        self.found: dict[int, FirstToken] = {}
+
+    def take(self, row: int, logits: Tensor) -> None:
+        """Score the logits ``[vocabulary]`` of a row of the table."""
+        prompt, place = divmod(row, self._rows_per_prompt)
+        # −inf is how some models mask words
+        overflowed = bool((logits.isnan() | logits.isposinf()).any())
+        logits = torch.zeros_like(logits) if overflowed else logits
+        contrast = None
+        if self._pair is not None:
+            contrast = (logits[self._pair[0]] - logits[self._pair[1]]).item()
+        if self._unsteered and place == 0:
+            self._plain[prompt] = logits
+        plain = self._plain.get(prompt)
+        divergence = None if plain is None else kl(logits, plain)
+        self.found[row] = FirstToken(divergence, contrast, overflowed)

@@ -1,0 +1,77 @@
+"""Where features come from: what a run's JSON says of the map they were fitted on, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from melbo.errors import MelboError
+from melbo.models.language_model import LanguageModel
+from melbo.models.low_rank import Site
+from melbo.models.placement import Placement
+from melbo.models.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of the map that features were fitted on.
+
+    Nothing else reads a run's description of its map, so that its layout is known here alone.
+
+    Attributes:
+        model_name: Name of the model; None for a map that is no language model.
+        model_sha256: Fingerprint of its weights (`LanguageModel.fingerprint`), likewise.
+        prompts: Prompts of the map, or None.
+        placement: Layers and tokens of the map.
+        sites: Matrices that adapters edit; none for directions.
+        reads_stream: Whether the map reads the residual stream itself.
+    """
+
+    model_name: str | None
+    model_sha256: str | None
+    prompts: Prompts | None
+    placement: Placement
+    sites: tuple[Site, ...]
+    reads_stream: bool
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> Self:
+        """Read the ``meta`` of a set of features."""
+        fitted = meta.get("map", {})
+        model, prompts = fitted.get("model") or {}, fitted.get("prompts")
+        return cls(
+            model_name=model.get("name"),
+            model_sha256=model.get("sha256"),
+            prompts=None if prompts is None else Prompts.from_description(prompts),
+            placement=Placement.from_description({"source": 0, "target": 1, **fitted}),
+            sites=tuple(Site(**site) for site in fitted.get("sites", ())),
+            reads_stream=fitted.get("read", "stream") == "stream",
+        )
+
+    def check_model(self, lm: LanguageModel) -> None:
+        """Refuse a model that the features were not fitted on.
+
+        Raises:
+            MelboError: The weights differ; names both models.
+        """
+        if self.model_sha256 is not None and self.model_sha256 != lm.fingerprint:
+            raise MelboError(
+                f"these features were fitted on {self.model_name} "
+                f"(weights {self.model_sha256[:8]}), this is {lm.name} "
+                f"(weights {lm.fingerprint[:8]}): "
+                "load the model they belong to, in float32 or bfloat16"
+            )
+
+    def prompts_like(self, lm: LanguageModel, texts: list[str] | tuple[str, ...]) -> Prompts:
+        """Prompts of the kind, and with the system message, that the features were fitted with.
+
+        Raises:
+            MelboError: The features were not fitted with prompts.
+        """
+        if self.prompts is None:
+            raise MelboError(
+                "this run was not made with prompts, so nothing says how others are to be read: "
+                "use melbo.generate"
+            )
+        if self.prompts.kind == "text":
+            return Prompts.text(lm, texts)
+        return Prompts.chat(lm, texts, self.prompts.system)

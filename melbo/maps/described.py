@@ -1,0 +1,30 @@
+"""A map made again from what a run folder keeps of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from melbo.errors import MelboError
+from melbo.maps.adapter import AdapterMap
+from melbo.maps.model_map import ModelMap
+from melbo.maps.residual import CausalMap
+from melbo.models.language_model import LanguageModel
+
+_KINDS: dict[str, type[ModelMap]] = {kind.__name__: kind for kind in (CausalMap, AdapterMap)}
+
+
+def map_from_description(lm: LanguageModel, saved: Mapping[str, Any]) -> ModelMap:
+    """The map of directions, or of adapters, that wrote a description.
+
+    Args:
+        lm: The model that the map was made on.
+        saved: Result of `ModelMap.describe`.
+
+    Raises:
+        MelboError: The description is of another kind of map.
+    """
+    kind = _KINDS.get(saved.get("kind", ""))
+    if kind is None:
+        raise MelboError(
+            f"got a map of the kind {saved.get('kind')!r}: expected one of {', '.join(_KINDS)}"
+        )
+    return kind.from_description(lm, saved)

@@ -1,0 +1,344 @@
+"""Δ of a language model, whatever it is that perturbs it: a slice replayed, read late, averaged."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Self
+
+import psutil
+import torch
+from torch import Tensor
+
+from melbo.errors import MelboError
+from melbo.maps.base import Map, Piece
+from melbo.maps.smooth import forward_mode
+from melbo.models.compiled import WORTH, call_compiled
+from melbo.models.language_model import LanguageModel
+from melbo.models.last_tokens import KeysValues, Tail, find_tail
+from melbo.models.output_matrices import added_by, attention_output
+from melbo.models.placement import Placement
+from melbo.models.prompts import Prompts, pad_rows, token_index
+from melbo.models.replay import Run, Slice, call_block
+
+Read = Literal["stream", "attention"]
+
+_SIDE_BY_SIDE = 320  # tokens that share a piece; larger products stop being faster there on a CPU
+
+
+class ModelMap(Map):
+    """θ ↦ mean over prompts and target positions of h_target under θ − h_target.
+
+    The unsteered pass runs once, on construction. Subclasses say how θ enters.
+
+    Args:
+        lm: The model.
+        prompts: Prompts that it reads.
+        placement: Layers and tokens.
+        d_source: Width of θ.
+        normalise_target: Whether to read h/‖h‖ × (mean ‖h‖ of the unsteered run) for every h.
+        concatenate: Whether prompts and target positions are stacked instead of averaged.
+        read: ``"stream"``, or ``"attention"`` for what attention adds to the stream.
+        prompt_batch: How many prompts run side by side; chosen by length if left out.
+        tokens_per_pass: Tokens that run through the blocks at a time; measured if left out.
+        compile: Whether blocks are compiled where a backward pass follows; None once it pays.
+
+    Attributes:
+        groups: Indices of the prompts that run side by side.
+        slices: The captured slice of each group.
+        target_norm: Mean ‖h‖ of what is read in the unsteered run.
+
+    Raises:
+        MelboError: Settings make no sense, a prompt is shorter than ``target_tokens`` (or has
+            nothing to steer), hidden states are not finite, or the attention to be read is not
+            found.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompts: Prompts,
+        placement: Placement,
+        d_source: int,
+        *,
+        normalise_target: bool,
+        concatenate: bool,
+        read: Read,
+        prompt_batch: int | None,
+        tokens_per_pass: int | None,
+        compile: bool | None,
+    ) -> None:
+        _check_placement(prompts, placement)
+        if prompt_batch is not None and prompt_batch < 1:
+            raise MelboError(f"prompt_batch is {prompt_batch}: expected at least 1")
+        if read not in ("stream", "attention"):
+            raise MelboError(f"read is {read!r}: expected 'stream' or 'attention'")
+        self.lm, self.prompts, self.placement, self.read = lm, prompts, placement, read
+        self.normalise_target, self.concatenate = normalise_target, concatenate
+        self.prompt_batch, self.compile = prompt_batch, compile
+
+        self._last_run: Run | None = None
+        if read == "attention":
+            self._last_run = added_by(attention_output(lm, self.target - 1))
+        self.groups = self._groups(tokens_per_pass)
+        self.slices = [self._capture(group) for group in self.groups]
+        first = self.slices[0].hidden
+        self.device = first.device
+        self.dtype = first.dtype if first.dtype == torch.float64 else torch.float32
+        self.d_source = d_source
+        whole = len(prompts) * placement.target_tokens if concatenate else 1
+        self.d_target = whole * lm.width
+        self.source_norm, self.target_norm = self._norms()
+        self._plain_flops: float = 0.0  # spent on backward passes, as far as weights go
+        self._pieces = self._make_pieces()
+        self.tokens_per_pass = tokens_per_pass or self._usual_tokens()
+
+    @property
+    def source(self) -> int:
+        """Layer that is perturbed, or the first that is edited."""
+        return self.placement.source
+
+    @property
+    def target(self) -> int:
+        """Layer that is read."""
+        return self.placement.target
+
+    @property
+    def pieces(self) -> Sequence[Piece]:
+        """One piece for every group of prompts."""
+        return self._pieces
+
+    @property
+    def response_shape(self) -> tuple[int, int, int]:
+        """See `Map.response_shape`."""
+        if not self.concatenate:
+            return 1, 1, self.lm.width
+        return len(self.prompts), self.placement.target_tokens, self.lm.width
+
+    def describe(self) -> dict[str, Any]:
+        """See `Map.describe`; `from_description` makes the map again."""
+        return {
+            **super().describe(),
+            **self.placement.describe(),
+            "read": self.read,
+            "normalise_target": self.normalise_target,
+            "concatenate": self.concatenate,
+            "source_norm": self.source_norm,
+            "prompts": self.prompts.describe(),
+            "model": self.lm.describe(),
+        }
+
+    @classmethod
+    @abstractmethod
+    def from_description(cls, lm: LanguageModel, saved: Mapping[str, Any]) -> Self:
+        """The map that wrote ``saved``, on the same model."""
+
+    def locate_nonfinite(self, theta: Tensor) -> str:
+        """See `Map.locate_nonfinite`; names the layer."""
+        theta = theta.to(self.device, self.dtype)
+        for part in self.slices:
+            with torch.no_grad(), self._editing(theta):
+                for layer, hidden in part.trace(self._entering(part, theta)):
+                    if not torch.isfinite(hidden[part.mask.to(hidden.device)]).all():
+                        added = self.read == "attention" and layer == self.target
+                        what = "what attention adds to " if added else ""
+                        return f"{what}hidden_states[{layer}] of the steered model"
+        return "the response"
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Run blocks uncompiled inside the ``with`` block."""
+        before, self.compile = self.compile, False
+        try:
+            yield
+        finally:
+            self.compile = before
+
+    @contextmanager
+    def _forward_mode(self) -> Iterator[None]:
+        """See `forward_mode`; mixtures of experts run in the formulation that has it.
+
+        transformers reads that setting at every call.
+        """
+        config, name = self.lm.config, "_experts_implementation"
+        before = getattr(config, name, None)
+        if before is not None:
+            setattr(config, name, "batched_mm")
+        try:
+            with self.uncompiled(), forward_mode():
+                yield
+        finally:
+            if before is not None:
+                setattr(config, name, before)
+
+    def _groups(self, tokens_per_pass: int | None) -> list[list[int]]:
+        """Indices of the prompts that run side by side.
+
+        A pass takes every prompt with as many directions as fit it: with many prompts these are
+        few, and products of a single prompt would be small. Padding costs less than that, but it
+        also keeps the last block, or with ``positions="target"`` all of them, from running at the
+        tail only.
+        """
+        if self.prompt_batch is not None:
+            every, size = list(range(len(self.prompts))), self.prompt_batch
+            return [every[i : i + size] for i in range(0, len(every), size)]
+        many = sum(map(len, self.prompts.tokens)) > _SIDE_BY_SIDE
+        most = min(_SIDE_BY_SIDE, tokens_per_pass or _SIDE_BY_SIDE)
+        padding = 1 / 8 if many and self.placement.positions == "all" else 0
+        return self.prompts.by_length(most, padding)
+
+    def _capture(self, group: list[int]) -> Slice:
+        """The slice that these prompts pass through; its output is what is read."""
+        # padded on the right: no real token of a causal model sees what stands after it
+        ids, mask = pad_rows([self.prompts.tokens[i] for i in group], self.lm.pad, side="right")
+        part = self.lm.capture(ids, mask, self.source, self.target)
+        if self._last_run is None:
+            return part
+        *before, last = part.calls
+        part = replace(part, calls=(*before, replace(last, run=self._last_run)))
+        with torch.no_grad():
+            return replace(part, output=part.replay(part.hidden))
+
+    def _usual_tokens(self) -> int:
+        """Tokens per pass that fit in half of the free memory.
+
+        What a token keeps for the backward pass is measured from passes of one and two rows of
+        each kind of piece.
+        """
+        kinds = {
+            (piece.cost, part.mask.shape): piece
+            for piece, part in zip(self.pieces, self.slices, strict=True)
+        }
+        kept = max((self._kept(p, 2) - self._kept(p, 1)) / p.cost for p in kinds.values())
+        if self.device.type == "cuda":
+            reserved = torch.cuda.memory_reserved(self.device)
+            unused = reserved - torch.cuda.memory_allocated(self.device)
+            free, most = torch.cuda.mem_get_info(self.device)[0] + unused, 65536
+        else:
+            free, most = psutil.virtual_memory().available, 1200
+        return max(1, min(most, int(free / 2 / max(1, kept))))
+
+    def _kept(self, piece: Piece, rows: int) -> int:
+        """Bytes that a forward pass of this many rows keeps for the backward pass."""
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()  # a graph that holds its own outputs is never freed
+
+        theta = torch.zeros(rows, self.d_source, dtype=self.dtype, device=self.device)
+        theta.requires_grad_()
+        noting = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with self.uncompiled(), torch.enable_grad(), noting:
+            out = piece.fn(theta)
+        del out  # held until here, so that no address is given out twice
+        return sum(kept.values())
+
+    def _norms(self) -> tuple[float, float]:
+        """Median ‖h_source‖ without first tokens, and mean ‖h‖ of what is read, both unsteered."""
+
+        def norms(hidden: Tensor) -> Tensor:
+            return hidden.to(self.device, self.dtype).norm(dim=-1).flatten()
+
+        source = torch.cat([norms(s.hidden[token_index(s.mask) >= 1]) for s in self.slices])
+        if not len(source):  # prompts of a single token
+            source = torch.cat([norms(s.hidden[s.mask]) for s in self.slices])
+        target = torch.cat([norms(self._last(s, s.output)) for s in self.slices])
+        return source.median().item(), target.mean().item()
+
+    def _make_pieces(self) -> list[Piece]:
+        pieces = []
+        zero = torch.zeros(1, self.d_source, dtype=self.dtype, device=self.device)
+        width = self.placement.target_tokens * self.lm.width  # of a prompt's stacked response
+        for group, part in zip(self.groups, self.slices, strict=True):
+            tail = find_tail(part, self.placement.target_tokens)
+            at_tail = tail is not None and self.placement.positions == "target"
+            kept = tail.keep() if tail is not None and at_tail else None
+            state = partial(self._state, part, tail, kept)
+            with torch.no_grad():
+                base = state(zero)  # by the path of steered passes, so that rounding is the same
+            columns: slice | Tensor = slice(0, self.d_target)
+            if self.concatenate:
+                spans = [torch.arange(i * width, (i + 1) * width) for i in group]
+                columns = torch.cat(spans).to(self.device)
+            tokens = part.mask.shape[1] if kept is None else self.placement.target_tokens
+            pieces.append(Piece(partial(self._response, state, base), columns, len(group) * tokens))
+        return pieces
+
+    def _response(self, state: Callable[[Tensor], Tensor], base: Tensor, theta: Tensor) -> Tensor:
+        """One group of prompts' share of Δ(θ): ``[k, d] → [k, width]``."""
+        change = state(theta).unflatten(0, (len(theta), -1)) - base  # [k, n, target_tokens, d]
+        return change.flatten(1) if self.concatenate else change.mean(2).sum(1) / len(self.prompts)
+
+    def _state(
+        self, part: Slice, tail: Tail | None, kept: list[KeysValues] | None, theta: Tensor
+    ) -> Tensor:
+        """What is read of the steered pass, ``[k, d_source] → [k·n, target_tokens, d]``."""
+        with self._editing(theta):
+            hidden = self._entering(part, theta)
+            if kept is not None and tail is not None:
+                last = tail.replay(hidden[:, -self.placement.target_tokens :], kept)
+            elif tail is not None:
+                last = tail.read(hidden, self._run(part, len(theta)))
+            else:
+                last = self._last(part, part.replay(hidden, self._run(part, len(theta))))
+        last = last.to(self.device, self.dtype)
+        if not self.normalise_target:
+            return last
+        return last / last.norm(dim=-1, keepdim=True) * self.target_norm
+
+    @abstractmethod
+    def _entering(self, part: Slice, theta: Tensor) -> Tensor:
+        """The stream entering the first block under θ: ``[k, d_source] → [k·n, T, d]``."""
+
+    def _editing(self, theta: Tensor) -> AbstractContextManager[None]:
+        """What is done to the model while it runs, apart from its input; nothing by default."""
+        return nullcontext()
+
+    def _run(self, part: Slice, rows: int) -> Run:
+        """How blocks are called: compiled where that is wanted, pays, and a backward pass follows."""
+        if self.compile is False or not torch.is_grad_enabled():
+            return call_block
+        if self.compile is None:
+            if self.device.type != "cpu":
+                return call_block
+            weights = sum(p.numel() for call in part.calls for p in call.block.parameters())
+            # two operations a weight and token, forward and backward
+            self._plain_flops += 4 * weights * rows * part.mask.numel()
+            if self._plain_flops < WORTH:
+                return call_block
+        return call_compiled
+
+    def _last(self, part: Slice, hidden: Tensor) -> Tensor:
+        """Hidden states at the last ``target_tokens`` real positions of each row.
+
+        Padding is on the right; ``[k·n, T, d] → [k·n, target_tokens, d]``.
+        """
+        n = len(part.mask)
+        end = part.mask.sum(1)  # [n]
+        back = torch.arange(-self.placement.target_tokens, 0, device=end.device)
+        at = (end[:, None] + back).to(hidden.device)  # [n, target_tokens]
+        rows = torch.arange(n, device=hidden.device)[:, None]
+        return hidden.unflatten(0, (-1, n))[:, rows, at].flatten(0, 1)
+
+
+def _check_placement(prompts: Prompts, placement: Placement) -> None:
+    if placement.source >= placement.target:
+        raise MelboError(
+            f"source is {placement.source} and target is {placement.target}: "
+            "expected source < target"
+        )
+    if placement.target_tokens < 1:
+        raise MelboError(f"target_tokens is {placement.target_tokens}: expected at least 1")
+    if placement.positions not in ("all", "target"):
+        raise MelboError(f"positions is {placement.positions!r}: expected 'all' or 'target'")
+    lengths = [len(tokens) for tokens in prompts.tokens]
+    need = max(placement.target_tokens, 2 if placement.skip_first else 1)
+    if min(lengths) < need:
+        raise MelboError(
+            f"prompt {lengths.index(min(lengths))} has {min(lengths)} tokens, fewer than the "
+            f"{need} needed: lengthen it, use a chat template or lower target_tokens "
+            f"({placement.target_tokens})"
+        )

@@ -1,0 +1,117 @@
+"""Δ of a vector added to the residual stream: what it does to a late layer (method §1)."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor
+
+from melbo.maps.model_map import ModelMap, Read
+from melbo.maps.smooth import SmoothMap
+from melbo.models.language_model import LanguageModel
+from melbo.models.placement import Placement, Positions, steered_tokens
+from melbo.models.prompts import Prompts, token_index
+from melbo.models.replay import Slice
+
+_SETTINGS = (
+    "target_tokens",
+    "skip_first",
+    "normalise_target",
+    "concatenate",
+    "positions",
+    "read",
+)
+
+
+class CausalMap(ModelMap, SmoothMap):
+    """θ ↦ mean over prompts and target positions of h_target(h_source + θ) − h_target.
+
+    θ is added to the input of block ``source`` at every steered position; blocks ``source`` …
+    ``target − 1`` run; the last ``target_tokens`` positions are read. With ``read="attention"``,
+    what attention adds to the stream in block ``target − 1`` stands in the place of h_target.
+
+    Args:
+        lm: The model.
+        prompts: Prompts that it reads.
+        source: Layer that is perturbed, an index into ``hidden_states`` (negative from the end).
+        target: Layer that is read; ``depth`` is the output of the last block, before the final
+            norm.
+        target_tokens: How many of the last tokens are read.
+        skip_first: Whether the first token, the attention sink, is left unsteered.
+        normalise_target: Whether to read h/‖h‖ × (mean ‖h‖ of the unsteered run) for every h. This
+            guards against features that win by blowing up norms, and keeps the units of Δ.
+        concatenate: Whether prompts and target positions are stacked instead of averaged;
+            ``d_target`` is then prompts × target_tokens × d (the original MELBO objective's view).
+        positions: ``"all"`` steers every token. ``"target"`` steers the last ``target_tokens``
+            only, those that are read: another map, whose passes run on these few tokens over the
+            kept keys and values of the others (docs/performance.md tells how much faster).
+        read: ``"stream"`` reads h_target. ``"attention"`` reads what attention adds to it in block
+            ``target − 1``, in the units of the stream: the output of attention's last matrix, or of
+            the norm behind it, times what the block multiplies it by. In a block that has a
+            convolution or recurrence in the place of attention, it is that one's output.
+        prompt_batch: How many prompts run side by side, in order, padded to the longest. By default
+            prompts of equal length do, and where there are many, those of similar length. The
+            result does not depend on it.
+        tokens_per_pass: How many tokens run through the blocks at a time; by default what half of
+            the free memory holds (measured), at most 1200 on a CPU.
+        compile: Whether the blocks' element-wise work is fused by ``torch.compile`` where a
+            backward pass follows (results agree to rounding; not for ``positions="target"``, nor in
+            the block whose attention is read). By default on a CPU, once so much work has been
+            done that it pays; falls back by itself.
+
+    Raises:
+        MelboError: ``source ≥ target``, a layer is out of range, a prompt is shorter than
+            ``target_tokens`` (or has nothing to steer), hidden states are not finite, or the
+            attention to be read is not found (see `melbo.models.output_matrices`).
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompts: Prompts,
+        source: int,
+        target: int,
+        *,
+        target_tokens: int = 3,
+        skip_first: bool = False,
+        normalise_target: bool = False,
+        concatenate: bool = False,
+        positions: Positions = "all",
+        read: Read = "stream",
+        prompt_batch: int | None = None,
+        tokens_per_pass: int | None = None,
+        compile: bool | None = None,
+    ) -> None:
+        placement = Placement(
+            lm.layer(source, "source"),
+            lm.layer(target, "target"),
+            target_tokens,
+            positions,
+            skip_first,
+        )
+        super().__init__(
+            lm,
+            prompts,
+            placement,
+            lm.width,
+            normalise_target=normalise_target,
+            concatenate=concatenate,
+            read=read,
+            prompt_batch=prompt_batch,
+            tokens_per_pass=tokens_per_pass,
+            compile=compile,
+        )
+
+    @classmethod
+    def from_description(cls, lm: LanguageModel, saved: Mapping[str, Any]) -> Self:
+        """See `ModelMap.from_description`."""
+        settings = {name: saved[name] for name in _SETTINGS if name in saved}
+        prompts = Prompts.from_description(saved["prompts"])
+        return cls(lm, prompts, saved["source"], saved["target"], **settings)
+
+    def _entering(self, part: Slice, theta: Tensor) -> Tensor:
+        """h_source + θ at the steered positions."""
+        index = token_index(part.mask)
+        steered = steered_tokens(index, self.placement.skip_first, self.placement.last)
+        # θ is added at full precision and rounded once
+        added = theta[:, None, None, :] * steered[None, :, :, None].to(self.dtype)
+        return (part.hidden.to(self.dtype) + added).to(part.hidden.dtype).flatten(0, 1)

@@ -1,0 +1,78 @@
+"""Means of measurements and what says how far to trust them: deviations, errors, intervals, bounds."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+import torch
+from scipy.stats import beta, norm
+from torch import Tensor
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of one number or more."""
+    return fmean(values)
+
+
+def mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and standard deviation of the values that are not None.
+
+    The deviation says how much one measurement differs from the next; it is None for a single
+    value. The result is None where there is no value at all.
+    """
+    known = [v for v in values if v is not None]
+    return (mean(known), stdev(known) if len(known) > 1 else None) if known else None
+
+
+def mean_and_error(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and standard error of the values that are not None, as `mean_and_deviation`.
+
+    The error says how well the mean itself is known.
+    """
+    found = mean_and_deviation(values)
+    if found is None or found[1] is None:
+        return found
+    return found[0], found[1] / sum(v is not None for v in values) ** 0.5
+
+
+def interval(scores: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a mean.
+
+    Scores that all lie in 0 … 1 get the interval of Wilson (1927), because their variance is at
+    most that of yes or no; other scores get the normal interval.
+
+    Args:
+        scores: One score or more.
+        confidence: Probability that the interval covers the mean.
+    """
+    n, p, z = len(scores), mean(scores), float(norm.ppf(0.5 + confidence / 2))
+    if all(0 <= s <= 1 for s in scores):
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+    half = z * math.sqrt(sum((s - p) ** 2 for s in scores) / max(1, n - 1) / n)
+    return p - half, p + half
+
+
+def at_most(hits: int, total: int, level: float = 0.05) -> float:
+    """Exact one-sided upper bound of a share, wrong with probability ``level``.
+
+    Source: Clopper & Pearson (1934).
+    """
+    return 1.0 if hits == total else float(beta.ppf(1 - level, hits + 1, total - hits))
+
+
+def at_least(hits: int, total: int, level: float = 0.05) -> float:
+    """Exact one-sided lower bound of a share, as `at_most`."""
+    return 0.0 if hits == 0 else float(beta.ppf(level, hits, total - hits + 1))
+
+
+def kl(logits: Tensor, others: Tensor) -> float:
+    """KL divergence in nats of two distributions over a vocabulary, KL(p ‖ q).
+
+    Args:
+        logits: Logits of p ``[vocabulary]``.
+        others: Logits of q ``[vocabulary]``.
+    """
+    p, q = logits.double().log_softmax(-1), others.double().log_softmax(-1)
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum().item()

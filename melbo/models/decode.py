@@ -1,0 +1,347 @@
+"""Replies of many rows, each edited in its own way, in one stream of batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from melbo.errors import MelboError
+from melbo.models.edits import Edit
+from melbo.models.edits import edit as editing
+from melbo.models.kv_cache import give_room
+from melbo.models.language_model import LanguageModel
+from melbo.models.prompts import pad_rows
+from melbo.models.shared_prefix import (
+    KEPT,
+    LEAST,
+    SharedPrefix,
+    can_read_once,
+    read_once,
+    selectable,
+)
+from melbo.progress import track
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How rows share the passes of a model; replies do not depend on it.
+
+    Attributes:
+        size: Rows decoded together; halved by itself when memory runs out.
+        leg: Tokens between looks at which rows have ended.
+        pass_rows: Number of rows whose decoding costs as much as one more pass (about 11 by hand;
+            research/speed/batches.py holds what follows against the other ways).
+        least_prefix: Tokens of a common prefix that is worth reading apart.
+        kept_prefixes: Rows of common prefixes that are kept.
+    """
+
+    size: int = 128
+    leg: int = 16
+    pass_rows: float = 16
+    least_prefix: int = LEAST
+    kept_prefixes: int = KEPT
+
+
+def decode(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    edit: Edit,
+    max_new_tokens: int,
+    batching: Batching = Batching(),  # noqa: B008 (immutable)
+    first_logits: Callable[[int, Tensor], None] | None = None,
+    progress: bool = True,
+    temperature: float = 0.0,
+    alike: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Reply to prompts, the i-th under row i of an edit.
+
+    Rows of a prompt that has many run by themselves and read it once, as far as they do not differ;
+    other rows run by length. What all prompts begin with is read once for rows that are edited
+    alike. Rows that have ended make room. When memory runs out the batch is halved and tried again.
+
+    Args:
+        lm: The model.
+        prompts: Prompts as token ids.
+        edit: The edit.
+        max_new_tokens: Length of a reply at most.
+        batching: How rows share passes.
+        first_logits: Called with each row's number and its logits ``[vocabulary]`` for the first
+            token of the reply.
+        progress: Whether to draw a bar.
+        temperature: 0 for greedy replies; otherwise replies are drawn (by torch's own generator)
+            from softmax(logits / temperature).
+        alike: A number for each row, the same for rows that are edited alike; by default all rows
+            are, or none.
+
+    Returns:
+        Token ids of each reply, up to and with the end-of-reply token.
+
+    Raises:
+        MelboError: Prompt and reply are longer than the model reads, a length or batch size is
+            less than 1, or memory runs out on a single row.
+    """
+    for prompt in prompts:
+        _check_length(lm, len(prompt), max_new_tokens)
+    replies: list[list[int]] = [[] for _ in prompts]
+    prefix = SharedPrefix(lm, prompts, edit, alike, batching.least_prefix, batching.kept_prefixes)
+
+    def run(batch: list[int]) -> None:
+        job = _Batch(
+            lm,
+            batch,
+            [prompts[i] for i in batch],
+            prefix,
+            edit.rows(torch.tensor(batch)),
+            max_new_tokens,
+            temperature,
+            batching.leg,
+        )
+        try:
+            found = job.decode()
+        except RuntimeError as err:
+            if not len(prefix) or not _out_of_memory(err):
+                raise
+            prefix.forget()
+            found = job.decode()
+        for i, reply, logits in zip(batch, *found, strict=True):
+            replies[i] = reply
+            if first_logits is not None:
+                first_logits(i, logits)
+
+    groups = _groups(prompts, len(prefix), max_new_tokens, batching)
+    with track(len(prompts), "completions", progress) as bar:
+        for done in batches_that_fit(groups, batching.size, run):
+            bar.update(done)
+    return replies
+
+
+def _groups(
+    prompts: Sequence[Sequence[int]], prefix: int, steps: int, batching: Batching
+) -> list[list[int]]:
+    """Rows that may share a batch.
+
+    Rows of a prompt run by themselves where that saves more than it costs, the others by length,
+    for little padding. It saves reading the prompt, but for its ``prefix`` tokens, with every row;
+    it costs passes that hold few rows.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_prompt.setdefault(tuple(prompt), []).append(i)
+
+    def alone(prompt: tuple[int, ...], rows: int) -> bool:
+        saved = (rows - 1) * (len(prompt) - prefix) * batching.size
+        return saved > steps * batching.pass_rows * max(0, batching.size - rows)
+
+    many = [rows for prompt, rows in by_prompt.items() if alone(prompt, len(rows))]
+    few = [i for prompt, rows in by_prompt.items() if not alone(prompt, len(rows)) for i in rows]
+    return [*many, sorted(few, key=lambda i: len(prompts[i]))]
+
+
+def batches_that_fit(
+    groups: Sequence[Sequence[int]], size: int, run: Callable[[list[int]], None]
+) -> Iterator[int]:
+    """Run over the rows of each group in equal batches, halved whenever memory runs out.
+
+    Args:
+        groups: Rows of each group.
+        size: Rows of a batch at most.
+        run: Called with the rows of each batch.
+
+    Yields:
+        Number of rows of each batch that has run.
+
+    Raises:
+        MelboError: ``size`` is less than 1, or memory runs out on a single row.
+    """
+    if size < 1:
+        raise MelboError(f"batch_size is {size}: expected at least 1")
+    for group in groups:
+        start = 0
+        while start < len(group):
+            left = len(group) - start
+            batch = list(group[start : start + -(-left // -(-left // size))])
+            try:
+                run(batch)
+            except RuntimeError as err:
+                if not _out_of_memory(err):
+                    raise
+                if len(batch) == 1:
+                    raise MelboError(
+                        "out of memory on a single row: shorten the prompts, "
+                        "lower max_new_tokens or use a smaller dtype"
+                    ) from err
+                size = len(batch) // 2
+                continue
+            start += len(batch)
+            yield len(batch)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that are replied to together."""
+
+    lm: LanguageModel
+    rows: Sequence[int]  # numbers of the rows
+    prompts: Sequence[Sequence[int]]
+    prefix: SharedPrefix
+    edit: Edit
+    max_new_tokens: int
+    temperature: float
+    leg: int
+
+    def decode(self) -> tuple[list[list[int]], Tensor]:
+        """Replies, and logits of their first tokens ``[n, vocabulary]``.
+
+        Decoding goes in legs, after each of which the rows that have ended are taken out.
+        """
+        lm = self.lm
+        prefix = self.prefix.length(self.prompts)
+        ids, mask = self._padded(prefix)
+        width = ids.shape[1]
+        rows = torch.arange(len(self.prompts), device=lm.device)
+        replies: list[list[int]] = [[] for _ in self.prompts]
+        leg = self.max_new_tokens if self.edit.stateful else self.leg
+        cache, first = self._begin(ids, prefix)
+        if first is not None:
+            ids = torch.cat([ids, self._draw(first)], 1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        while True:
+            for i, new in zip(rows.tolist(), ids[:, width:].tolist(), strict=True):
+                replies[i] = _until_end(new, lm.eos)
+            left = self.max_new_tokens - (ids.shape[1] - width)
+            unfinished = [not replies[i] or replies[i][-1] not in lm.eos for i in rows.tolist()]
+            going = torch.tensor(unfinished, device=lm.device)
+            if left == 0 or not going.any():
+                assert first is not None
+                return replies, first
+            if not going.all() and selectable(cache):
+                rows, ids, mask = rows[going], ids[going], mask[going]
+                cache.batch_select_indices(going.nonzero()[:, 0])
+            processor = _FirstLogits()
+            with editing(lm, self.edit.rows(rows.cpu()), prefix=prefix):
+                out = continued(
+                    lm,
+                    ids,
+                    mask,
+                    min(leg, left),
+                    self.temperature,
+                    past_key_values=give_room(cache),
+                    logits_processor=LogitsProcessorList([processor] if first is None else []),
+                )
+            first = processor.logits if first is None else first
+            cache = out.past_key_values
+            grown = out.sequences.shape[1] - ids.shape[1]
+            mask = torch.cat([mask, mask.new_ones(len(mask), grown)], 1)
+            ids = out.sequences
+
+    def _padded(self, prefix: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask ``[n, T]``, padded between the common prefix and the rest."""
+        device = self.lm.device
+        rest = [prompt[prefix:] for prompt in self.prompts]
+        ids, mask = pad_rows(rest, self.lm.pad, side="left")
+        ids = torch.cat([self.prefix.ids[:, :prefix].expand(len(ids), -1), ids], 1)
+        mask = torch.cat([mask.new_ones(len(ids), prefix), mask], 1)
+        return ids.to(device), mask.to(device)
+
+    def _begin(self, ids: Tensor, prefix: int) -> tuple[Any, Tensor | None]:
+        """The cache to go on from, and logits of the first token where they are known already."""
+        alike = all(prompt == self.prompts[0] for prompt in self.prompts)
+        if len(self.prompts) > 1 and alike and can_read_once(self.lm, self.edit):
+            before = self.prefix.cache(self.rows, self.edit) if prefix else None
+            return read_once(self.lm, ids[:1, prefix:], self.edit, len(self.prompts), before)
+        return (self.prefix.spread(self.rows, self.edit) if prefix else None), None
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """A token for each row ``[n, 1]``."""
+        if self.temperature == 0:
+            return logits.argmax(-1, keepdim=True)
+        return (logits / self.temperature).softmax(-1).multinomial(1)
+
+
+def continued(
+    lm: LanguageModel,
+    ids: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    **more: Any,
+) -> Any:
+    """Continue token ids by the model's own ``generate``, greedily or drawn.
+
+    What a checkpoint asks for besides (sampling, repetition penalties, kinds of cache) is set aside
+    while it runs: replies are compared with each other, and a penalty would act on steered and
+    unsteered ones differently.
+
+    Args:
+        lm: The model.
+        ids: Token ids ``[n, T]``.
+        mask: Mask of real tokens ``[n, T]``.
+        max_new_tokens: Tokens to add at most.
+        temperature: See `decode`.
+        more: Handed on to ``generate``.
+
+    Returns:
+        Output of ``generate``: ``sequences`` ``[n, T + at most max_new_tokens]`` and the cache,
+        ``past_key_values``.
+
+    Raises:
+        MelboError: No tokens are asked for, or more than the model can read.
+    """
+    _check_length(lm, ids.shape[1], max_new_tokens)
+    drawn: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=lm.pad,
+        eos_token_id=lm.eos or None,
+        return_dict_in_generate=True,
+        **drawn,
+    )
+    own = getattr(lm.model, "generation_config", None)
+    lm.model.generation_config = GenerationConfig()
+    try:
+        with torch.no_grad(), lm.contiguous_head():
+            return lm.model.generate(
+                input_ids=ids.to(lm.device),
+                attention_mask=mask.long().to(lm.device),
+                generation_config=config,
+                **more,
+            )
+    finally:
+        lm.model.generation_config = own
+
+
+def _check_length(lm: LanguageModel, prompt: int, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise MelboError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
+    if lm.max_length is not None and prompt + max_new_tokens > lm.max_length:
+        raise MelboError(
+            f"prompt and reply may come to {prompt + max_new_tokens} tokens, {lm.name} reads at "
+            f"most {lm.max_length}: shorten the prompt or lower max_new_tokens"
+        )
+
+
+class _FirstLogits(LogitsProcessor):
+    """Keeps the logits of the first decoding step."""
+
+    logits: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.logits is None:
+            self.logits = scores.detach().float()
+        return scores
+
+
+def _until_end(tokens: list[int], eos: Sequence[int]) -> list[int]:
+    for i, token in enumerate(tokens):
+        if token in eos:
+            return tokens[: i + 1]
+    return tokens
+
+
+def _out_of_memory(err: RuntimeError) -> bool:
+    return isinstance(err, torch.OutOfMemoryError) or "allocate memory" in str(err)

@@ -1,0 +1,255 @@
+"""Rank-one edits W + R·b aᵀ of the matrices that write to the stream (method §3).
+
+Here is where such edits go, what they do while a model runs, and how one is merged into weights.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
+
+from melbo.errors import MelboError
+from melbo.maths.linalg import random_rows, unit
+from melbo.models.edits import Edit, Removable, Tokens
+from melbo.models.language_model import LanguageModel
+from melbo.models.output_matrices import OutputMatrix, attention_output, output_matrices
+
+Matrix = Literal["attention", "mlp"]
+Pair = tuple[Tensor, Tensor]  # a [rows, d_in], b [rows, d_out]; b(aᵀx) is added to the output
+
+
+@dataclass(frozen=True)
+class Site:
+    """A matrix that is edited.
+
+    Attributes:
+        block: Index of its block.
+        name: Dotted name of its module in the model.
+        d_in: Width of its input.
+        d_out: Width of the stream.
+    """
+
+    block: int
+    name: str
+    d_in: int
+    d_out: int
+
+
+def find_sites(lm: LanguageModel, band: tuple[int, int], matrix: Matrix) -> tuple[Site, ...]:
+    """Find the output matrix of attention, or of the MLP, in each block of a band.
+
+    Matrices are found by what blocks do (see `melbo.models.output_matrices`).
+
+    Args:
+        lm: The model.
+        band: Blocks ``band[0]`` … ``band[1] − 1``.
+        matrix: ``"attention"`` or ``"mlp"``.
+
+    Raises:
+        MelboError: The band lies outside the model, ``matrix`` is neither, or a block has no such
+            matrix; names what is there.
+    """
+    first, last = band
+    if not 0 <= first < last <= lm.depth:
+        raise MelboError(
+            f"the band is blocks {first} to {last - 1}, but {lm.name} has blocks 0 to "
+            f"{lm.depth - 1}: expected some of these, in order"
+        )
+    if matrix not in ("attention", "mlp"):
+        raise MelboError(f"matrix is {matrix!r}: expected 'attention' or 'mlp'")
+    find = attention_output if matrix == "attention" else _mlp_output
+    return tuple(_site(lm, find(lm, block)) for block in range(first, last))
+
+
+def _mlp_output(lm: LanguageModel, block: int) -> OutputMatrix:
+    every, mixing = output_matrices(lm, block), attention_output(lm, block).name
+    others = [found for found in every if found.name != mixing]
+    if len(others) != 1:
+        raise MelboError(
+            f"block {block} of {lm.name} has no single MLP output matrix: what writes there is "
+            f"{', '.join(found.name for found in every)}; use matrix='attention'"
+        )
+    return others[0]
+
+
+def _site(lm: LanguageModel, found: OutputMatrix) -> Site:
+    if not isinstance(found.module, (nn.Linear, Conv1D)):
+        raise MelboError(
+            f"{found.name} of {lm.name} is no single matrix ({type(found.module).__name__}): "
+            "adapters need one; try the other"
+        )
+    shape = found.weight.shape
+    d_in, d_out = shape if isinstance(found.module, Conv1D) else shape[::-1]
+    return Site(found.block, found.name.removesuffix(".weight"), d_in, d_out)
+
+
+def part_widths(sites: Sequence[Site]) -> tuple[int, ...]:
+    """Widths of the parts of a flattened factor: a and b of the first site, of the second, …"""
+    return tuple(width for site in sites for width in (site.d_in, site.d_out))
+
+
+def pairs(sites: Sequence[Site], v: Tensor, strength: Tensor) -> list[Pair]:
+    """The edits (a, b) at each site that flattened factors stand for.
+
+    With K sites the parts of v have norm 1/√(2K), so that 2K·v_b v_aᵀ is b̂âᵀ of unit vectors:
+    strength 1 adds a matrix of norm 1 at every site.
+
+    Args:
+        sites: The sites.
+        v: Flattened unit factors ``[rows, D]``.
+        strength: Norms of what is added to each matrix ``[rows]``.
+    """
+    found = v.split(part_widths(sites), dim=-1)
+    return [
+        (2 * len(sites) * a, strength[:, None] * b)
+        for a, b in zip(found[::2], found[1::2], strict=True)
+    ]
+
+
+def random_factors(sites: Sequence[Site], num: int, generator: torch.Generator) -> Tensor:
+    """Flattened unit factors ``[num, D]``, a and b of every site uniform on the sphere."""
+    parts = [random_rows(num, width, generator) for width in part_widths(sites)]
+    return unit(torch.cat(parts, 1))
+
+
+@contextmanager
+def running(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> Iterator[None]:
+    """Inside the ``with`` block the output of each site's matrix is Wx + b(aᵀx).
+
+    k pairs take a batch of k·n rows in runs of n; a batch of one row becomes k rows where it first
+    meets them.
+
+    Args:
+        lm: The model.
+        sites: The sites.
+        edits: A pair (a, b) for each site.
+    """
+    edited = _put(lm, sites, edits)
+    try:
+        yield
+    finally:
+        for each in reversed(edited):
+            each.remove()
+
+
+def _put(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> list["_Edited"]:
+    return [_Edited(lm.model, site.name, a, b) for site, (a, b) in zip(sites, edits, strict=True)]
+
+
+class _Edited(nn.Module):
+    """Stands in the place of a matrix until `remove`: Wx + b(aᵀx).
+
+    It is no hook, because compiled blocks run past hooks.
+    """
+
+    def __init__(self, model: nn.Module, path: str, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        where, _, self._name = path.rpartition(".")
+        # in a tuple, because a module must not be part of its own part
+        self._parent = (model.get_submodule(where),)
+        self.matrix: Any = model.get_submodule(path)
+        self.weight = self.matrix.weight  # some blocks look at it
+        self.a, self.b = a, b
+        setattr(self._parent[0], self._name, self)
+
+    def remove(self) -> None:
+        """Put the matrix back."""
+        setattr(self._parent[0], self._name, self.matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, k = self.matrix(x), len(self.a)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        a, b = (t.to(x.device, precise) for t in (self.a, self.b))
+        runs = 1 if len(x) == 1 else k
+        rows = x.to(precise).reshape(runs, -1, x.shape[-1])  # [k or 1, n·T, d_in]
+        added = (rows @ a[:, :, None]) * b[:, None, :]  # [k, n·T, d_out]
+        added = added.view(max(len(out), k), *out.shape[1:])
+        return (out.to(precise) + added).to(out.dtype)
+
+
+@dataclass(frozen=True)
+class RankOne(Edit):
+    """Rank-one edits at several sites, the same for all rows of a batch or one for each.
+
+    Attributes:
+        sites: The matrices that are edited.
+        v: Flattened unit factors ``[1 or rows, D]``.
+        strength: Norms of what is added to each matrix ``[1 or rows]``.
+    """
+
+    prefix_safe: ClassVar[bool] = True  # it acts at all tokens alike
+    sites: tuple[Site, ...]
+    v: Tensor
+    strength: Tensor
+
+    @property
+    def layer(self) -> int:
+        """First block that is touched."""
+        return self.sites[0].block
+
+    def attach(self, lm: LanguageModel, tokens: Tokens) -> list[Removable]:
+        """See `Edit.attach`; acts at all tokens."""
+        edits = pairs(self.sites, self.v, self.strength)
+        return [self._check_rows(lm), *_put(lm, self.sites, edits)]
+
+    def _check_rows(self, lm: LanguageModel) -> RemovableHandle:
+        """Refuse batches of other rows than factors, which would be taken in runs."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            rows = args[0].shape[0]
+            if len(self.v) not in (1, rows):
+                raise MelboError(
+                    f"got {len(self.v)} adapters for a batch of {rows} rows: expected one for each"
+                )
+
+        return lm.model.get_submodule(self.sites[0].name).register_forward_pre_hook(hook)
+
+    def rows(self, which: Tensor) -> "RankOne":
+        """See `Edit.rows`."""
+        if len(self.v) == 1:
+            return self
+        return replace(self, v=self.v[which], strength=self.strength[which])
+
+
+@contextmanager
+def merged(lm: LanguageModel, edit: RankOne) -> Iterator[None]:
+    """Inside the ``with`` block the edit of a single factor is part of the weights.
+
+    The original weights are put back bit by bit.
+
+    Args:
+        lm: The model.
+        edit: The edit, of one factor.
+
+    Raises:
+        MelboError: There are several factors, or the weights would not be finite.
+    """
+    if len(edit.v) != 1:
+        raise MelboError(f"got {len(edit.v)} factors to merge: expected one")
+    kept: list[tuple[Tensor, Tensor]] = []
+    new: list[Tensor] = []
+    exact = pairs(edit.sites, edit.v.double(), edit.strength.double())
+    for site, (a, b) in zip(edit.sites, exact, strict=True):
+        module = lm.model.get_submodule(site.name)
+        weight = module.weight
+        added = torch.outer(b[0], a[0]).to(weight.device)
+        added = added.T if isinstance(module, Conv1D) else added
+        changed = (weight.double() + added).to(weight.dtype)
+        if not torch.isfinite(changed).all():
+            raise MelboError(f"{site.name} would not be finite: lower the strength")
+        kept.append((weight, weight.detach().clone()))
+        new.append(changed)
+    try:
+        with torch.no_grad():
+            for (weight, _), changed in zip(kept, new, strict=True):
+                weight.copy_(changed)
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, original in kept:
+                weight.copy_(original)

@@ -1,0 +1,125 @@
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from cases import tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from melbo import CausalMap, Prompts, calibrate
+from melbo.maths.linalg import random_rows
+from research.speed.measure import measure_speed, needed_flops, weights
+from research.speed.plain import Reference
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_model("llama", torch.float32)
+
+
+def a_map(lm, **settings):
+    return CausalMap(
+        lm,
+        Prompts.text(lm, ["Tell me how to bake a cake ! What should I do this weekend ?"]),
+        0,
+        3,
+        **settings,
+    )
+
+
+def counted(cmap, backward, rows=3):
+    """Operations that torch counts on the way, whether needed or not."""
+    theta = torch.ones(rows, cmap.d_source)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel([SDPBackend.MATH]):
+        cmap.value_and_vjp(theta, torch.ones(rows, cmap.d_target)) if backward else cmap.value(
+            theta
+        )
+    return counter.get_total_flops() / rows
+
+
+@pytest.mark.parametrize("positions", ["all", "target"])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+def test_operations_needed_are_those_that_run_and_hardly_fewer(name, backward, positions):
+    cmap = a_map(tiny_model(name, torch.float32), positions=positions)
+    needed, ran = needed_flops(cmap, backward), counted(cmap, backward)
+    # beyond what is needed run: attention to later tokens, the last block's queries, keys and values of the tail twice; much, in so small a model
+    assert needed < ran < 1.35 * needed
+
+
+def test_operations_of_a_whole_block_by_hand(lm):
+    cmap = a_map(lm)
+    tokens, d = len(cmap.prompts.tokens[0]), lm.width
+    config = lm.config
+    width = config.num_attention_heads * config.head_dim
+    narrow = config.num_key_value_heads * config.head_dim
+    matrices = 2 * d * width + 2 * d * narrow + 3 * d * config.intermediate_size
+    assert sum(weights(lm.blocks[0], config).values()) == matrices
+    one = needed_flops(CausalMap(lm, cmap.prompts, 0, 2), False) - needed_flops(
+        CausalMap(lm, cmap.prompts, 1, 2), False
+    )
+    assert one == 2 * tokens * matrices + 4 * width * tokens * (tokens + 1) / 2
+
+
+def test_a_mixture_counts_the_experts_that_a_token_visits():
+    mixture = tiny_model("mixtral", torch.float32)
+    sizes = weights(mixture.blocks[0], mixture.config)
+    held = {name: p for name, p in mixture.blocks[0].named_parameters() if p.ndim == 3}
+    assert held
+    for name, p in held.items():
+        assert (
+            sizes[name]
+            == p.numel() * mixture.config.num_experts_per_tok / mixture.config.num_local_experts
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_the_reference_computes_the_same_map(lm, batch):
+    cmap = a_map(lm)
+    plain = Reference(cmap, batch)
+    draw = torch.Generator().manual_seed(0)
+    V, U = random_rows(20, lm.width, draw), random_rows(20, lm.width, draw)
+    assert torch.allclose(plain.value(V), cmap.value(V), atol=1e-5)
+    for ours, theirs in zip(cmap.value_and_vjp(V, U), plain.value_and_vjp(V, U), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(plain.jvp(V), cmap.jvp(V), atol=1e-5)
+    assert torch.allclose(plain.hvp(U, V), cmap.hvp(U, V), atol=1e-4, rtol=1e-3)
+    assert plain.calibrate(random_rows(30, lm.width, torch.Generator().manual_seed(0)))[
+        0
+    ] == pytest.approx(calibrate(cmap, progress=False).scale, rel=0.03)
+    assert lm.config._attn_implementation == "sdpa"  # given back
+
+
+def test_every_row_is_measured(lm):
+    rows = list(measure_speed(a_map(lm), num_factors=4, repeats=2, progress=False))
+    assert [row.what.split()[0].strip(",") for row in rows] == [
+        "a",
+        "the",
+        "fit",
+        "calibration",
+        "jvp",
+        "vjp",
+        "hvp",
+        "bilinear",
+        "generation",
+    ]
+    for row in rows:
+        assert len(row.seconds) == 2
+        assert "not reached" not in row.what
+        assert row.median > 0
+        json.dumps(row.describe())
+    assert rows[0].of_products > 0
+    assert rows[0].versus["reference"] > 0
+    assert set(rows[1].versus) == {"positions='all'"}
+    assert set(rows[-1].versus) == {"unsteered", "one at a time"}
+
+
+def test_the_gpu_benchmark_runs_dry(capsys):
+    rows = runpy.run_path(str(BENCHMARKS / "gpu.py"))["main"](dry_run=True)
+    assert [row["dtype"] for row in rows] == ["bfloat16", "float32"]
+    assert all(row["median_seconds"] > 0 and row["of_own_products"] > 0 for row in rows)
+    assert "of square products" in capsys.readouterr().out
