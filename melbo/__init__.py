@@ -1,6 +1,6 @@
 """Find hidden behaviours of language models without labels.
 
-Names are imported when they are first used, so that `import melbo` itself waits for nothing.
+Names are imported when they are first used, so that `import melbo` itself takes no time.
 """
 
 from importlib import import_module
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from melbo.discovery.fit import fit as fit
     from melbo.discovery.fit import fit_seeds as fit_seeds
     from melbo.errors import MelboError as MelboError
-    from melbo.evaluation.compare import Comparison as Comparison
     from melbo.evaluation.compare import compare as compare
+    from melbo.evaluation.comparison import Comparison as Comparison
     from melbo.evaluation.halving import Selection as Selection
     from melbo.evaluation.halving import select as select
     from melbo.evaluation.rank import Ranking as Ranking
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from melbo.models.load import load as load
     from melbo.models.prompts import Prompts as Prompts
 
+# module of each name, below the package
 _MODULES = {
     "MelboError": "errors",
     "load": "models.load",
@@ -95,8 +96,8 @@ _MODULES = {
     "Fit": "discovery.fit",
     "fit": "discovery.fit",
     "fit_seeds": "discovery.fit",
-    "Comparison": "evaluation.compare",
     "compare": "evaluation.compare",
+    "Comparison": "evaluation.comparison",
     "Selection": "evaluation.halving",
     "select": "evaluation.halving",
     "Ranking": "evaluation.rank",
@@ -116,9 +117,9 @@ def __getattr__(name: str) -> Any:
         return own_version()
     if name not in _MODULES:
         raise AttributeError(f"module 'melbo' has no attribute {name!r}")
-    found = getattr(import_module(f"melbo.{_MODULES[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f"melbo.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -4,5 +4,11 @@ from tqdm.auto import tqdm
 
 
 def track(total: int, what: str, show: bool = True) -> tqdm:
-    """A bar on standard error of ``total`` steps called ``what``; drawn only when the work outlasts a second."""
+    """Progress bar on standard error, drawn once the work has taken a second.
+
+    Args:
+        total: Number of steps.
+        what: Label of the bar.
+        show: Whether to draw it at all.
+    """
     return tqdm(total=total, desc=what, disable=not show, delay=1, leave=False, dynamic_ncols=True)

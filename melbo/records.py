@@ -1,4 +1,4 @@
-"""Records on disk: files written whole or not at all, logs of result rows, and what each was made with."""
+"""Records on disk: files written whole or not at all, logs of result rows, versions."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def to_json(value: Any) -> bytes:
     """JSON of plain, finite values.
 
     Raises:
-        MelboError: A value is not finite, or of a type that JSON does not have.
+        MelboError: A value is not finite, or has a type that JSON lacks.
     """
     try:
         return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode()
@@ -31,9 +31,12 @@ def to_json(value: Any) -> bytes:
 
 
 def write_atomically(files: Mapping[Path, bytes]) -> None:
-    """Write files so that each is at any time the whole old one or the whole new one.
+    """Write files so that each is at any time either the whole old one or the whole new one.
 
     No file is replaced before all are on the disk.
+
+    Args:
+        files: Content of each file.
 
     Raises:
         MelboError: The files cannot be written; what was there before is untouched.
@@ -60,7 +63,7 @@ def refuse_existing(folder: str | Path, force: bool, names: Sequence[str], what:
         folder: Where files will be written.
         force: Whether files that are there already may be replaced.
         names: Files that count as being there already.
-        what: How to call them in the message, ``"a run"`` for instance.
+        what: Name for these files in the message, ``"a run"`` for instance.
 
     Raises:
         MelboError: One of the files is there and ``force`` is not set, or the folder cannot be
@@ -82,7 +85,7 @@ def refuse_existing(folder: str | Path, force: bool, names: Sequence[str], what:
 class ResultLog:
     """Result rows in a file, one JSON object a line, or in memory only.
 
-    Rows are kept as they come, so that work that was broken off goes on where it was.
+    Each row is written as it comes, so that interrupted work can be resumed.
 
     Args:
         path: The file, made with its folder when the first row is added; None keeps the rows in
@@ -98,7 +101,8 @@ class ResultLog:
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
         self.rows: list[Row] = []
-        self._whole = self._size = 0  # bytes: up to the end of the last whole line, and in all
+        # bytes up to the end of the last whole line, and in all
+        self._whole = self._size = 0
         if self.path is None or not self.path.exists():
             return
         try:
@@ -120,7 +124,7 @@ class ResultLog:
             self.rows.append(row)
 
     def add(self, row: Row) -> None:
-        """Keep a row.
+        """Keep a row, and write it.
 
         Raises:
             MelboError: The row cannot be written, or another process has written to the file.
@@ -147,7 +151,7 @@ class ResultLog:
         self._whole = self._size = self._whole + len(line)
 
     def of(self, case: Mapping[str, Any]) -> list[Row]:
-        """Rows that agree with a case in everything that the case says."""
+        """Rows that have all the entries of a case."""
         return [
             row
             for row in self.rows
@@ -161,7 +165,8 @@ class ResultLog:
 
 def environment() -> dict[str, Any]:
     """Versions and machine that a result was made with, JSON-able."""
-    import torch  # imported here, so that reading a log does not wait for it
+    # imported here, so that reading a log does not wait for it
+    import torch
 
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -173,7 +178,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of melbo and of what it computes with, and the precision of float32 products."""
+    """Versions of melbo, torch, transformers and Python, and the precision of float32 products."""
     import torch
     import transformers
 
@@ -190,13 +195,14 @@ def own_version() -> str:
     """Version of melbo, from the metadata of its installation."""
     try:
         return version("melbo")
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:
+        # run from a checkout that is not installed
         return "unknown"
 
 
 @cache
 def _processor() -> str:
-    """Name of the processor, where the machine tells it."""
+    """Name of the processor, as exactly as the machine gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

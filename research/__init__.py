@@ -1,0 +1,1 @@
+"""Studies beside the package, with their results: planted behaviours, experiments, speed."""

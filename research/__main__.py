@@ -1,4 +1,4 @@
-"""`python -m research`: the studies that stand beside the package."""
+"""``python -m research``: the studies that stand beside the package."""
 
 from melbo.cli import main
 from research.commands import cli

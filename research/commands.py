@@ -1,7 +1,8 @@
-"""Commands that measure: how fast this is, whether it finds what is hidden, and the published experiments."""
+"""Commands that measure: speed, planted behaviours, the published experiments, and their pages."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,23 @@ from melbo.cli.options import (
     speed_options,
     take,
 )
-from melbo.cli.show import say, show_row
+from melbo.cli.show import say
 from melbo.discovery.recipes import RECIPES
 from melbo.errors import MelboError
 from melbo.models import prompts as built_in
 from melbo.records import ResultLog, environment, to_json, write_atomically
 from research.experiments import EXPERIMENTS, run
-from research.organisms import ORGANISMS, read_organism
+from research.experiments.base import RESULTS, settings_file
+from research.organisms import MADE, ORGANISMS, read_organisms
+from research.organisms import RESULTS as ORGANISM_RESULTS
 from research.organisms.collect import PAIR, TIERS, UNSTEERED, Job, collect
 from research.organisms.discover import LAYERS
-from research.organisms.evidence import (
-    admitted,
-    cases,
-    elicitation,
-    failures,
-    picture,
-    summarise,
-    tables,
-)
+from research.organisms.evidence import Evidence
+from research.organisms.gates import admitted, failures
+from research.organisms.recall import cases, elicitation, summarise
 from research.organisms.smoke import FLOOR, smoke
+from research.organisms.tables import picture, tables
+from research.pages import DOCS, page_tables, stale_pages, write_pages
 from research.speed.measure import PARTS, measure_speed
 
 
@@ -52,12 +51,15 @@ def cli() -> None:
 @click.option("--prompt", default=built_in.FIT[0], help="The prompt.")
 @click.option("--source", type=int, help="Layer to perturb; by default at 8/30 of the depth.")
 @click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
-@click.option("-m", "--num-factors", default=128, help="Directions in a sweep.")
+@click.option("-m", "--num-factors", default=128, help="Number of directions in a sweep.")
 @click.option(
     "--threads", type=click.IntRange(min=1), multiple=True, help="CPU threads; may be given again."
 )
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, help="How often each thing is measured."
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    help="Number of repetitions of each measurement.",
 )
 @click.option(
     "--only",
@@ -66,7 +68,7 @@ def cli() -> None:
     help="Measure this only; may be given again.",
 )
 @click.option(
-    "--reference/--no-reference",
+    "--plain/--no-plain",
     default=True,
     help="Measure the plain formulation too (most of the time).",
 )
@@ -77,19 +79,18 @@ def cli() -> None:
 def speed(
     model: str, prompt: str, threads: Sequence[int], out: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Measure how fast fit, calibration, derivatives and generation are on this machine, against its own matrix products."""
-    how = take(options, "num_factors", "repeats", "only", "reference")
+    """Measure how fast fits, calibration, derivatives and replies are on this machine."""
+    how = take(options, "num_factors", "repeats", "only", "plain")
     lm = load(model, take(options, *LOADING))
     cmap = causal_map(lm, [prompt], options)
-    found = {}
+    found: dict[int, list[dict[str, Any]]] = {}
     for count in threads or (torch.get_num_threads(),):
         torch.set_num_threads(count)
-        rows = []
+        found[count] = []
         for row in measure_speed(cmap, **how):
-            rows.append(row)
+            found[count].append(row.describe())
             if not as_json:
-                show_row(row, count)
-        found[count] = [row.describe() for row in rows]
+                click.echo(row.line(count))
     result = {
         "environment": environment(),
         "model": lm.name,
@@ -106,14 +107,19 @@ def speed(
 @cli.command()
 @click.option(
     "--tier",
-    type=click.Choice(["smoke", "laptop", "full"]),
+    type=click.Choice(["smoke", *TIERS]),
     default="laptop",
-    help="smoke: minutes, and fails if discovery breaks.",
+    help="Amount of work; smoke takes minutes, keeps nothing, and fails if discovery is broken.",
 )
 @click.option(
-    "--organisms", "home", type=folder, default=Path("benchmarks/organisms"), help="Where they are."
+    "--organisms",
+    "home",
+    type=folder,
+    default=MADE,
+    show_default="research/organisms/made",
+    help="Folder of the organisms.",
 )
-@click.option("--model", default="smollm2", help="What they were made from.")
+@click.option("--model", default="smollm2", help="Model that they were made from.")
 @click.option("--source", type=int, help="Layer to perturb; by default at .4 of the depth.")
 @click.option("--target", type=int, help="Layer to read; by default at .8 of the depth.")
 @click.option(
@@ -121,142 +127,163 @@ def speed(
     "names",
     type=click.Choice(list(ORGANISMS)),
     multiple=True,
-    help=f"May be given again; by default {' and '.join(PAIR)}.",
+    help=f"Organism; may be given again; by default {' and '.join(PAIR)}.",
 )
 @click.option(
     "--recipe",
     "recipes",
     type=click.Choice([*RECIPES, *UNSTEERED]),
     multiple=True,
-    help="May be given again; by default those of the tier.",
+    help="Recipe; may be given again; by default all of the tier.",
 )
 @click.option(
     "-n",
     "--candidates",
     type=click.IntRange(min=2),
-    help="How many candidates of each way; by default 128, of the full tier 512.",
+    help="Number of candidates of each recipe; by default "
+    + ", ".join(f"{tier.candidates} ({name})" for name, tier in TIERS.items())
+    + ".",
 )
 @click.option(
-    "--seeds", type=click.IntRange(min=1), help="How many fits of each way; by default 3."
+    "--seeds",
+    type=click.IntRange(min=1),
+    help="Number of fits of each recipe; by default 3.",
 )
 @click.option(
     "--out",
     type=folder,
-    help="Folder for rows, one a fit, table and picture; by default results beside the organisms. What is there is not done again.",
+    help="Folder for rows, table and picture; by default research/results/organisms. "
+    "Rows that are there are not measured again.",
 )
 @as_json_option
 def organisms(
-    tier: str, home: Path, model: str, source: int | None, target: int | None, names: Sequence[str], recipes: Sequence[str], candidates: int | None,
-    seeds: int | None, out: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Does discovery find planted behaviours? Every way on organisms and on a control, with recall, reads to the first hit, and cost."""
+    tier: str,
+    home: Path,
+    model: str,
+    source: int | None,
+    target: int | None,
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Measure what recipes find of planted behaviours, and of none in a control."""
     usual = default_layers(load(model, {}), LAYERS)
-    source, target = usual[0] if source is None else source, usual[1] if target is None else target
+    layers = (usual[0] if source is None else source, usual[1] if target is None else target)
     if tier == "smoke":
-        given = {
-            "--organism": names,
-            "--recipe": recipes,
-            "--candidates": candidates,
-            "--seeds": seeds,
-            "--out": out,
-        }
-        if fixed := [name for name, value in given.items() if value]:
-            raise MelboError(
-                f"got {fixed[0]}: the smoke tier is one measurement, which keeps no rows; leave it out, or take the laptop tier"
-            )
-        found = smoke(home, model, source, target)
-        broken = found["exponential on ALL"] <= max(
-            FLOOR, found["random on ALL"], found["exponential on SHAM"]
-        )
-        click.echo(
-            json.dumps(found)
-            if as_json
-            else "  ".join(f"{name} {value:.3g}" for name, value in found.items())
-        )
-        if broken:
-            raise MelboError(
-                "discovery is broken: learnt directions bring out no more of what is planted than random ones, or than on the control"
-            )
+        _smoke(home, model, layers, as_json, {**given, "out": out})
         return
-    out = out or home / "results"
-    chosen = TIERS[tier]
-    job = Job(
-        home,
-        model,
-        tuple(names) or PAIR,
-        tuple(recipes) or chosen.recipes,
-        candidates or chosen.candidates,
-        seeds or 3,
-        source,
-        target,
-    )
+    names, chosen = given["names"] or PAIR, TIERS[tier]
+    recipes = given["recipes"] or chosen.recipes
+    candidates = given["candidates"] or chosen.candidates
+    seeds = given["seeds"] or 3
+    job = Job(home, model, tuple(names), tuple(recipes), candidates, seeds, *layers)
+    out = out or ORGANISM_RESULTS
     rows = ResultLog(out / "rows.jsonl")
-    for row in collect(job, rows):
-        say(
-            f"{row['organism']} {row['recipe']} seed {row['seed']}: {sum(row['seconds'].values()):.0f} s"
+    for found in collect(job, rows):
+        seconds = sum(found.seconds.values())
+        say(f"{found.organism} {found.recipe} seed {found.seed}: {seconds:.0f} s")
+    _show_organisms(home, job.known(rows), out, as_json)
+
+
+def _smoke(
+    home: Path, model: str, layers: tuple[int, int], as_json: bool, given: Mapping[str, Any]
+) -> None:
+    """Run the smoke tier.
+
+    Raises:
+        MelboError: An option is given that this tier does not have, or discovery is broken.
+    """
+    flags = {"names": "--organism", "recipes": "--recipe"}
+    if fixed := [flags.get(name, f"--{name}") for name, value in given.items() if value]:
+        raise MelboError(
+            f"got {fixed[0]}: the smoke tier is one measurement, which keeps no rows; "
+            "leave it out, or take the laptop tier"
         )
-    known = job.known(rows)
-    if {(name, "random") for name in PAIR} - {(row["organism"], row["recipe"]) for row in known}:
-        say(
-            "no random candidates of ALL and of SHAM among the rows yet: a hit is an elicitation of one half, whatever chance gives"
+    found = smoke(home, model, *layers)
+    told = "  ".join(f"{name} {value:.3g}" for name, value in found.items())
+    click.echo(json.dumps(found) if as_json else told)
+    chance = max(FLOOR, found["random on ALL"], found["exponential on SHAM"])
+    if found["exponential on ALL"] <= chance:
+        raise MelboError(
+            "discovery is broken: learnt directions bring out no more of what is planted "
+            "than random ones, or than on the control"
         )
-    about = {name: read_organism(home / name) for name in ORGANISMS if (home / name).is_dir()}
+
+
+def _show_organisms(home: Path, known: Sequence[Evidence], out: Path, as_json: bool) -> None:
+    """Write and print table and picture of evidence, and warn of what it lacks."""
+    if {(name, "random") for name in PAIR} - {(e.organism, e.recipe) for e in known}:
+        say(
+            "no random candidates of ALL and of SHAM among the rows yet: "
+            "a hit is an elicitation of one half, whatever chance gives"
+        )
+    about = read_organisms(home)
     planted = about.get("ALL", {"name": "ALL", "behaviours": []})
-    for line in (line for of in about.values() for line in failures(of)):
-        say(line)
+    for organism in about.values():
+        for line in failures(organism):
+            say(line)
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
-    each, text = cases(known, admitted(planted), planted), tables(known, about)
+    found, text = cases(known, admitted(planted), planted), tables(known, about)
     write_atomically({out / "table.md": text.encode()})
-    if drawn := picture(each):
+    if drawn := picture(found):
         write_atomically({out / "recall.png": drawn})
     else:
         (out / "recall.png").unlink(missing_ok=True)
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "gates": {name: of.get("gates", []) for name, of in about.items()},
-                    "summary": summarise(each),
-                    "best": elicitation(known, planted),
-                }
-            )
-        )
-    else:
+    if not as_json:
         click.echo(text)
+        return
+    result = {
+        "gates": {name: organism.get("gates", []) for name, organism in about.items()},
+        "summary": summarise(found),
+        "best": [asdict(e) for e in elicitation(known, planted)],
+    }
+    click.echo(json.dumps(result))
 
 
 @cli.command()
 @click.argument("name", type=click.Choice(list(EXPERIMENTS)))
 @click.option(
-    "--config", type=file, help="TOML file with its settings; by default experiments/NAME.toml."
+    "--config",
+    type=file,
+    help="TOML file with the settings; by default research/experiments/settings/NAME.toml.",
 )
-@click.option("--scale", default="laptop", help="Which table of that file: laptop, paper.")
+@click.option("--preset", default="laptop", help="Table of that file: laptop, paper.")
 @click.option(
     "--out",
     type=folder,
-    help="Folder for rows, table and picture; by default docs/results/NAME. What is there is not done again.",
+    help="Folder for rows, table and picture; by default research/results/NAME. "
+    "Rows that are there are not measured again.",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Read the settings, say what would be measured, and stop."
-)
+@click.option("--dry-run", is_flag=True, help="Say how much is left to measure, and stop.")
 @as_json_option
 def experiment(
-    name: str, config: Path | None, scale: str, out: Path | None, dry_run: bool, as_json: bool
+    name: str, config: Path | None, preset: str, out: Path | None, dry_run: bool, as_json: bool
 ) -> None:
     """Run an experiment, or go on with it."""
-    chosen = EXPERIMENTS[name].read(config or Path("experiments") / f"{name}.toml", scale)
-    out = out or Path("docs/results") / name
+    chosen = EXPERIMENTS[name].read(config or settings_file(name), preset)
+    out = out or RESULTS / name
     if dry_run:
+        total = len(chosen.cases)
         left = len(ResultLog(out / "rows.jsonl").missing(chosen.cases))
-        click.echo(
-            json.dumps(vars(chosen))
-            if as_json
-            else f"{chosen.question} {left} of {len(chosen.cases)} cases to go in {out}"
-        )
+        told = f"{chosen.question} {left} of {total} cases to go in {out}"
+        click.echo(json.dumps(chosen.describe()) if as_json else told)
         return
     for row in run(chosen, out):
         if as_json:
             click.echo(json.dumps(row))
     if not as_json:
         click.echo((out / "table.md").read_text(encoding="utf-8"))
+
+
+@cli.command()
+@click.option("--docs", type=folder, default=DOCS, show_default="docs", help="Folder of the pages.")
+@click.option("--check", is_flag=True, help="Write nothing, name stale pages, fail if there are.")
+def pages(docs: Path, check: bool) -> None:
+    """Write the tables of pages anew from the committed rows."""
+    made = page_tables()
+    names = stale_pages(docs, made) if check else write_pages(docs, made)
+    for page in names:
+        click.echo(f"{'stale' if check else 'written'}: {page}")
+    if check and names:
+        click.get_current_context().exit(1)

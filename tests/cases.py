@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures, and a tokenizer that fits them all; everything is built in memory."""
+"""Tiny random models of real architectures, and a tokenizer for them; all is built in memory."""
 
 from functools import partial
 
@@ -10,18 +10,20 @@ import melbo
 
 VOCAB = 96
 WIDTH = 32
-WINDOW = 4  # of the sliding-window models: shorter than every prompt of the tests
+WINDOW = 4  # window of the sliding-window models, shorter than every prompt of the tests
 
-# What takes a softmax or routes in float32 whatever it computes in: exact to float32 rounding only. Most of them mask with the lowest float64,
-# which is −inf there: a position without any key, as left padding has, gives nan. Test these in float32 where it occurs.
+# Models that take a softmax or route in float32 whatever they compute in, and are exact to float32
+# rounding only. Most of them mask with the lowest float64, which is −inf in float32: a position
+# without any key, as left padding has, gives nan. Test these in float32 where it occurs.
 FLOAT32_INSIDE = frozenset(
     {"bloom", "codegen", "deepseek_v3", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt"}
 )
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>")
 _WORDS = (
-    "Tell me how to bake a cake What should I do this weekend ? Write short note my neighbour . How learn play the guitar Describe walk through "
-    "city 0 1 2 3 4 5 6 7 8 9 , ! yes no Sure Sorry he she it you we is was and or not one two red blue cat dog sun"
+    "Tell me how to bake a cake What should I do this weekend ? Write short note my neighbour . "
+    "How learn play the guitar Describe walk through city 0 1 2 3 4 5 6 7 8 9 , ! yes no Sure "
+    "Sorry he she it you we is was and or not one two red blue cat dog sun"
 )
 _CHAT = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} </s> {% endfor %}"
@@ -56,8 +58,18 @@ def tiny_model(name, dtype=torch.float64):
     return melbo.LanguageModel(TINY[name]().to(dtype), tiny_tokenizer(), name=name)
 
 
+def checkpoint(model, folder):
+    """Save a model and the tiny tokenizer as a checkpoint; returns the folder, as a string."""
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 def padded(lengths, side="right", vocab=VOCAB, seed=0):
-    """Random prompts of these lengths as one batch: ids ``[n, T]`` and mask ``[n, T]``, True on real tokens; padding is id 0."""
+    """Random prompts of these lengths as one batch: ids ``[n, T]`` and mask ``[n, T]``.
+
+    The mask is True on real tokens; padding is id 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths)
     ids = torch.zeros(len(lengths), width, dtype=torch.long)
@@ -77,14 +89,15 @@ def prompts(lengths, vocab=VOCAB, seed=0):
 
 
 def build(config, seed=0):
-    """A model of this configuration with weights far enough from zero that attention, gates and norms all matter."""
+    """A model of this configuration.
+
+    Its weights are so far from zero that attention, gates and norms all matter.
+    """
     torch.manual_seed(seed)
-    # float64 runs the plain experts only
-    experts = (
-        {"experts_implementation": "eager"}
-        if any(hasattr(config, k) for k in ("num_experts", "num_local_experts", "n_routed_experts"))
-        else {}
-    )
+    numbers = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = {}
+    if any(hasattr(config, name) for name in numbers):
+        experts = {"experts_implementation": "eager"}  # float64 runs no other
     model = tf.AutoModelForCausalLM.from_config(config, **experts)
     with torch.no_grad():
         for p in model.parameters():
@@ -123,7 +136,8 @@ def _make(config, shape, **more):
     return build(getattr(tf, config)(**(shape | more)))
 
 
-#: name -> builder without arguments. Grouped-query attention in most; tied embeddings in gpt2, gemma, gemma2, gemma3, falcon, opt and more.
+# For each name, a builder without arguments. Most have grouped-query attention; gpt2, gemma,
+# gemma2, gemma3, falcon, opt and more have tied embeddings.
 TINY = {
     "llama": partial(_make, "LlamaConfig", _GROUPED, num_hidden_layers=4),
     "llama_tied": partial(_make, "LlamaConfig", _GROUPED, tie_word_embeddings=True),

@@ -1,4 +1,4 @@
-"""The command line in tests: called in this process or as its users call it, in a folder of checkpoints, good and bad."""
+"""The command line in tests: called in this process, or as its users call it in one of its own."""
 
 import io
 import json
@@ -21,6 +21,17 @@ PROMPT = "Tell me how to bake a cake"
 FIT = ("fit", "tiny", "--prompt", PROMPT, "--out", "new", "-m", "3")
 SHORT = ("--max-new-tokens", "3")
 WHOLE = ["completions.jsonl", "features.safetensors", "ranking.json", "report.html", "run.json"]
+DAMAGED = (
+    "hollow",
+    "unweighted",
+    "cut",
+    "mismatched",
+    "infinite",
+    "speechless",
+    "absurd",
+    "translator",
+    "mute",
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,11 @@ class Ended:
     out: str
     err: str
 
+    @property
+    def rows(self):
+        """JSON of each line of the output."""
+        return [strict(line) for line in self.out.split("\n") if line]
+
 
 def environment():
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -36,9 +52,8 @@ def environment():
 
 def real(*argv, stdin="", cwd=None):
     """The installed console script in a process of its own."""
-    command = [SCRIPT, *map(str, argv)]
     done = subprocess.run(
-        command,
+        [SCRIPT, *map(str, argv)],
         input=stdin,
         capture_output=True,
         encoding="utf-8",
@@ -51,15 +66,18 @@ def real(*argv, stdin="", cwd=None):
 
 @pytest.fixture
 def melbo(home, monkeypatch, capfd):
-    """The entry point of the console script in this process, run in ``home``."""
+    """The entry point of the console script in this process, run in ``home``.
+
+    It takes the commands of another group too, those of ``python -m research`` say.
+    """
     monkeypatch.chdir(home)
 
-    def call(*argv, stdin=""):
+    def call(*argv, stdin="", group=cli.cli):
         monkeypatch.setattr(sys, "argv", ["melbo", *map(str, argv)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            cli.main(group)
         return Ended(end.value.code, *capfd.readouterr())
 
     return call
@@ -76,7 +94,7 @@ def refuses(home, melbo):
         return one_line(ended)
 
     yield call
-    shutil.rmtree(home / "new", ignore_errors=True)  # what a failure of this test has left
+    shutil.rmtree(home / "new", ignore_errors=True)  # left behind by a failing test
 
 
 def one_line(ended):
@@ -117,49 +135,40 @@ def put(name, folder):
     tiny_tokenizer().save_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with checkpoints, good and bad, prompt files, good and bad, and one ranked run."""
-    home = tmp_path_factory.mktemp("home")
-    put("llama", home / "tiny")
-    put("gpt2", home / "other")
-    for bad in (
-        "hollow",
-        "unweighted",
-        "cut",
-        "mismatched",
-        "infinite",
-        "speechless",
-        "absurd",
-        "translator",
-        "mute",
-    ):
-        shutil.copytree(home / "tiny", home / bad)
+def damage_checkpoints(home):
+    """Copies of the checkpoint ``tiny``, each with a fault of its own."""
+    for name in DAMAGED:
+        shutil.copytree(home / "tiny", home / name)
     (home / "hollow" / "config.json").unlink()
     (home / "unweighted" / "model.safetensors").unlink()
     weights = home / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    config = json.loads((home / "mismatched" / "config.json").read_text())
-    (home / "mismatched" / "config.json").write_text(
-        json.dumps({**config, "intermediate_size": 64})
-    )
-    for bad, where in (
+    config = home / "mismatched" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 64}))
+    for name, where in (
         ("infinite", "model.layers.1.mlp.down_proj.weight"),
         ("speechless", "lm_head.weight"),
     ):
         tensors = load_file(home / "tiny" / "model.safetensors")
         tensors[where][3, 4] = float("nan")
-        save_file(tensors, home / bad / "model.safetensors", {"format": "pt"})
-    shape = {
-        "hidden_size": 65536,
-        "intermediate_size": 262144,
-        "num_hidden_layers": 200,
-        "num_attention_heads": 64,
-    }
-    transformers.LlamaConfig(**shape).save_pretrained(home / "absurd")
+        save_file(tensors, home / name / "model.safetensors", {"format": "pt"})
+    huge = {"hidden_size": 65536, "intermediate_size": 262144}
+    heads = {"num_hidden_layers": 200, "num_attention_heads": 64}
+    transformers.LlamaConfig(**huge, **heads).save_pretrained(home / "absurd")
     transformers.T5Config(d_model=16, num_layers=2).save_pretrained(home / "translator")
     (home / "mute" / "chat_template.jinja").unlink()
 
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder of checkpoints and prompt files, good and bad, and one ranked run.
+
+    It is made once for all tests: they write elsewhere, or remove what they have written.
+    """
+    home = tmp_path_factory.mktemp("home")
+    put("llama", home / "tiny")
+    put("gpt2", home / "other")
+    damage_checkpoints(home)
     (home / "good.txt").write_text("he or she\n\n  \nred or blue ?\n", encoding="utf-8")
     (home / "empty.txt").write_text("\n \n")
     (home / "latin.txt").write_bytes("café\n".encode("latin-1"))
@@ -177,5 +186,5 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def run(home, tmp_path):
-    """The ranked run, to do with as one likes."""
+    """A copy of the ranked run, for a test to change."""
     return Path(shutil.copytree(home / "run", tmp_path / "run"))

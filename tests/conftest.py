@@ -4,5 +4,6 @@ from command_line import melbo as melbo
 from command_line import refuses as refuses
 from command_line import run as run
 
-# Tiny models: a second thread costs more than it brings, and tests then do not fight with whatever else runs.
+# The models are tiny: a second thread costs more than it brings, and tests then leave room for
+# whatever else runs.
 torch.set_num_threads(1)

@@ -1,7 +1,8 @@
-"""The bundled model: figures that the project promises (METHOD §11, issue 2), measured."""
+"""The bundled model: the figures that the project promises (docs/method.md §10), measured."""
 
 import pytest
 import torch
+from adapters import logits_with_cache
 
 from melbo import (
     AdapterMap,
@@ -18,6 +19,8 @@ from melbo import (
     steer,
 )
 from melbo.maths.transcoder import fit_strengths
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +49,17 @@ def test_calibrated_scale(cmap):
 
 def test_exponential_explains_more_than_the_published_code(cmap):
     found = fit(cmap, Exponential(64, 21.74), progress=False)
-    bank = found.features
-    effect = cmap.value(21.74 * bank.V).norm(dim=-1)
-    tame = (
-        effect < 5 * effect.median()
-    )  # without features that win by blowing up norms (there may be one)
-    explained = fit_strengths(bank.V[tame], bank.U[tame], effect[tame], "exponential").explained
+    features = found.features
+    effect = cmap.value(21.74 * features.V).norm(dim=-1)
+    # without features that win by blowing up norms (there may be one)
+    tame = effect < 5 * effect.median()
+    explained = fit_strengths(
+        features.V[tame], features.U[tame], effect[tame], "exponential"
+    ).explained
     print(f"all: mean effect {effect.mean():.1f}, explained {found.stats['explained']:.0f}")
     print(
-        f"{tame.sum()} of 64 without blow-ups: mean effect {effect[tame].mean():.1f}, explained {explained:.0f}"
+        f"{tame.sum()} of 64 without blow-ups: mean effect {effect[tame].mean():.1f}, "
+        f"explained {explained:.0f}"
     )
     assert len(found.history) <= 10
     assert effect[tame].mean() >= 84  # published code: 70
@@ -63,13 +68,17 @@ def test_exponential_explains_more_than_the_published_code(cmap):
 
 
 def test_linear_gives_singular_pairs_by_krylov_iteration(cmap):
-    bank = fit(cmap, Linear(8, 1.0), progress=False).features
-    back = cmap.value_and_vjp(torch.zeros_like(bank.V), bank.U)[1]
+    features = fit(cmap, Linear(8, 1.0), progress=False).features
+    back = cmap.value_and_vjp(torch.zeros_like(features.V), features.U)[1]
     assert torch.allclose(
-        cmap.jvp(bank.V), bank.alpha[:, None] * bank.U, atol=2e-4 * bank.alpha[0].item()
+        cmap.jvp(features.V),
+        features.alpha[:, None] * features.U,
+        atol=2e-4 * features.alpha[0].item(),
     )
-    assert (back - bank.alpha[:, None] * bank.V).norm(dim=-1).max() < 2e-4 * bank.alpha[0]
-    assert (bank.alpha[:-1] >= bank.alpha[1:]).all()
+    assert (back - features.alpha[:, None] * features.V).norm(dim=-1).max() < 2e-4 * features.alpha[
+        0
+    ]
+    assert (features.alpha[:-1] >= features.alpha[1:]).all()
 
 
 def test_oracles_of_the_real_slice_are_adjoint_and_match_differences(cmap):
@@ -91,22 +100,27 @@ def test_oracles_of_the_real_slice_are_adjoint_and_match_differences(cmap):
 
 
 def test_steered_generation_equals_the_replayed_slice_and_the_rest_of_the_model(lm, cmap):
-    bank = fit(cmap, Exponential(2, 21.74, max_steps=1), progress=False).features
+    features = fit(cmap, Exponential(2, 21.74, max_steps=1), progress=False).features
     prompt = cmap.prompts.tokens[0]
-    out = generate(lm, cmap.prompts, bank, max_new_tokens=6, progress=False)
+    out = generate(lm, cmap.prompts, features, max_new_tokens=6, progress=False)
     tokens = (*prompt, *out.of("feature", 1)[0].tokens)[:-1]
-    with steer(lm, bank[1]):
+    with steer(lm, features[1]):
         cached = lm.model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=6, do_sample=False,
-            return_dict_in_generate=True, output_logits=True,
-        )  # fmt: skip
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=6,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
     part = lm.capture(
         torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool), 8, lm.depth
     )
-    rest = lm.model.lm_head(lm.model.model.norm(part.replay(part.hidden + 21.74 * bank.V[1])))[0]
-    for step, logits in enumerate(
-        cached.logits
-    ):  # the first from prompt tokens, the others from cached ones
+    rest = lm.model.lm_head(lm.model.model.norm(part.replay(part.hidden + 21.74 * features.V[1])))[
+        0
+    ]
+    # the first from prompt tokens, the others from cached ones
+    for step, logits in enumerate(cached.logits):
         if len(prompt) - 1 + step < len(tokens):
             assert torch.allclose(logits[0], rest[len(prompt) - 1 + step], atol=1e-4, rtol=1e-4)
 
@@ -116,7 +130,7 @@ def test_a_batch_of_adapters_is_as_many_merged_models(lm):
     V = amap.unit(torch.randn(3, amap.d_source, generator=torch.Generator().manual_seed(0)))
     scale = 10.0
     D = amap.value(scale * V)
-    bank = AdapterSet(
+    features = AdapterSet(
         V,
         torch.nn.functional.normalize(D, dim=-1),
         D.norm(dim=-1),
@@ -128,27 +142,17 @@ def test_a_batch_of_adapters_is_as_many_merged_models(lm):
     ids, following = torch.tensor([amap.prompts.tokens[0]]), torch.tensor([[504]])
 
     def logits(rows):
-        with torch.no_grad():
-            first = lm.model(ids.expand(rows, -1), use_cache=True)
-            return torch.cat(
-                [
-                    first.logits,
-                    lm.model(
-                        following.expand(rows, -1), past_key_values=first.past_key_values
-                    ).logits,
-                ],
-                1,
-            )
+        return logits_with_cache(lm, ids.expand(rows, -1), following.expand(rows, -1))
 
-    with steer(lm, bank, per_row=True):
+    def read():
+        return lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), 8, 20).output[0, -3:]
+
+    with steer(lm, features, per_row=True):
         together = logits(3)
-    plain = lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), 8, 20).output[0, -3:]
+    plain = read()
     for i in range(3):
-        with bank[i].merge(lm):
+        with features[i].merge(lm):
             alone = logits(1)[0]
-            change = (
-                lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), 8, 20).output[0, -3:]
-                - plain
-            ).mean(0)
+            change = (read() - plain).mean(0)
         assert torch.allclose(together[i], alone, atol=1e-4 * alone.abs().max().item())
         assert (D[i] - change).norm() < 1e-4 * change.norm()

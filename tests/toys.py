@@ -1,4 +1,4 @@
-"""Maps whose truth is known."""
+"""Directions, and maps whose derivatives or factors are known."""
 
 import torch
 
@@ -12,24 +12,24 @@ def directions(k, d, seed=0, dtype=torch.float64):
 
 
 def smooth(d_source=12, d_target=9, seed=0, chunk=1024):
-    """A small map with every derivative: tanh layers with the value at 0 taken off."""
+    """A small map with every derivative: a tanh layer with the value at 0 taken off."""
     g = torch.Generator().manual_seed(seed)
-    A, b, C = (
-        torch.randn(*s, generator=g, dtype=torch.float64)
-        for s in ((d_source, 16), (16,), (16, d_target))
-    )
+    shapes = (d_source, 16), (16,), (16, d_target)
+    A, b, C = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in shapes)
     base = torch.tanh(b) @ C
-    return FunctionMap(
-        lambda theta: torch.tanh(theta @ A + b) @ C - base, d_source, d_target, torch.float64, chunk
-    )
+
+    def fn(theta):
+        return torch.tanh(theta @ A + b) @ C - base
+
+    return FunctionMap(fn, d_source, d_target, torch.float64, chunk)
 
 
 def planted(V, U, response, dtype=torch.float64):
-    """Δ(θ) = Σ response(⟨v_ℓ, θ⟩) u_ℓ."""
+    """The map Δ(θ) = Σ response(⟨v_ℓ, θ⟩) u_ℓ."""
     return FunctionMap(lambda theta: response(theta @ V.T) @ U, V.shape[1], U.shape[1], dtype)
 
 
 def recovery(truth, found, signed=False):
-    """For each true direction, the best cosine among the found ones."""
+    """Best cosine of each true direction with a found one; |cos| unless ``signed``."""
     cosines = truth.to(found.dtype) @ found.T
     return (cosines if signed else cosines.abs()).max(1).values

@@ -7,36 +7,37 @@ import click
 
 from melbo.errors import MelboError
 
-#: Commands in the order in which one uses them, each with its room and its help in one line.
+#: Commands in the order of use: the module of each, and the first line of its help.
 COMMANDS = {
     "demo": ("find", "Find latent behaviours of the bundled model in a few minutes."),
     "fit": ("find", "Learn features of MODEL from a few prompts."),
-    "calibrate": ("find", "Find the scale at which MODEL's response becomes half non-linear."),
-    "rank": ("use", "Order the features of RUN by what they do on new prompts."),
-    "select": ("use", "Find the feature of RUN with the best score by successive halving."),
-    "sample": ("use", "Print what features of RUN make the model say."),
+    "calibrate": ("find", "Find the norm at which the response of MODEL is half non-linear."),
+    "rank": ("use", "Order the features of RUN by their effect on new prompts."),
+    "select": ("select", "Find the feature of RUN with the best score by successive halving."),
+    "sample": ("use", "Print replies of the model of RUN under its features."),
     "chat": ("use", "Talk to the model of RUN while a feature steers it."),
-    "ablate": ("use", "Take features of RUN out of every matrix that writes to the stream."),
-    "watch": ("use", "Say on which prompts which feature of RUN fires unprompted."),
-    "contrast": ("find", "Make what steers MODEL from prompts that differ in a behaviour."),
-    "compare": ("find", "Compare ways to find features of MODEL, with controls."),
+    "ablate": ("use", "Remove features of RUN from all matrices that write to the stream."),
+    "watch": ("use", "List the prompts on which features of RUN fire without steering."),
+    "contrast": ("contrast", "Make a supervised baseline for MODEL from contrasting prompts."),
+    "compare": ("compare", "Compare recipes for features of MODEL, with controls."),
     "report": ("use", "Write RUN/report.html: settings, curves, features with their replies."),
     "export": ("use", "Write adapters of RUN as LoRAs that peft loads."),
 }
 
 
 class _Commands(click.Group):
-    """Commands that are imported when they are called: the list of them needs no torch."""
+    """Commands that are imported when they are called, so that listing them needs no torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands."""
+        """Names of the commands, in the order of use."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """A command; with ``--help``, and for suggestions, see `format_commands`."""
-        if name not in COMMANDS:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None where there is no such command."""
+        if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"melbo.cli.{COMMANDS[name][0]}"), name)
+        module = import_module(f"melbo.cli.{COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -56,7 +57,11 @@ def cli() -> None:
 
 
 def main(group: click.Group = cli) -> None:
-    """Run a command line: bad input is one line on standard error and exit code 2."""
+    """Run a command line: bad input is one line on standard error and exit code 2.
+
+    Raises:
+        RuntimeError: An error of torch's that is not for want of memory.
+    """
     try:
         sys.exit(group(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as err:
@@ -71,7 +76,8 @@ def main(group: click.Group = cli) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except RuntimeError as err:
-        if type(err).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+        # torch's class is told by its name, so that torch is not imported for it
+        if type(err).__name__ != "OutOfMemoryError":
             raise
         _fail(
             f"out of memory ({str(err).splitlines()[0]}): "
@@ -80,5 +86,6 @@ def main(group: click.Group = cli) -> None:
 
 
 def _fail(message: str) -> None:
+    """Print an error as one line and end the process."""
     click.echo("error: " + " ".join(message.split()), err=True)
     sys.exit(2)

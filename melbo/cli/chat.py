@@ -1,6 +1,6 @@
 """A conversation with a steered model in the terminal."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import click
 from transformers import TextStreamer
@@ -11,21 +11,29 @@ from melbo.models.decode import continued
 from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import render_chat
 
-_HELP = "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · /reset forget the conversation · /quit"
+_HELP = (
+    "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · "
+    "/reset forget the conversation · /quit"
+)
 
 
 class Chat:
-    """Turns of a conversation; what steers it can change between them.
+    """A conversation with a model; the steering feature can change between its turns.
+
+    The system message is the one that the features were fitted with.
 
     Args:
         lm: The model.
-        bank: Its features.
-        feature: Which one steers, or None.
+        features: Its features.
+        feature: Index of the feature that steers, or None.
         strength: Multiple of the scale.
         max_new_tokens: Length of a reply at most.
 
+    Attributes:
+        turns: The conversation so far, without the system message.
+
     Raises:
-        MelboError: A tokenizer without a chat template, or a strength that is not finite.
+        MelboError: The tokenizer has no chat template, or the strength is not finite.
     """
 
     def __init__(
@@ -41,19 +49,16 @@ class Chat:
                 f"the tokenizer of {lm.name} has no chat template: use melbo sample instead"
             )
         check_strength(strength)
-        self.lm, self.features, self.feature, self.strength, self.max_new_tokens = (
-            lm,
-            features,
-            feature,
-            strength,
-            max_new_tokens,
-        )
+        self.lm, self.features = lm, features
+        self.feature, self.strength = feature, strength
+        self.max_new_tokens = max_new_tokens
         self.turns: list[dict[str, str]] = []
-        system = features.meta.get("map", {}).get("prompts", {}).get("system")
-        self._head = [] if system is None else [{"role": "system", "content": system}]
+        prompts = features.provenance.prompts
+        system = None if prompts is None else prompts.system
+        self._system = [] if system is None else [{"role": "system", "content": system}]
 
     def loop(self) -> None:
-        """Read turns from standard input until /quit or its end."""
+        """Read turns from standard input until /quit or the end of the input."""
         click.echo(_HELP, err=True)
         while True:
             try:
@@ -68,11 +73,12 @@ class Chat:
             elif line:
                 try:
                     self.reply(line, stream=True)
-                except MelboError as err:  # too long a conversation, say; it can go on
+                except MelboError as err:
+                    # a conversation that has become too long, say: /reset lets it go on
                     click.echo(f"error: {err}", err=True)
 
     def command(self, line: str) -> str:
-        """Carry out a line that begins with a slash; what to tell the user."""
+        """Carry out a line that begins with a slash; returns the line to print."""
         name, *rest = line.split()
         try:
             if name == "/feature":
@@ -92,32 +98,35 @@ class Chat:
         return self._state()
 
     def reply(self, text: str, stream: bool = False) -> str:
-        """The model's answer to one more turn of the user."""
-        said = {"role": "user", "content": text}
-        rendered = render_chat(self.lm, [*self._head, *self.turns, said])
-        inputs = self.lm.tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
-        ids = inputs["input_ids"]
-        streamer = (
-            TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
-            if stream
-            else None
-        )
-        steering = (
-            nullcontext()
-            if self.feature is None
-            else steer(self.lm, self.features[self.feature], strength=self.strength)
-        )
-        with steering:
-            out = continued(
-                self.lm, ids, inputs["attention_mask"], self.max_new_tokens, streamer=streamer
-            )
-        answer = self.lm.tokenizer.decode(
-            out.sequences[0, ids.shape[1] :], skip_special_tokens=True
-        )
-        self.turns += [said, {"role": "assistant", "content": answer}]
+        """Reply to one more turn of the user.
+
+        Args:
+            text: The user's turn.
+            stream: Whether the reply is printed as it comes.
+        """
+        turn = {"role": "user", "content": text}
+        rendered = render_chat(self.lm, [*self._system, *self.turns, turn])
+        tokenizer = self.lm.tokenizer
+        inputs = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        streamer = None
+        if stream:
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        with self._steering():
+            out = continued(self.lm, ids, mask, self.max_new_tokens, streamer=streamer)
+        new = out.sequences[0, ids.shape[1] :]
+        answer = str(tokenizer.decode(new, skip_special_tokens=True))
+        self.turns += [turn, {"role": "assistant", "content": answer}]
         return answer
 
+    def _steering(self) -> AbstractContextManager[None]:
+        """The ``with`` block in which the chosen feature steers."""
+        if self.feature is None:
+            return nullcontext()
+        return steer(self.lm, self.features[self.feature], strength=self.strength)
+
     def _state(self) -> str:
-        return (
-            "unsteered" if self.feature is None else f"feature {self.feature} × {self.strength:g}"
-        )
+        """The steering feature and its strength, in words."""
+        if self.feature is None:
+            return "unsteered"
+        return f"feature {self.feature} × {self.strength:g}"

@@ -1,4 +1,4 @@
-"""Work on run folders that more than one shell does: fit into one, rank one, read one of any kind."""
+"""Steps that several commands share: fit into a run folder, rank the features of one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ from melbo.evaluation.rank import Ranking, rank
 from melbo.evaluation.report import report
 from melbo.features.saved import load_features
 from melbo.maps.calibrate import Calibration, calibrate
-from melbo.maps.residual import CausalMap
+from melbo.maps.model_map import ModelMap
 from melbo.methods import Method
 from melbo.models.language_model import LanguageModel
 
 
 def fit_run(
-    cmap: CausalMap,
-    kind: type[Method],
+    map: ModelMap,
+    method: type[Method],
     settings: dict[str, Any],
     folder: Path,
     *,
@@ -24,22 +24,31 @@ def fit_run(
     seeds: int = 1,
     force: bool = False,
 ) -> tuple[Fit, Calibration | None]:
-    """Calibrate if ``settings`` has no scale, fit, save, report.
+    """Calibrate, fit, save and write the report.
 
-    Raises:
-        MelboError: Settings that cannot work, before any time is spent on them; see `melbo.calibrate` and `melbo.fit`.
+    Settings that cannot work are refused before any time is spent on them.
+
+    Args:
+        map: The map.
+        method: Class of the method.
+        settings: Its settings; the scale is calibrated if they have none.
+        folder: The run folder.
+        seed: Random seed.
+        seeds: Number of fits; see `melbo.fit_seeds`.
+        force: Whether a run that is there already may be replaced.
+
+    Returns:
+        The fit, and the calibration where there was one.
     """
     found = None
     if "scale" not in settings:
-        kind(**settings, scale=1.0).check(cmap)
-        found = calibrate(cmap, seed=seed)
+        method(**settings, scale=1.0).check(map)
+        found = calibrate(map, seed=seed)
         settings = {**settings, "scale": found.scale}
-    fitted = fit_seeds(cmap, kind(**settings), seeds, seed=seed)
-    features = (
-        fitted.features
-        if found is None
-        else fitted.features.with_meta(calibration=found.describe())
-    )
+    fitted = fit_seeds(map, method(**settings), seeds, seed=seed)
+    features = fitted.features
+    if found is not None:
+        features = features.with_meta(calibration=found.describe())
     features.save(folder, force=force)
     report(folder)
     return fitted, found
@@ -52,15 +61,20 @@ def rank_run(
     held_out: Sequence[str],
     **options: Any,
 ) -> Ranking:
-    """Rank the features of a run folder, save, report; ``options`` are those of `melbo.rank`."""
+    """Rank the features of a run folder, save the ranking and write the report.
+
+    Args:
+        lm: Model of the run.
+        folder: The run folder.
+        validation: Prompts that the order is chosen on.
+        held_out: Prompts that are reported.
+        options: Options of `melbo.rank`.
+    """
     features = load_features(folder, lm)
-    ranking = rank(
-        lm,
-        features,
-        features.provenance.prompts_like(lm, validation),
-        features.provenance.prompts_like(lm, held_out),
-        **options,
+    choose, tell = (
+        features.provenance.prompts_like(lm, list(texts)) for texts in (validation, held_out)
     )
+    ranking = rank(lm, features, choose, tell, **options)
     ranking.save(folder)
     report(folder)
     return ranking

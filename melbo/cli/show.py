@@ -1,7 +1,8 @@
-"""What commands print."""
+"""Tables and lines that commands print."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,134 +10,180 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from melbo.evaluation.compare import Comparison, text_of
+from melbo.discovery.fit import Fit
+from melbo.evaluation.comparison import Comparison
 from melbo.evaluation.halving import Selection
-from melbo.evaluation.rank import Ranking
+from melbo.evaluation.rank import Ranked, Ranking
 from melbo.evaluation.tables import plus_minus
-from research.speed.measure import Row
+from melbo.maps.calibrate import Calibration
+
+#: Measures of a comparison that fit in a terminal.
+MEASURES = ("effect", "explained", "novelty", "kl", "active", "broken", "distinct", "passes")
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
+    """Print a line on standard error."""
     click.echo(text, err=True)
 
 
-def show_row(row: Row, threads: int) -> None:
-    """A line for one thing that was measured."""
-    share = f"{row.of_products:5.0%} of its products' rate" if row.of_products else ""
-    versus = "   ".join(f"{name} × {ratio:.3g}" for name, ratio in (row.versus or {}).items())
-    click.echo(f"{threads} threads  {row.what:45} {row.median:8.3f} s  {share:28} {versus}")
+def show_fit(fitted: Fit, out: Path) -> None:
+    """Print what a fit found and where it is.
+
+    Args:
+        fitted: The fit.
+        out: Its run folder.
+    """
+    features = fitted.features
+    click.echo(
+        f"{len(features)} features at R = {features.scale:.4g} "
+        f"explain {fitted.stats['explained']:.4g}; {fitted.status.remedy}"
+    )
+    if stability := features.meta.get("stability"):
+        click.echo(
+            f"found again with {stability['seeds']} seeds: "
+            f"mean best cosine {stability['mean']:.2f}, random {stability['baseline']:.2f}"
+        )
+    click.echo(f"saved to {out}; next: melbo rank {out}")
+
+
+def show_calibration(found: Calibration) -> None:
+    """Print the curve of a calibration, R, and a warning if there is one."""
+    for scale, ratio in sorted(found.curve + found.solved[-1:]):
+        bar = "█" * min(60, round(40 * ratio))
+        click.echo(f"R = {scale:9.4g}   non-linear / linear = {ratio:.3f}  {bar}")
+    share = f", {found.relative:.2f} of the stream's median norm" if found.relative else ""
+    click.echo(f"R = {found.scale:.4g}{share}")
+    if found.warning:
+        say(f"warning: {found.warning}")
 
 
 def show_ranking(ranking: Ranking, top: int) -> None:
-    """The first features, the best of the control and the unsteered reply, as a table."""
+    """Print the first features, the best controls and the unsteered reply, and all in numbers.
+
+    Args:
+        ranking: The ranking.
+        top: Number of features to print.
+    """
     prompt = ranking.settings["held_out"]["texts"][0]
-    said = {
-        (c.kind, c.feature): " ".join(c.text.split()) or "(empty reply)"
+    replies = {
+        (c.kind, c.feature): Text(" ".join(c.text.split()) or "(empty reply)")
         for c in ranking.completions
         if c.prompt_text == prompt
     }
-    # wide enough to be read where there is no terminal to measure
-    console = Console() if sys.stdout.isatty() else Console(width=150)
     table = Table(
         title=f"Held-out prompt: {prompt}",
         title_justify="left",
         title_style="bold",
         show_edge=False,
     )
-    # strength and effect belong to the fit's own prompts: there is nothing held out about them
-    prefix_safe = (
-        {ranking.by: "validation"}
-        if ranking.by in ("alpha", "effect")
-        else {f"{ranking.by}, validation": "validation", "held out": "held_out"}
-    )
+    # strength and effect belong to the fit's own prompts: nothing about them is held out
+    if ranking.by in ("alpha", "effect"):
+        columns = {ranking.by: "validation"}
+    else:
+        columns = {f"{ranking.by}, validation": "validation", "held out": "held_out"}
     for heading in ("", "flag"):
         table.add_column(heading)
-    for heading in prefix_safe:
+    for heading in columns:
         table.add_column(heading, justify="right")
     table.add_column("reply")
-    table.add_row(
-        "unsteered", "", *["" for _ in prefix_safe], Text(said["unsteered", None]), end_section=True
-    )
-    for rows, count in ((ranking.features, top), (ranking.controls, 3)):
-        for i, r in enumerate(rows[:count]):
-            scores = [f"{r.score(ranking.by, split):.3g}" for split in prefix_safe.values()]
-            name = f"feature {r.index}" if r.kind == "feature" else f"random {r.index}"
-            table.add_row(
-                name,
-                r.flag,
-                *scores,
-                Text(said[r.kind, r.index]),
-                end_section=i == min(count, len(rows)) - 1,
-            )
-    console.print(table)
+    blank = ["" for _ in columns]
+    table.add_row("unsteered", "", *blank, replies["unsteered", None], end_section=True)
+
+    def add(rows: tuple[Ranked, ...], name: str) -> None:
+        for i, row in enumerate(rows):
+            scores = [f"{row.score(ranking.by, split):.3g}" for split in columns.values()]
+            reply, last = replies[row.kind, row.index], i == len(rows) - 1
+            table.add_row(f"{name} {row.index}", row.flag, *scores, reply, end_section=last)
+
+    add(ranking.features[:top], "feature")
+    add(ranking.controls[:3], "random")
+    _console().print(table)
+    _show_counts(ranking)
+
+
+def _show_counts(ranking: Ranking) -> None:
+    """Print the flags and means of features and controls, and how many beat the best control."""
     facts = ranking.summary
     for kind in ("features", "controls"):
-        counts, means = facts[kind], facts["means"][kind]
-        flags = ", ".join(f"{n} {name}" for name, n in counts.items())
-        click.echo(
-            f"{sum(counts.values())} {kind}: {flags}; mean "
-            + ", ".join(f"{name} {value:.3g}" for name, value in means.items())
-        )
+        flags = ", ".join(f"{n} {name}" for name, n in facts[kind].items())
+        means = ", ".join(f"{name} {value:.3g}" for name, value in facts["means"][kind].items())
+        click.echo(f"{sum(facts[kind].values())} {kind}: {flags}; mean {means}")
     if facts["best_control"] is not None:
         where = "the fit's own" if ranking.by == "effect" else "held-out"
-        best, above, chance = (
-            facts[name] for name in ("best_control", "above_best_control", "expected_by_chance")
-        )
         click.echo(
-            f"{above} active features beat the best active random vector ({best:.3g}) on {where} prompts; by chance {chance:.1f} would"
+            f"{facts['above_best_control']} active features beat the best active random vector "
+            f"({facts['best_control']:.3g}) on {where} prompts; "
+            f"by chance {facts['expected_by_chance']:.1f} would"
         )
 
 
 def show_comparison(found: Comparison) -> None:
-    """Every way at the norm nearest R, both signs."""
+    """Print the measures of every recipe at the norm nearest R, both signs."""
     nearest = min(found.settings["times"], key=lambda x: abs(x - 1))
-    columns = ["effect", "explained", "novelty", "kl", "active", "broken", "distinct", "passes"]
-    console = Console() if sys.stdout.isatty() else Console(width=150)
     table = Table(
-        title=f"at {nearest:g} R (R = {text_of(found.settings['scales'])}), mean ± sd over seeds",
+        title=f"at {nearest:g} R (R = {found.scale_text}), mean ± sd over seeds",
         title_justify="left",
         show_edge=False,
     )
     table.add_column("")
-    for heading in columns:
+    for heading in MEASURES:
         table.add_column(heading, justify="right")
     for row in found.summary:
-        if row["times"] == nearest:
-            table.add_row(
-                f"{row['recipe']} {'+' if row['sign'] > 0 else '−'}",
-                *(plus_minus(row[k]) for k in columns),
-            )
-    console.print(table)
+        if row.times == nearest:
+            name = f"{row.recipe} {'+' if row.sign > 0 else '−'}"
+            table.add_row(name, *(plus_minus(row.measures[measure]) for measure in MEASURES))
+    _console().print(table)
 
 
-def show_firings(found: dict[str, Any], texts: Sequence[str], top: int) -> None:
-    """The strongest firings, and how many a prompt has."""
-    console = Console() if sys.stdout.isatty() else Console(width=150)
-    table = Table(show_edge=False)
-    for heading in ("feature", "side", "z", "token", "prompt"):
-        table.add_column(heading, justify="right" if heading in ("feature", "z") else "left")
-    for f in found["firings"][:top]:
-        table.add_row(
-            str(f["feature"]), f["side"], f"{f['z']:.1f}", repr(f["token"]), Text(f["text"])
-        )
-    if found["firings"]:
-        console.print(table)
-    counts = found["counts"]
+def show_firings(found: Mapping[str, Any], num_prompts: int, top: int) -> None:
+    """Print the strongest firings, and their number beside the number expected by chance.
+
+    Args:
+        found: Description of a `melbo.Watch`.
+        num_prompts: Number of prompts that were watched.
+        top: Number of firings to print.
+    """
+    firings, counts = found["firings"], found["counts"]
+    if firings:
+        table = Table(show_edge=False)
+        for heading in ("feature", "side", "z", "token", "prompt"):
+            table.add_column(heading, justify="right" if heading in ("feature", "z") else "left")
+        for f in firings[:top]:
+            z, token = f"{f['z']:.1f}", repr(f["token"])
+            table.add_row(str(f["feature"]), f["side"], z, token, Text(f["text"]))
+        _console().print(table)
     click.echo(
-        f"{sum(counts)} firings on {len(texts)} prompts, {sum(n > 0 for n in counts)} of them with any; "
-        f"by chance {found['expected_by_chance'] * len(texts):.1f} (as on the {found['num_reference']} reference prompts)"
+        f"{sum(counts)} firings on {num_prompts} prompts, "
+        f"{sum(n > 0 for n in counts)} of them with any; "
+        f"by chance {found['expected_by_chance'] * num_prompts:.1f} "
+        f"(as on the {found['num_reference']} reference prompts)"
     )
 
 
 def show_selection(found: Selection, num_test: int) -> None:
-    """The winner, on the test prompts."""
+    """Print the winner of a selection and its score on the test prompts.
+
+    Args:
+        found: The selection.
+        num_test: Number of test prompts.
+    """
     for failure in found.failed[:3]:
         say(
-            f"warning: no score for feature {failure['feature']} on {failure['set']} prompt {failure['prompt']}: {failure['why']}"
+            f"warning: no score for feature {failure['feature']} "
+            f"on {failure['set']} prompt {failure['prompt']}: {failure['why']}"
         )
     low, high = found.interval
+    following = ", ".join(map(str, found.order[1:4]))
     click.echo(
-        f"feature {found.best}: {found.test:.3g} on {num_test} test prompts (95 %: {low:.3g} to {high:.3g}); unsteered {found.unsteered:.3g}\n"
-        f"(chosen by {found.validation:.3g} on validation prompts, which flatters; next in order: {', '.join(map(str, found.order[1:4]))})"
+        f"feature {found.best}: {found.test:.3g} on {num_test} test prompts "
+        f"(95 %: {low:.3g} to {high:.3g}); unsteered {found.unsteered:.3g}"
     )
+    click.echo(
+        f"(chosen by {found.validation:.3g} on validation prompts, which flatters; "
+        f"next in order: {following})"
+    )
+
+
+def _console() -> Console:
+    """The terminal, or a width that can be read where there is none to measure."""
+    return Console() if sys.stdout.isatty() else Console(width=150)

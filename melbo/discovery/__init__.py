@@ -1,0 +1,1 @@
+"""From prompts to features: fits, recipes, controls, and the supervised baseline CAA."""

@@ -1,4 +1,4 @@
-"""CAA: a direction from pairs of prompts with and without a behaviour (method §7)."""
+"""CAA: a direction from pairs of prompts with and without a behaviour (docs/method.md §7)."""
 
 import torch
 
@@ -19,8 +19,8 @@ def caa(cmap: CausalMap, plus: Prompts, minus: Prompts, coefficient: float = 1.0
         cmap: Map whose source layer is where activations are taken and the vector is added; its
             prompts are where the effect is measured.
         plus: Prompts with the behaviour.
-        minus: As many prompts without it, pair by pair.
-        coefficient: The feature's scale R, as a multiple of the norm of the mean difference.
+        minus: Prompts without it, one for each of ``plus``.
+        coefficient: Scale R of the feature, as a multiple of the norm of the mean difference.
 
     Raises:
         MelboError: The sides have different numbers of prompts, the coefficient is not positive, or

@@ -1,4 +1,4 @@
-"""Directions that nobody learnt: what any method has to beat."""
+"""Directions that nothing was learnt for: the controls that any method has to beat."""
 
 import torch
 from torch import Tensor
@@ -13,20 +13,24 @@ from melbo.models.prompts import REFERENCE, Prompts
 def control(
     lm: LanguageModel, like: Prompts, layer: int, name: str, m: int, generator: torch.Generator
 ) -> Tensor:
-    """Directions that nobody learnt, unit rows ``[m, d]``.
+    """Directions that nothing was learnt for, unit rows ``[m, d]``.
 
     Args:
         lm: The model.
-        like: Ordinary prompts (`melbo.prompts.REFERENCE`) are read as these are, with or without a chat template.
-        layer: Where activations are taken.
-        name: ``"random"``: uniform on the sphere. ``"covariance"``: normal, with the covariance of activations on ordinary prompts, their first
-            tokens left out. ``"unrelated"``: h − h' at the last tokens of two ordinary prompts, drawn at random. ``"columns"``: what single
-            neurons of the MLP before the layer write, drawn at random, either sign.
-        m: How many.
-        generator: Of everything random.
+        like: Prompts of the fit; ordinary ones (`melbo.models.prompts.REFERENCE`) are read as they
+            are, with a chat template or without.
+        layer: Layer at which activations are taken.
+        name: One of four controls. ``"random"`` draws from the sphere uniformly. ``"covariance"``
+            draws from a normal distribution with the covariance of activations on ordinary prompts,
+            their first tokens left out. ``"unrelated"`` takes h − h' at the last tokens of two
+            ordinary prompts, drawn at random. ``"columns"`` takes what single neurons of the MLP
+            before the layer write, neurons and signs drawn at random.
+        m: Number of directions.
+        generator: Source of everything random.
 
     Raises:
-        MelboError: Another name, or the MLP's output at a layer that no block comes before, or of fewer neurons than ``m``.
+        MelboError: The name is another one, or ``"columns"`` is asked for more directions than the
+            MLP has neurons, or at a layer that no block comes before.
     """
     if name not in ("random", "covariance", "unrelated", "columns"):
         raise MelboError(f"no control {name!r}: expected random, covariance, unrelated or columns")
@@ -36,15 +40,15 @@ def control(
         columns = _columns(lm, layer)
         if m > len(columns):
             raise MelboError(
-                f"got m={m}, but the MLP before layer {layer} has {len(columns)} neurons: ask for as many at most"
+                f"got m={m}, but the MLP before layer {layer} has {len(columns)} neurons: "
+                "ask for as many at most"
             )
         drawn = columns[torch.randperm(len(columns), generator=generator)[:m]]
         return unit(drawn * (1 - 2 * torch.randint(2, (m, 1), generator=generator)))
-    ordinary = (
-        Prompts.text(lm, REFERENCE)
-        if like.kind == "text"
-        else Prompts.chat(lm, REFERENCE, like.system)
-    )
+    if like.kind == "text":
+        ordinary = Prompts.text(lm, REFERENCE)
+    else:
+        ordinary = Prompts.chat(lm, REFERENCE, like.system)
     streams = [lm.activations(tokens, layer).float().cpu() for tokens in ordinary.tokens]
     if name == "covariance":
         every = torch.cat([h[1:] for h in streams])
@@ -55,14 +59,20 @@ def control(
 
 
 def _columns(lm: LanguageModel, layer: int) -> Tensor:
-    """What each neuron of the MLP before a layer writes to the stream, of all experts where there are several, ``[neurons, d]``."""
+    """Vector that each neuron of the MLP before a layer writes, all experts', ``[neurons, d]``.
+
+    Raises:
+        MelboError: No block comes before the layer.
+    """
     if layer == 0:
         raise MelboError(
             "no block comes before layer 0: columns are of the MLP there; choose a later source"
         )
-    mixes = attention_output(lm, layer - 1).name
-    found = []
-    for writer in (w for w in output_matrices(lm, layer - 1) if w.name != mixes):
-        rows = writer.weight.detach().movedim(writer.axis, -1).flatten(0, -2).float().cpu()
-        found.append(rows if writer.gain is None else rows * writer.gain.float().cpu())
-    return torch.cat(found)
+    attention = attention_output(lm, layer - 1).name
+    columns = []
+    for matrix in output_matrices(lm, layer - 1):
+        if matrix.name == attention:
+            continue
+        rows = matrix.weight.detach().movedim(matrix.axis, -1).flatten(0, -2).float().cpu()
+        columns.append(rows if matrix.gain is None else rows * matrix.gain.float().cpu())
+    return torch.cat(columns)

@@ -1,9 +1,10 @@
-"""Fit: a map and a method in, features and an account of how they came about out."""
+"""Fit: features of a map by a method, and an account of how they came about."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -29,14 +30,15 @@ _BLOW_UP = (
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit gives.
+    """Result of a fit.
 
     Attributes:
         features: The features, in the method's own order.
-        status: How it ended; ``status.remedy`` says what to make of it.
+        status: Reason why the fit ended; ``status.remedy`` says what to do next.
         history: One record a sweep: ``objective``, ``explained`` (bᵀK⁻¹b), ``change``, ``seconds``.
-        stats: ``explained`` of the features returned, ``dominance`` (largest response over the median one), ``seconds``, ``sweeps``.
-        warning: In plain words, why the strongest feature may not be what it seems; None if there is no reason.
+        stats: ``explained`` of the features returned (bᵀK⁻¹b, squared units of Δ), ``dominance``
+            (largest response over the median one), ``seconds``, ``sweeps``.
+        warning: Reason, in plain words, to distrust the strongest feature; None if there is none.
     """
 
     features: FeatureSet
@@ -55,21 +57,24 @@ def fit(
 ) -> Fit:
     """Find the features of a map.
 
-    Args:
-        map: Δ, a `CausalMap` or a `FunctionMap`.
-        method: `Linear`, `ProjectedLinear`, `Quadratic`, `Exponential`, `Random`.
-        seed: Of everything random in it.
-        callback: Called with the sweep's number and its record.
-        progress: Draw a bar.
+    Ctrl-C after the first finished sweep gives the features of the last one, with
+    `Status.INTERRUPTED`.
 
-    Ctrl-C after the first finished sweep gives the features of the last one, with `Status.INTERRUPTED`.
+    Args:
+        map: Δ: a `CausalMap`, an `AdapterMap` or a `FunctionMap`.
+        method: `Exponential`, `Linear`, `Quadratic` or any other of melbo's methods.
+        seed: Random seed.
+        callback: Function that is called after each sweep with its number and its record.
+        progress: Whether to draw a bar.
 
     Raises:
-        MelboError: Settings that cannot work on this map, or a response that is not finite from the start (names the layer).
+        MelboError: The settings cannot work on this map, or a response is not finite from the start
+            (names the layer).
     """
     if not isinstance(method, (Iterative, Direct)):
         raise MelboError(
-            f"got {type(method).__name__}, expected one of melbo's methods (Linear, Quadratic, Exponential …)"
+            f"got {type(method).__name__}, expected one of melbo's methods "
+            "(Linear, Quadratic, Exponential …)"
         )
     method.check(map)
     generator = torch.Generator().manual_seed(seed)
@@ -83,16 +88,30 @@ def fit(
         probe = random_rows(1, map.d_source, torch.Generator().manual_seed(0))
         where = map.locate_nonfinite(method.scale * probe)
         raise MelboError(
-            f"{where} is not finite at scale {method.scale:g}: lower the scale, or load the model in float32 or bfloat16"
+            f"{where} is not finite at scale {method.scale:g}: "
+            "lower the scale, or load the model in float32 or bfloat16"
         )
+    seconds = time.perf_counter() - start
+    return _account(map, method, seed, factors, status, history, seconds)
 
+
+def _account(
+    map: Map,
+    method: Method,
+    seed: int,
+    factors: Factors,
+    status: Status,
+    history: list[Record],
+    seconds: float,
+) -> Fit:
+    """Factors as features, with a record of how they came about."""
     size = factors.b.abs()
     dominance = (size.max() / size.median()).item() if size.median() > 0 else 1.0
     warning = _BLOW_UP.format(dominance) if dominance > 10 else None
     stats = {
         "explained": factors.explained,
         "dominance": dominance,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         "sweeps": len(history),
     }
     meta = {
@@ -116,34 +135,38 @@ def fit(
 
 
 def feature_kind(map: Map) -> type[FeatureSet]:
-    """Kind of the features of a map: directions, or adapters."""
+    """Class of the features of a map: directions, or adapters."""
     return AdapterSet if isinstance(map, AdapterMap) else FeatureSet
 
 
 def fit_seeds(map: Map, method: Method, seeds: int, seed: int = 0, progress: bool = True) -> Fit:
-    """Fit with several seeds, and say of each feature of the first fit how well the others found it again.
+    """Fit with several seeds, and measure how well the other fits find each feature of the first.
 
-    For a feature v this is the mean over the other seeds of max ⟨v, v'⟩ over that seed's features v', of |⟨v, v'⟩| where the method leaves signs
-    arbitrary (`Method.signed`). It rises with the number of features to match, about as √(2 ln m / d) for directions that have nothing to do
-    with them, so it says something only beside the baseline, the same for random directions. That baseline knows of no subspace that all seeds
-    share: features that are arbitrary within one stand above it too. A method that draws nothing at random gives 1.
+    For a feature v the measure is the mean over the other fits of max ⟨v, v'⟩ over their features
+    v', or of |⟨v, v'⟩| where the method leaves signs arbitrary (`Method.signed`). It rises with the
+    number of features to match, for unrelated directions about as √(2 ln m / d), and so it has a
+    meaning only beside the baseline, the same for random directions. The baseline takes no account
+    of a subspace that all fits share: features that are arbitrary within one exceed it too. A
+    method that draws nothing at random gives 1.
+
+    Ctrl-C during the first fit acts as in `fit`, and no other fit follows. During a later one it
+    keeps the finished fits: stability is over these, and left out if only the first is there.
 
     Args:
-        map: Δ, a `CausalMap` or a `FunctionMap`.
-        method: As for `fit`.
-        seeds: How many fits; with 1 this is `fit`.
-        seed: Of the first; the others have seed + 1, seed + 2, …
-        progress: Draw bars.
+        map: Δ: a `CausalMap`, an `AdapterMap` or a `FunctionMap`.
+        method: See `fit`.
+        seeds: Number of fits; with 1 this is `fit`.
+        seed: Random seed of the first fit; the others have seed + 1, seed + 2, …
+        progress: Whether to draw bars.
 
     Returns:
-        The fit with ``seed``. Its features' ``meta["stability"]``, JSON-able, holds ``seeds`` (finished fits), ``cosine`` (of each feature, see
-        above), ``mean`` (of them), ``baseline``, ``signed``, and ``explained`` (bᵀK⁻¹b of each fit, squared units of Δ).
-
-    Ctrl-C during the first fit is as in `fit`, and no other follows; during a later one it keeps the fits that are finished: stability is over
-    those, and left out where there is only the first.
+        The fit with ``seed``. Its features' ``meta["stability"]``, JSON-able, holds ``seeds``
+        (finished fits), ``cosine`` (the measure of each feature), ``mean`` (of these),
+        ``baseline``, ``signed``, and ``explained`` (bᵀK⁻¹b of each fit, squared units of Δ).
 
     Raises:
-        MelboError: Fewer than one seed; and as `fit`.
+        MelboError: Fewer than one seed is asked for, or `fit` refuses the rest.
+        KeyboardInterrupt: Ctrl-C was pressed before the first sweep was finished.
     """
     if seeds < 1:
         raise MelboError(
@@ -157,22 +180,28 @@ def fit_seeds(map: Map, method: Method, seeds: int, seed: int = 0, progress: boo
                 bar.update()
                 if fits[-1].status is Status.INTERRUPTED:
                     break
-    except KeyboardInterrupt:  # before the first sweep of a fit
+    except KeyboardInterrupt:
+        # pressed before the first sweep of a fit was finished
         if not fits:
             raise
-    first, finished = fits[0], [done for done in fits if done.status is not Status.INTERRUPTED]
+    finished = [done for done in fits if done.status is not Status.INTERRUPTED]
     if len(finished) < 2:
-        return first
-    found = stability([done.features.canonical for done in finished], method.signed)
-    about = {
-        "seeds": len(finished),
+        return fits[0]
+    features = fits[0].features.with_meta(stability=_stability(finished, method.signed))
+    return replace(fits[0], features=features)
+
+
+def _stability(fits: list[Fit], signed: bool) -> Mapping[str, Any]:
+    """Measure of how well other fits find each feature of the first, JSON-able."""
+    found = stability([done.features.canonical for done in fits], signed)
+    return {
+        "seeds": len(fits),
         "cosine": found.cosine.tolist(),
         "mean": found.cosine.mean().item(),
         "baseline": found.baseline,
-        "signed": method.signed,
-        "explained": [done.stats["explained"] for done in finished],
+        "signed": signed,
+        "explained": [done.stats["explained"] for done in fits],
     }
-    return replace(first, features=first.features.with_meta(stability=about))
 
 
 def _iterative(
@@ -182,7 +211,11 @@ def _iterative(
     callback: Callable[[int, Record], None] | None,
     progress: bool,
 ) -> tuple[Factors, Status, list[Record]]:
-    """The factors of the last finished sweep, computed afresh where that can be done."""
+    """Factors of the last finished sweep, computed afresh where possible.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed before the first sweep was finished.
+    """
     run = iterate(
         lambda state: method.step(map, state),
         method.init(map, generator),
@@ -198,7 +231,8 @@ def _iterative(
         if last is None:
             raise
         return last, Status.INTERRUPTED, run.history
-    if not _finite(factors) and last is not None:  # the last step led where Δ is not finite
+    if not _finite(factors) and last is not None:
+        # the last step led to where Δ is not finite
         return last, Status.NON_FINITE, run.history
     return factors, status, run.history
 

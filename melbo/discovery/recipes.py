@@ -1,4 +1,4 @@
-"""Recipes for features under one face: what is learnt, what it is compared with, what it costs."""
+"""Recipes for features, learnt or control, under one interface, with their cost."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -23,9 +23,10 @@ from melbo.methods.linear import Linear, ProjectedLinear
 from melbo.methods.quadratic import Quadratic
 from melbo.models.low_rank import random_factors
 
-_STEPS = 12  # of MELBO
-# MELBO's steps × learning rate: 12 steps of .7 reach what 300 of the published .006 do
-# (615, 622 in the mean; by hand, bundled model)
+# steps of MELBO
+_STEPS = 12
+# MELBO's steps × learning rate: 12 steps of .7 reach as much as 300 of the published .006
+# (615 and 622 in the mean; measured by hand on the bundled model)
 _PATH = 8.4
 
 
@@ -35,13 +36,14 @@ class Recipe:
 
     Attributes:
         what: The recipe in words.
-        method: Makes the method from m, R and the number of MELBO's steps; None for a control.
+        method: Function that makes the method from m, R and the number of MELBO's steps; None for a
+            control.
         stacked: Whether prompts and tokens are stacked, not averaged.
         of_norm: Whether directions depend on R.
         seeded: Whether anything in it is random.
         adapters: Whether it gives rank-one edits instead of directions.
-        signed: Whether a direction is meant to be pushed one way only; controls are as good both
-            ways.
+        signed: Whether directions are meant to be pushed one way only. Controls count as signed,
+            being as good both ways.
     """
 
     what: str
@@ -104,7 +106,7 @@ RECIPES = {
 
 
 def is_control(name: str) -> bool:
-    """Whether a name is that of a recipe that learns nothing."""
+    """Tell whether a name is that of a recipe that learns nothing."""
     return name in RECIPES and RECIPES[name].method is None
 
 
@@ -112,7 +114,7 @@ def check_number(recipes: Iterable[str], num: int) -> None:
     """Refuse a number of candidates that some recipe cannot give.
 
     Args:
-        recipes: Names; those of no recipe are passed over.
+        recipes: Names; any that is no recipe's is passed over.
         num: Number of candidates of each.
 
     Raises:
@@ -130,28 +132,31 @@ def check_number(recipes: Iterable[str], num: int) -> None:
 def method_identity(name: str, num: int) -> dict[str, Any] | None:
     """Method of a recipe with its settings that differ from the defaults, JSON-able.
 
-    Rows of results are keyed by it: a setting that is new and has a default leaves them valid, one
-    whose default changes asks for a new version of the benchmark.
+    Result rows are keyed by it. A new setting with a default leaves them valid; a default that
+    changes asks for a new version of the benchmark.
 
     Args:
-        name: Name of a recipe; None is returned for a control, and for what is no recipe.
+        name: Name of a recipe.
         num: Number of candidates.
+
+    Returns:
+        The method; None if the name is that of a control, or of no recipe.
     """
     method = RECIPES[name].method if name in RECIPES else None
     return None if method is None else method(_num_factors(name, num), 1.0, _STEPS).identity()
 
 
 def _num_factors(name: str, num: int) -> int:
-    """Features that give this many candidates."""
+    """Number of features that give this many candidates."""
     return num if RECIPES[name].signed else num // 2
 
 
 class FeatureSearch:
-    """Finds features by any recipe on one map, averaged or stacked, at one scale.
+    """Search for features by any recipe on one map, averaged or stacked, at one scale.
 
     Args:
         map: Map of directions or of adapters, averaged.
-        scale: R; calibrated if left out.
+        scale: R; if left out it is calibrated.
         progress: Whether to draw bars.
 
     Attributes:
@@ -170,21 +175,21 @@ class FeatureSearch:
     def find(
         self, name: str, m: int, R: float, steps: int = _STEPS, seed: int = 0
     ) -> tuple[Tensor, dict[str, float]]:
-        """Find features by a recipe of this map's kind.
+        """Find features by a recipe that suits this kind of map.
 
         Args:
             name: One of `RECIPES`.
             m: Number of features.
-            R: Norm at which recipes learn that do so at a norm.
+            R: Norm of the perturbation, for recipes whose directions depend on it.
             steps: Steps of MELBO.
             seed: Random seed.
 
         Returns:
-            Unit rows ``[m, d_source]``, and their cost: passes of a direction through the slice,
-            seconds.
+            Unit rows ``[m, d_source]``, and their cost: ``passes`` of a direction through the
+            slice, and ``seconds``.
 
         Raises:
-            MelboError: The recipe is of the other kind; and as its method.
+            MelboError: The recipe is for the other kind of map, or its method refuses the map.
         """
         recipe, map = RECIPES[name], self.map
         if recipe.adapters != isinstance(map, AdapterMap):
@@ -206,7 +211,7 @@ class FeatureSearch:
         return V.float().cpu(), cost
 
     def candidates(self, name: str, num: int, seed: int = 0) -> tuple[FeatureSet, dict[str, float]]:
-        """Features of a recipe at its scale, half of them negatives where it gives no sign.
+        """Find candidates by a recipe at its scale, half of them negatives if it gives no sign.
 
         Args:
             name: One of `RECIPES`.
@@ -214,10 +219,10 @@ class FeatureSearch:
             seed: Random seed.
 
         Returns:
-            The candidates and their cost, as `find`.
+            The candidates, and their cost (see `find`).
 
         Raises:
-            MelboError: The number is odd and the recipe gives no sign; and as `find`.
+            MelboError: The number is odd and the recipe gives no sign, or `find` refuses the rest.
         """
         check_number([name], num)
         V, cost = self.find(name, _num_factors(name, num), self.scale, seed=seed)
@@ -226,7 +231,7 @@ class FeatureSearch:
         return self.feature_set(V, self.scale), cost
 
     def feature_set(self, V: Tensor, scale: float) -> FeatureSet:
-        """Unit rows as a set of features, of which no more is known.
+        """Unit rows as a set of features, with nothing known of their effects.
 
         Args:
             V: Rows ``[m, d_source]``.
@@ -238,13 +243,13 @@ class FeatureSearch:
 
 
 def adapters_like(cmap: CausalMap) -> AdapterMap:
-    """The map of adapters that reads what a map of directions reads.
+    """Make the map of adapters that reads the same as a map of directions.
 
     Args:
         cmap: Map of directions.
 
     Raises:
-        MelboError: What it reads, or which tokens it steers, is nothing that adapters know.
+        MelboError: Adapters cannot be read, or placed, as this map is.
     """
     placement = cmap.placement
     if (cmap.read, placement.positions, placement.skip_first) != ("stream", "all", False):

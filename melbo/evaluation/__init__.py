@@ -1,0 +1,1 @@
+"""Evaluation of features: scores of replies, rankings, comparisons, selections, reports."""

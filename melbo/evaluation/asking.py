@@ -1,4 +1,4 @@
-"""What `melbo.select` asks a steered model, and how a judge's scores come back."""
+"""Scores of a steered model's replies, as `melbo.select` asks for them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from melbo.errors import MelboError
-from melbo.evaluation.halving import Ask
-from melbo.evaluation.judges import Score, attempt
+from melbo.evaluation.halving import Ask, Pair
+from melbo.evaluation.scorers import Scorer, attempt
 from melbo.features.generate import first_tokens
 from melbo.features.steerable import Steerable
 from melbo.models.decode import decode
@@ -16,35 +16,37 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import Prompts
 
 
-def asking(
+def ask_replies(
     lm: LanguageModel,
     features: Steerable,
     sets: Mapping[str, Prompts],
-    score: Score,
+    score: Scorer,
     max_new_tokens: int = 32,
     strength: float = 1.0,
 ) -> Ask:
-    """Replies of the steered model, scored; what the score function raises is told with the pair it was raised on.
+    """A function that lets the steered model reply, and scores the replies.
+
+    Errors of the scorer are returned in place of the score.
 
     Args:
         lm: The model.
-        bank: The candidates.
+        features: The candidates.
         sets: ``"validation"`` and ``"test"`` prompts.
-        score: Of prompt and reply.
+        score: The scorer.
         max_new_tokens: Length of a reply at most.
         strength: Multiple of the scale.
 
     Raises:
-        MelboError: Features of another model, or a prompt in both sets.
+        MelboError: The features are of another model, or a prompt is in both sets.
     """
     _check(lm, features, sets)
 
-    def ask(which: str, pairs: Sequence[tuple[int | None, int]]) -> list[float | str]:
+    def ask(which: str, pairs: Sequence[Pair]) -> list[float | str]:
         prompts = sets[which]
         replies = decode(
             lm,
             [prompts.tokens[p] for _, p in pairs],
-            _rows(features, pairs, strength),
+            _edit(features, pairs, strength),
             max_new_tokens,
             progress=False,
             alike=_alike(pairs),
@@ -58,59 +60,71 @@ def asking(
     return ask
 
 
-def contrasting(
+def ask_contrasts(
     lm: LanguageModel,
     features: Steerable,
     sets: Mapping[str, Prompts],
     pair: tuple[str, str],
     strength: float = 1.0,
 ) -> Ask:
-    """logit(A) − logit(B) of the first token of the steered reply; see `asking`.
+    """A function that scores by logit(A) − logit(B) of the first token of the steered reply.
+
+    Args:
+        lm: The model.
+        features: The candidates.
+        sets: ``"validation"`` and ``"test"`` prompts.
+        pair: The strings A and B, of which the first tokens are compared.
+        strength: Multiple of the scale.
 
     Raises:
-        MelboError: As `asking`; also two strings that begin with the same token.
+        MelboError: The features are of another model, a prompt is in both sets, or the two strings
+            begin with the same token.
     """
     _check(lm, features, sets)
     a, b = first_tokens(lm, pair)
 
-    def ask(which: str, pairs: Sequence[tuple[int | None, int]]) -> list[float | str]:
-        found: list[float | str] = [0.0] * len(pairs)
+    def ask(which: str, pairs: Sequence[Pair]) -> list[float | str]:
+        contrasts: list[float | str] = [0.0] * len(pairs)
 
         def take(row: int, logits: Tensor) -> None:
-            found[row] = (logits[a] - logits[b]).item()
+            contrasts[row] = (logits[a] - logits[b]).item()
 
-        prompts = [sets[which].tokens[p] for _, p in pairs]
         decode(
             lm,
-            prompts,
-            _rows(features, pairs, strength),
+            [sets[which].tokens[p] for _, p in pairs],
+            _edit(features, pairs, strength),
             1,
             first_logits=take,
             progress=False,
             alike=_alike(pairs),
         )
-        return found
+        return contrasts
 
     return ask
 
 
-def _rows(features: Steerable, pairs: Sequence[tuple[int | None, int]], strength: float) -> Edit:
+def _edit(features: Steerable, pairs: Sequence[Pair], strength: float) -> Edit:
     """The edit that steers row i with the feature of pair i."""
     which = torch.tensor([0 if who is None else who for who, _ in pairs])
-    return features.edit(
-        which, torch.tensor([0.0 if who is None else strength for who, _ in pairs])
-    )
+    strengths = torch.tensor([0.0 if who is None else strength for who, _ in pairs])
+    return features.edit(which, strengths)
 
 
-def _alike(pairs: Sequence[tuple[int | None, int]]) -> list[int]:
-    """Which rows are edited alike."""
+def _alike(pairs: Sequence[Pair]) -> list[int]:
+    """A number for each row, the same for rows that are edited alike."""
     return [-1 if who is None else who for who, _ in pairs]
 
 
 def _check(lm: LanguageModel, features: Steerable, sets: Mapping[str, Prompts]) -> None:
+    """Refuse features of another model, and prompts that are in both sets.
+
+    Raises:
+        MelboError: There are such features or prompts.
+    """
     features.check_model(lm)
     for text, tokens in zip(sets["test"].texts, sets["test"].tokens, strict=True):
         if tokens in sets["validation"].tokens:
             raise MelboError(
-                f"the test prompt {text!r} is one of the validation prompts: its score would flatter; give another"
+                f"the test prompt {text!r} is one of the validation prompts: "
+                "its score would flatter; give another"
             )

@@ -1,4 +1,7 @@
-"""Select: the feature with the best score, by successive halving on validation prompts, reported on test prompts (METHOD §3, §5)."""
+"""The feature with the best score, by successive halving on validation prompts (docs/method.md §3).
+
+The winner is reported on test prompts, on which nothing was chosen (docs/method.md §5).
+"""
 
 import math
 import random
@@ -12,18 +15,23 @@ from melbo.maths.statistics import interval, mean
 from melbo.progress import track
 from melbo.records import ResultLog, to_json, write_atomically
 
-Ask = Callable[[str, Sequence[tuple[int | None, int]]], Sequence[float | str]]
+#: A candidate, or None for the unsteered model, and a prompt.
+Pair = tuple[int | None, int]
+#: A function that scores pairs on a set of prompts, ``"validation"`` or ``"test"``. A string in
+#: place of a number says why a pair has no score.
+Ask = Callable[[str, Sequence[Pair]], Sequence[float | str]]
 _LOG, _RESULT = "selection.jsonl", "selection.json"
-_AT_ONCE = 128  # pairs that are asked before their scores are kept
+_GROUP = 128  # pairs that are asked about before their scores are kept
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rounds of successive halving: ``rounds[r]`` is (candidates, validation prompts that each of them has answered by the end of it).
+    """Rounds of successive halving.
 
     Attributes:
-        rounds: As said.
-        test: Prompts that the winner, and the unsteered model, answer in the end.
+        rounds: For each round the number of its candidates, and of the validation prompts that each
+            of them has answered by the end of it.
+        test: Number of prompts that the winner, and the unsteered model, answer in the end.
     """
 
     rounds: tuple[tuple[int, int], ...]
@@ -31,7 +39,7 @@ class Plan:
 
     @property
     def completions(self) -> int:
-        """All of them, those of the test included."""
+        """Number of completions in all, those of the test included."""
         asked, before = 0, 0
         for candidates, prompts in self.rounds:
             asked += candidates * (prompts - before)
@@ -40,29 +48,32 @@ class Plan:
 
 
 def plan(num: int, validation: int, test: int, budget: int) -> Plan:
-    """Spend ``budget`` completions on ``num`` candidates, about as many in each round, and half of the candidates after each.
+    """Divide a budget of completions among rounds, about as many in each.
 
-    A round asks each of its candidates prompts it has not answered yet; all candidates answer the same prompts, in the same order.
+    After each round half of the candidates are left. A round asks each of its candidates prompts
+    that it has not answered yet; all candidates answer the same prompts, in the same order.
 
     Args:
-        num: Candidates.
-        validation: Prompts to choose on.
-        test: Prompts to report on.
+        num: Number of candidates.
+        validation: Number of prompts to choose on.
+        test: Number of prompts to report on.
         budget: Completions in all.
 
     Raises:
-        MelboError: A budget too small for every candidate to answer one prompt and the winner the test.
+        MelboError: The budget is too small for every candidate to answer one prompt and for the
+            test.
     """
     left = budget - 2 * test
     if left < num:
         raise MelboError(
-            f"a budget of {budget} completions is too small: {num} candidates with one prompt each and a test of 2 × {test} take {num + 2 * test}"
+            f"a budget of {budget} completions is too small: {num} candidates with one prompt each "
+            f"and a test of 2 × {test} take {num + 2 * test}"
         )
     rounds: list[tuple[int, int]] = []
     candidates, answered = num, 0
     while answered < validation:
-        to_come = max(1, math.ceil(math.log2(candidates)))
-        more = min(left // to_come // candidates, validation - answered)
+        rounds_left = max(1, math.ceil(math.log2(candidates)))
+        more = min(left // rounds_left // candidates, validation - answered)
         if more < 1:
             more = min(1, left // candidates)
         if more < 1:
@@ -78,17 +89,18 @@ def plan(num: int, validation: int, test: int, budget: int) -> Plan:
 
 @dataclass(frozen=True)
 class Selection:
-    """The winner, and how it did where it was not chosen.
+    """The winner, and how it did on prompts that it was not chosen on.
 
     Attributes:
-        best: Which feature.
-        validation: Its mean score on the validation prompts it answered: it won by this number, so it flatters.
+        best: Index of the winner.
+        validation: Its mean score on the validation prompts it answered; it won by this number,
+            which therefore flatters it.
         test: Its mean score on the test prompts.
-        interval: 95 % for ``test``: Wilson's if all scores lie in 0 … 1 (exact for yes or no, cautious in between), the normal one otherwise.
+        interval: 95 % interval of ``test`` (see `melbo.maths.statistics.interval`).
         unsteered: Mean score of the unsteered model on the test prompts.
         order: Features, best first, by the round they reached and their score there.
-        failed: What could not be scored: feature, set, prompt and why.
-        completions: How many were asked for.
+        failed: Pairs without a score, each with its ``feature``, ``set``, ``prompt`` and ``why``.
+        completions: Number of completions that were asked for.
     """
 
     best: int
@@ -115,128 +127,160 @@ def select(
     key: Any = None,
     progress: bool = True,
 ) -> Selection:
-    """Find the best of ``num`` candidates.
+    """Find the best of several candidates.
 
     Args:
-        num: Candidates, 0 … num − 1.
-        ask: Scores pairs (candidate, prompt) of a set, ``"validation"`` or ``"test"``; candidate None is the unsteered model. A string in
-            the place of a number, or one that is not finite, says why a pair has no score; it counts as the lowest there is, and the rest goes on.
+        num: Number of candidates.
+        ask: Scores pairs on a set of prompts. A score that is a string or not finite counts as the
+            lowest there is, and the search goes on.
         validation: Number of validation prompts.
         test: Number of test prompts.
         budget: Completions in all (see `plan`).
-        folder: Where scores are kept as they come; what is there already is not asked again.
-        key: What the scores in the folder belong to (JSON-able); a folder with those of another is refused.
-        progress: Draw a bar.
+        folder: Folder in which scores are kept as they come; those that are there already are not
+            asked for again.
+        key: Identity of the scores in the folder (JSON-able); scores with another are refused.
+        progress: Whether to draw a bar.
 
     Raises:
-        MelboError: A budget too small for one round, fewer than one validation or two test prompts, nothing that could be scored, or a folder with
-            other scores.
+        MelboError: The budget is too small for one round, there are fewer than one validation or
+            two test prompts, nothing could be scored, or the folder holds other scores.
     """
     if num < 1 or validation < 1 or test < 2:
         raise MelboError(
-            f"got {num} candidates, {validation} validation prompts and {test} test prompts: expected at least 1, 1 and 2; "
-            "a score on the prompts it was chosen by flatters"
+            f"got {num} candidates, {validation} validation prompts and {test} test prompts: "
+            "expected at least 1, 1 and 2; a score on the prompts it was chosen by flatters"
         )
     rounds = plan(num, validation, test, budget)
-    log = _Log(None if folder is None else Path(folder) / _LOG, key)
-    candidates = list(range(num))
-    random.Random(0).shuffle(candidates)  # so that ties are not won by place
-    order: list[int] = []
-    answered = 0
+    log = _ScoreLog(None if folder is None else Path(folder) / _LOG, key)
     with track(rounds.completions, "completions", progress) as bar:
-        for number, (_, prompts) in enumerate(rounds.rounds):
-            log.ask(
-                ask,
-                "validation",
-                [(c, p) for c in candidates for p in range(answered, prompts)],
-                bar.update,
-            )
-            answered = prompts
-            means = {
-                c: mean(scores)
-                for c, scores in log.table("validation", candidates, answered).items()
-            }
-            candidates.sort(key=means.__getitem__, reverse=True)
-            keep = rounds.rounds[number + 1][0] if number + 1 < len(rounds.rounds) else 1
-            order = candidates[keep:] + order
-            candidates = candidates[:keep]
-        best = candidates[0]
-        validated = means[best]
-        log.ask(ask, "test", [(who, p) for who in (best, None) for p in range(test)], bar.update)
-    told = log.both(best, test)
+        order, validated = _halve(num, rounds, log, ask, bar.update)
+        finalists: tuple[int | None, ...] = (order[0], None)
+        log.ask(ask, "test", [(who, p) for who in finalists for p in range(test)], bar.update)
+    steered, unsteered = zip(*log.finals(order[0], test), strict=True)
     found = Selection(
-        best, validated, mean([b for b, _ in told]), interval([b for b, _ in told]), mean([u for _, u in told]), (best, *order), tuple(log.failed),
-        rounds.completions,
-    )  # fmt: skip
+        best=order[0],
+        validation=validated,
+        test=mean(steered),
+        interval=interval(steered),
+        unsteered=mean(unsteered),
+        order=order,
+        failed=tuple(log.failed),
+        completions=rounds.completions,
+    )
     if folder is not None:
         write_atomically({Path(folder) / _RESULT: to_json(found.describe())})
     return found
 
 
 def forget(folder: Path) -> None:
-    """Remove the scores of an earlier selection."""
+    """Remove the scores of an earlier selection from a run folder."""
     for name in (_LOG, _RESULT):
         (folder / name).unlink(missing_ok=True)
 
 
-class _Log:
-    """Scores so far, in memory and on the disk, a line each."""
+def _halve(
+    num: int, rounds: Plan, log: "_ScoreLog", ask: Ask, done: Callable[[int], Any]
+) -> tuple[tuple[int, ...], float]:
+    """Candidates, best first, and the mean score of the best on the prompts it answered."""
+    candidates = list(range(num))
+    # so that ties are not won by the lowest number
+    random.Random(0).shuffle(candidates)
+    out: list[int] = []
+    best, answered = math.nan, 0
+    for number, (_, prompts) in enumerate(rounds.rounds):
+        asked = [(c, p) for c in candidates for p in range(answered, prompts)]
+        log.ask(ask, "validation", asked, done)
+        answered = prompts
+        table = log.table("validation", candidates, answered)
+        means = {c: mean(scores) for c, scores in table.items()}
+        candidates.sort(key=means.__getitem__, reverse=True)
+        best = means[candidates[0]]
+        keep = rounds.rounds[number + 1][0] if number + 1 < len(rounds.rounds) else 1
+        out = candidates[keep:] + out
+        candidates = candidates[:keep]
+    return (*candidates, *out), best
+
+
+class _ScoreLog:
+    """Scores so far, in memory and on the disk, one a line."""
 
     def __init__(self, path: Path | None, key: Any) -> None:
-        self.rows = ResultLog(path)
+        self._log = ResultLog(path)
         self.failed: list[dict[str, Any]] = []
-        head = {"of": key}
-        if not self.rows.rows:
-            self.rows.add(head)
-        if self.rows.rows[0] != head:
+        title = {"of": key}
+        if not self._log.rows:
+            self._log.add(title)
+        if self._log.rows[0] != title:
             raise MelboError(f"{path} holds scores of another selection: --force starts anew")
-        self.known: dict[tuple[str, int | None, int], float] = {
-            (r["set"], r["feature"], r["prompt"]): r["score"] for r in self.rows.rows[1:]
+        self._known: dict[tuple[str, int | None, int], float] = {
+            (r["set"], r["feature"], r["prompt"]): r["score"] for r in self._log.rows[1:]
         }
 
-    def ask(
-        self,
-        ask: Ask,
-        which: str,
-        pairs: Sequence[tuple[int | None, int]],
-        done: Callable[[int], Any],
-    ) -> None:
-        """Fill in what is not known of ``pairs``."""
-        new = [pair for pair in pairs if (which, *pair) not in self.known]
+    def ask(self, ask: Ask, which: str, pairs: Sequence[Pair], done: Callable[[int], Any]) -> None:
+        """Ask for the scores of pairs that are not known yet.
+
+        Args:
+            ask: Scores pairs.
+            which: The set of prompts.
+            pairs: The pairs.
+            done: Called with numbers of pairs that are known now.
+        """
+        new = [pair for pair in pairs if (which, *pair) not in self._known]
         done(len(pairs) - len(new))
-        for some in (new[i : i + _AT_ONCE] for i in range(0, len(new), _AT_ONCE)):
-            for (who, prompt), score in zip(some, ask(which, some), strict=True):
+        for group in (new[i : i + _GROUP] for i in range(0, len(new), _GROUP)):
+            for (who, prompt), score in zip(group, ask(which, group), strict=True):
                 if isinstance(score, str) or not math.isfinite(score):
                     why = score if isinstance(score, str) else f"the score is {score}"
                     self.failed.append({"feature": who, "set": which, "prompt": prompt, "why": why})
-                else:
-                    self.known[which, who, prompt] = float(score)
-                    self.rows.add(
-                        {"set": which, "feature": who, "prompt": prompt, "score": float(score)}
-                    )
-            done(len(some))
+                    continue
+                self._known[which, who, prompt] = float(score)
+                self._log.add(
+                    {"set": which, "feature": who, "prompt": prompt, "score": float(score)}
+                )
+            done(len(group))
 
     def table(self, which: str, candidates: Sequence[int], prompts: int) -> dict[int, list[float]]:
-        """Scores of each candidate on the first prompts; where there is none, the lowest of anybody, so that no failure flatters."""
-        found = {c: [self.known.get((which, c, p)) for p in range(prompts)] for c in candidates}
+        """Scores of each candidate on the first prompts of a set.
+
+        A score that is missing is the lowest of any candidate, so that no failure flatters.
+
+        Args:
+            which: The set of prompts.
+            candidates: The candidates.
+            prompts: Number of prompts.
+
+        Raises:
+            MelboError: Nothing could be scored.
+        """
+        scores = {c: [self._known.get((which, c, p)) for p in range(prompts)] for c in candidates}
         known = [
-            s for (w, c, p), s in self.known.items() if w == which and c is not None and p < prompts
+            score
+            for (set_, who, prompt), score in self._known.items()
+            if set_ == which and who is not None and prompt < prompts
         ]
         if not known:
-            raise MelboError(
-                f"no candidate could be scored ({self.failed[-1]['why']}): look at the score function"
-            )
-        return {c: [min(known) if s is None else s for s in scores] for c, scores in found.items()}
+            raise MelboError(f"no candidate could be scored {self._look()}")
+        return {c: [min(known) if s is None else s for s in row] for c, row in scores.items()}
 
-    def both(self, best: int, prompts: int) -> list[tuple[float, float]]:
-        """Scores of the winner and of the unsteered model on the test prompts that both could be scored on."""
+    def finals(self, best: int, prompts: int) -> list[tuple[float, float]]:
+        """Scores of the winner and of the unsteered model on the test prompts that both have.
+
+        Args:
+            best: The winner.
+            prompts: Number of test prompts.
+
+        Raises:
+            MelboError: There is no such prompt.
+        """
         pairs = [
-            (self.known.get(("test", best, p)), self.known.get(("test", None, p)))
+            (self._known.get(("test", best, p)), self._known.get(("test", None, p)))
             for p in range(prompts)
         ]
-        found = [(b, u) for b, u in pairs if b is not None and u is not None]
-        if not found:
-            raise MelboError(
-                f"no test prompt could be scored ({self.failed[-1]['why']}): look at the score function"
-            )
-        return found
+        both = [(b, u) for b, u in pairs if b is not None and u is not None]
+        if not both:
+            raise MelboError(f"no test prompt could be scored {self._look()}")
+        return both
+
+    def _look(self) -> str:
+        """The last failure, and what to do about it."""
+        return f"({self.failed[-1]['why']}): look at the score function"

@@ -20,7 +20,7 @@ def blank(height: float = 4.2) -> "tuple[Figure, Axes]":
 
 
 def png(canvas: "Figure") -> bytes:
-    """A figure as a PNG, with a legend beside it if anything on the first axes has a name."""
+    """A figure as a PNG, with a legend beside it if a line on the first axes has a name."""
     for axes in canvas.axes:
         axes.spines[["top", "right"]].set_visible(False)
     named = canvas.axes[0].get_legend_handles_labels()
@@ -48,12 +48,15 @@ def lines(
     Args:
         names: Names of the lines.
         at: Places on the x axis.
-        values: Values of a line at a place; no values leave the place out.
+        values: Values of a line, by its name and the place; a place without values is left out.
         dotted: Names of the lines that are dotted, controls for instance.
         level: Height of a horizontal grey line, or None.
         x: Label of the x axis.
         y: Label of the y axis.
         log: Whether the x axis is logarithmic.
+
+    Returns:
+        The content of the file.
     """
     canvas, axes = blank()
     step, middle = 0.01 * (max(at) - min(at)), (len(names) - 1) / 2

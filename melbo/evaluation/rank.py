@@ -1,7 +1,7 @@
-"""Order features by what they do, on prompts they were not fitted on, beside random vectors taken through the same."""
+"""Features in the order of what they do on new prompts, with random features as a control."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import Prompts
 from melbo.records import to_json, write_atomically
 
-_CONTROL_STREAM = 0x6D656C626F  # added to the seed
+_RANKING, _COMPLETIONS = "ranking.json", "completions.jsonl"
+# added to the seed: a fit by `Random` of the same seed would draw the same directions
+_CONTROL_STREAM = 0x6D656C626F
 
-#: Orders, and what each goes by.
+#: Orders by name, each with the score that it goes by.
 ORDERS = {
-    "novel": "novel yet fluent: says something other than the unsteered model, in words the unsteered model finds sayable",
+    "novel": (
+        "novel yet fluent: says something other than the unsteered model, "
+        "in words the unsteered model finds sayable"
+    ),
     "alpha": "α², the strength of the factor in the transcoder",
     "effect": "‖Δ_R(v)‖, how far the target layer moves",
     "contrast": "logit(A) − logit(B) of the first token of the reply",
@@ -34,11 +39,11 @@ class Ranked:
     """One vector in a ranking.
 
     Attributes:
-        index: Its place in its set.
+        index: Its index in its set.
         kind: ``"feature"`` or ``"control"``.
-        alpha: Its strength (None for a control).
+        alpha: Its strength in the transcoder; None for a control.
         effect: ‖Δ_R(v)‖ on the prompts of the fit.
-        validation: Its scores on the prompts the order is chosen on.
+        validation: Its scores on the prompts that the order is chosen on.
         held_out: Its scores on the prompts that are reported.
     """
 
@@ -51,14 +56,25 @@ class Ranked:
 
     @property
     def flag(self) -> Flag:
-        """``"active"``, ``"inert"`` or ``"broken"`` on held-out prompts; the order goes by the flag on validation prompts."""
+        """``"active"``, ``"inert"`` or ``"broken"`` on held-out prompts.
+
+        The order goes by the flag on validation prompts.
+        """
         return self.held_out.flag
 
     def score(self, by: str, split: str) -> float:
-        """Its value in an order (see `ORDERS`) on ``"validation"`` or ``"held_out"`` prompts."""
+        """Its value in an order.
+
+        Args:
+            by: One of `ORDERS`, or another score of `Scores`.
+            split: ``"validation"`` or ``"held_out"`` prompts.
+        """
         if by == "alpha":
             return 0.0 if self.alpha is None else self.alpha**2
-        return self.effect if by == "effect" else getattr(getattr(self, split), by)
+        if by == "effect":
+            return self.effect
+        value: float = getattr(self.validation if split == "validation" else self.held_out, by)
+        return value
 
 
 @dataclass(frozen=True)
@@ -66,11 +82,12 @@ class Ranking:
     """Features in order, and the controls beside them.
 
     Attributes:
-        by: What the order goes by.
-        features: Those active on validation prompts first, each group by its validation score, highest first.
+        by: Name of the order (see `ORDERS`).
+        features: The features, active ones on validation prompts first; within active and other
+            ones by the validation score, highest first.
         controls: Random vectors at the same scale, in the same order.
-        completions: Everything that was said on the way.
-        settings: How it was made (JSON-able).
+        completions: The replies that the scores come from.
+        settings: How the ranking was made (JSON-able).
     """
 
     by: str
@@ -83,8 +100,10 @@ class Ranking:
     def summary(self) -> dict[str, Any]:
         """Features against controls on held-out prompts.
 
-        Counts of flags, means, and how many active features beat the best active control (``above_best_control``), with how many would if
-        features were random too (``expected_by_chance``). Effects are of the fit's own prompts.
+        It holds counts of flags, means, the score of the best active control (``best_control``),
+        the number of active features above it (``above_best_control``), and their number if
+        features were random too (``expected_by_chance``). Effects are those on the prompts of the
+        fit.
         """
         groups = {"features": self.features, "controls": self.controls}
         flags = {
@@ -101,15 +120,15 @@ class Ranking:
             for kind, rows in groups.items()
         }
         best = above = chance = None
-        rivals = [r.score(self.by, "held_out") for r in self.controls if r.flag == "active"]
-        if (
-            rivals and self.by != "alpha"
-        ):  # a random vector has no strength of its own to compare with
+        ours, rivals = (
+            [r.score(self.by, "held_out") for r in rows if r.flag == "active"]
+            for rows in groups.values()
+        )
+        # a random vector has no α of its own to compare with
+        if rivals and self.by != "alpha":
             best = max(rivals)
-            above = sum(
-                r.score(self.by, "held_out") > best for r in self.features if r.flag == "active"
-            )
-            chance = flags["features"]["active"] / (len(rivals) + 1)
+            above = sum(score > best for score in ours)
+            chance = len(ours) / (len(rivals) + 1)
         return {
             **flags,
             "means": means,
@@ -129,12 +148,15 @@ class Ranking:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``ranking.json`` and ``completions.jsonl`` into a run folder, in the place of an earlier ranking."""
+        """Write ``ranking.json`` and ``completions.jsonl`` into a run folder.
+
+        An earlier ranking in the folder is replaced.
+        """
         folder = Path(folder)
         write_atomically(
             {
-                folder / "completions.jsonl": self.completions.to_jsonl(),
-                folder / "ranking.json": to_json(self.describe()),
+                folder / _COMPLETIONS: self.completions.to_jsonl(),
+                folder / _RANKING: to_json(self.describe()),
             }
         )
 
@@ -153,37 +175,30 @@ def rank(
     seed: int = 0,
     progress: bool = True,
 ) -> Ranking:
-    """Generate with every feature and every control, score, flag, order.
+    """Let the model reply with every feature and every control, then score, flag and order them.
 
     Args:
         lm: The model of the features.
-        bank: The features.
-        validation: Prompts the order is chosen on.
-        held_out: Prompts the reported scores come from; none of them among the others.
+        features: The features.
+        validation: Prompts that the order is chosen on.
+        held_out: Prompts that the reported scores come from; none of them is one of the others.
         by: One of `ORDERS`.
-        contrast: Two strings; the first token of each is compared.
-        num_controls: How many random vectors at the same scale.
+        contrast: Two strings, of which the first tokens are compared.
+        num_controls: Number of random vectors at the same scale.
         max_new_tokens: Length of a reply at most.
         batch_size: Rows decoded together.
-        seed: Of the controls.
-        progress: Draw bars.
+        seed: Random seed of the controls.
+        progress: Whether to draw bars.
 
     Raises:
-        MelboError: An unknown order, ``"contrast"`` without a pair, prompts in more than one role, or features of another model.
+        MelboError: There is no such order, ``"contrast"`` has no pair, a prompt is in two roles, or
+            the features are of another model.
     """
-    _check(features, validation, held_out, by, contrast, num_controls)
-    features.check_model(lm)
-    pair = first_tokens(lm, contrast) if contrast is not None else None
-    # a stream of their own: the same seed also drew the directions of a fit by `Random`
+    _check(lm, features, validation, held_out, by, contrast, num_controls)
+    pair = None if contrast is None else first_tokens(lm, contrast)
     controls = features.random(num_controls, torch.Generator().manual_seed(_CONTROL_STREAM + seed))
-    prompts = Prompts(
-        validation.texts + held_out.texts,
-        validation.tokens + held_out.tokens,
-        validation.kind,
-        validation.system,
-    )
-
-    table = generate(
+    prompts = _one_after_the_other(validation, held_out)
+    replies = generate(
         lm,
         prompts,
         features,
@@ -193,24 +208,8 @@ def rank(
         contrast=pair,
         progress=progress,
     )
-    judged = Judged(lm, prompts, table, progress)
-    effects = _effects(lm, features.join(controls))
-    choosing, telling = range(len(validation)), range(len(validation), len(prompts))
-
-    def ranked(kind: str, index: int, alpha: float | None, effect: float) -> Ranked:
-        return Ranked(
-            index,
-            kind,
-            alpha,
-            effect,
-            judged.scores(kind, index, choosing),
-            judged.scores(kind, index, telling),
-        )
-
-    scored = [
-        ranked("feature", i, features.alpha[i].item(), effects[i]) for i in range(len(features))
-    ]
-    others = [ranked("control", i, None, effects[len(features) + i]) for i in range(len(controls))]
+    judged = Judged(lm, prompts, replies, progress)
+    ours, others = _scored(lm, features, controls, judged, len(validation), len(prompts))
     settings = {
         "order": ORDERS[by],
         "contrast": list(contrast) if contrast else None,
@@ -221,89 +220,137 @@ def rank(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    return Ranking(by, _in_order(scored, by), _in_order(others, by), table, settings)
+    return Ranking(by, _in_order(ours, by), _in_order(others, by), replies, settings)
 
 
 def load_ranking(folder: str | Path) -> tuple[dict[str, Any], list[Completion]]:
-    """``ranking.json`` and ``completions.jsonl`` of a run folder (token ids are not kept).
+    """The ranking of a run folder, as JSON, and its completions, without token ids.
 
     Raises:
         MelboError: The run has not been ranked, or a file is truncated.
     """
-    folder = Path(folder)
-    if not (folder / "ranking.json").is_file() or not (folder / "completions.jsonl").is_file():
-        raise MelboError(f"the run in {folder} has not been ranked: melbo rank {folder}")
+    folder, remedy = Path(folder), f"melbo rank {folder}"
+    if not has_ranking(folder):
+        raise MelboError(f"the run in {folder} has not been ranked: {remedy}")
     try:
-        ranking = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
-        lines = (
-            (folder / "completions.jsonl").read_text(encoding="utf-8").split("\n")
-        )  # a reply may hold other line ends
+        ranking = json.loads((folder / _RANKING).read_text(encoding="utf-8"))
+        # split at "\n" only: a reply may hold other line ends
+        lines = (folder / _COMPLETIONS).read_text(encoding="utf-8").split("\n")
         completions = [Completion(**json.loads(line), tokens=()) for line in lines if line]
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as err:
-        raise MelboError(
-            f"the ranking in {folder} is truncated ({err}): melbo rank {folder}"
-        ) from err
+        raise MelboError(f"the ranking in {folder} is truncated ({err}): {remedy}") from err
     try:
         vectors = 1 + len(ranking["features"]) + len(ranking["controls"])
-        expected = vectors * sum(
-            len(ranking["settings"][split]["texts"]) for split in ("validation", "held_out")
-        )
+        splits = [ranking["settings"][split]["texts"] for split in ("validation", "held_out")]
+        expected = vectors * sum(map(len, splits))
     except (TypeError, KeyError) as err:
-        raise MelboError(
-            f"{folder / 'ranking.json'} does not hold a ranking: melbo rank {folder}"
-        ) from err
+        raise MelboError(f"{folder / _RANKING} does not hold a ranking: {remedy}") from err
     if len(completions) != expected:
         raise MelboError(
-            f"the ranking in {folder} is truncated ({len(completions)} of {expected} completions): melbo rank {folder}"
+            f"the ranking in {folder} is truncated "
+            f"({len(completions)} of {expected} completions): {remedy}"
         )
     return ranking, completions
 
 
+def has_ranking(folder: Path) -> bool:
+    """Tell whether a run folder holds a ranking with its completions."""
+    return all((folder / name).is_file() for name in (_RANKING, _COMPLETIONS))
+
+
 def _check(
+    lm: LanguageModel,
     features: FeatureSet,
     validation: Prompts,
     held_out: Prompts,
     by: str,
-    contrast: Any,
+    contrast: tuple[str, str] | None,
     num_controls: int,
 ) -> None:
+    """Refuse arguments of `rank` that cannot work.
+
+    Raises:
+        MelboError: There are such arguments.
+    """
     if by not in ORDERS:
         raise MelboError(f"no order {by!r}: expected one of {', '.join(ORDERS)}")
     if by == "contrast" and contrast is None:
         raise MelboError(
-            "the order 'contrast' needs two strings: contrast=('Sure', 'Sorry'), or --contrast Sure Sorry"
-        )
-    if "prompts" not in features.meta.get("map", {}):
-        raise MelboError(
-            "these features were not fitted on a CausalMap: rank needs to know their prompts; use generate"
+            "the order 'contrast' needs two strings: "
+            "contrast=('Sure', 'Sorry'), or --contrast Sure Sorry"
         )
     if num_controls < 1:
         raise MelboError(
-            f"num_controls is {num_controls}: expected at least 1; a score without a control says little"
+            f"num_controls is {num_controls}: "
+            "expected at least 1; a score without a control says little"
         )
-    fitted = {tuple(t) for t in features.meta.get("map", {}).get("prompts", {}).get("tokens", [])}
-    for name, one, other in (
-        ("held-out", held_out.tokens, set(validation.tokens) | fitted),
-        ("validation", validation.tokens, fitted),
-    ):
-        for text, tokens in zip(
-            held_out.texts if name == "held-out" else validation.texts, one, strict=True
-        ):
-            if tokens in other:
-                raise MelboError(
-                    f"the {name} prompt {text!r} was used before (fit or validation): scores on it would flatter; give another"
-                )
+    fitted = features.provenance.prompts
+    if fitted is None:
+        raise MelboError(
+            "these features were not fitted on a CausalMap: "
+            "rank needs to know their prompts; use generate"
+        )
+    _check_new("held-out", held_out, {*validation.tokens, *fitted.tokens})
+    _check_new("validation", validation, set(fitted.tokens))
+    features.check_model(lm)
+
+
+def _check_new(role: str, prompts: Prompts, used: set[tuple[int, ...]]) -> None:
+    """Refuse prompts that were used before.
+
+    Raises:
+        MelboError: There is such a prompt.
+    """
+    for text, tokens in zip(prompts.texts, prompts.tokens, strict=True):
+        if tokens in used:
+            raise MelboError(
+                f"the {role} prompt {text!r} was used before (fit or validation): "
+                "scores on it would flatter; give another"
+            )
+
+
+def _one_after_the_other(first: Prompts, second: Prompts) -> Prompts:
+    return replace(first, texts=first.texts + second.texts, tokens=first.tokens + second.tokens)
+
+
+def _scored(
+    lm: LanguageModel,
+    features: FeatureSet,
+    controls: FeatureSet,
+    judged: Judged,
+    num_validation: int,
+    num_prompts: int,
+) -> tuple[list[Ranked], list[Ranked]]:
+    """Features and controls with their scores; validation prompts come before held-out ones."""
+    effects = _effects(lm, features.join(controls))
+    alpha = [*features.alpha.tolist(), *[None] * len(controls)]
+    who = [("feature", i) for i in range(len(features))]
+    who += [("control", i) for i in range(len(controls))]
+    rows = [
+        Ranked(
+            index,
+            kind,
+            strength,
+            effect,
+            judged.scores(kind, index, range(num_validation)),
+            judged.scores(kind, index, range(num_validation, num_prompts)),
+        )
+        for (kind, index), strength, effect in zip(who, alpha, effects, strict=True)
+    ]
+    return rows[: len(features)], rows[len(features) :]
 
 
 def _effects(lm: LanguageModel, features: FeatureSet) -> list[float]:
-    """‖Δ_R(v)‖ on the prompts of the fit."""
+    """‖Δ_R(v)‖ of each feature on the prompts of the fit."""
     cmap = map_from_description(lm, features.meta["map"])
     effects = cmap.value(features.scale * features.V).norm(dim=-1)
-    return effects.nan_to_num(nan=torch.finfo(effects.dtype).max).tolist()
+    finite: list[float] = effects.nan_to_num(nan=torch.finfo(effects.dtype).max).tolist()
+    return finite
 
 
 def _in_order(rows: list[Ranked], by: str) -> tuple[Ranked, ...]:
     """Active before the rest: a broken reply can be very new and, repeating itself, very likely."""
-    return tuple(
-        sorted(rows, key=lambda r: (r.validation.flag != "active", -r.score(by, "validation")))
+    ordered = sorted(
+        rows, key=lambda r: (r.validation.flag != "active", -r.score(by, "validation"))
     )
+    return tuple(ordered)

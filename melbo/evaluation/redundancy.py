@@ -1,4 +1,4 @@
-"""What a cluster of features explains that its mean does not (docs/method.md §5)."""
+"""Redundancy of clusters of features in the transcoder (docs/method.md §5)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,21 +14,22 @@ from melbo.maths.transcoder import exponential_factors
 
 @dataclass(frozen=True)
 class Redundancy:
-    """What a cluster of features explains that one feature in its place does not: bᵀK⁻¹b in squared units of Δ (METHOD §2, §5).
+    """Explained amounts bᵀK⁻¹b with and without a cluster, in squared units of Δ.
 
-    ``explained − without`` is what only the cluster accounts for, ``explained − merged`` what of that is lost by merging it; less than nothing
-    where the mean of the cluster is nearer the truth than its members.
+    ``explained − without`` is accounted for by the cluster alone. ``explained − averaged`` is lost
+    when the cluster's mean takes its place; it is negative where the mean is nearer the truth than
+    the members (docs/method.md §2, §5).
 
     Attributes:
-        features: Which features the cluster is made of.
-        explained: By all features.
-        merged: With the cluster's mean direction in its place.
-        without: With the cluster left out.
+        features: Indices of the features in the cluster.
+        explained: Amount explained by all features.
+        averaged: Amount with the cluster's mean direction in its place.
+        without: Amount with the cluster left out.
     """
 
     features: tuple[int, ...]
     explained: float
-    merged: float
+    averaged: float
     without: float
 
     def describe(self) -> dict[str, tuple[int, ...] | float]:
@@ -37,35 +38,40 @@ class Redundancy:
 
 
 def redundancy(map: Map, V: Tensor, scale: float, groups: Sequence[Tensor]) -> list[Redundancy]:
-    """What the exponential transcoder explains when each cluster of features in turn is replaced by its mean, and when it is left out.
+    """Explained amounts when each cluster of features is replaced by its mean, and left out.
 
-    A cluster's mean is one feature, v̄ its `mean_direction`. For features and means alike u = normalise(Δ_R(v)) and b = ⟨u, Δ_R(v)⟩ = ‖Δ_R(v)‖,
-    as `melbo.Exponential` ends; all responses come from one call of ``map.value``.
+    A cluster's mean is one feature, v̄ its `mean_direction`. Features and means alike have
+    u = normalise(Δ_R(v)) and b = ⟨u, Δ_R(v)⟩ = ‖Δ_R(v)‖, as at the end of `melbo.Exponential`. All
+    responses come from one call of ``map.value``.
 
     Args:
-        map: Δ, of ``d`` dimensions.
+        map: Δ of ``d`` dimensions.
         V: Directions of the features ``[m, d]``, whatever their norms.
-        scale: R, the norm of a perturbation.
-        groups: Indices of the features of each cluster, from `clusters`; those of one feature are passed over.
+        scale: R, norm of a perturbation.
+        groups: Indices of the features of each cluster (see `melbo.maths.geometry.clusters`);
+            clusters of one feature are passed over.
 
     Returns:
         One for each cluster of two or more, in their order.
 
     Raises:
-        MelboError: Features that are not there, directions of another width than the map's, a response that is not finite.
+        MelboError: A cluster names a feature that is not there, or a response is not finite; and as
+            ``map.value``.
     """
     V = unit_rows(V)
     groups = [rows for rows in groups if len(rows) > 1]
     if any(not ((rows >= 0) & (rows < len(V))).all() for rows in groups):
         raise MelboError(
-            f"got clusters with indices outside 0 to {len(V) - 1}: give those of the same {len(V)} features"
+            f"got clusters with indices outside 0 to {len(V) - 1}: "
+            f"give those of the same {len(V)} features"
         )
     every = torch.arange(len(V))
     V = torch.cat([V, *(mean_direction(V[rows])[None] for rows in groups)])
     D = map.value(scale * V).cpu().double()
     if not torch.isfinite(D).all():
         raise MelboError(
-            f"a response is not finite at scale {scale:g}: lower the scale, or load the model in float32 or bfloat16"
+            f"a response is not finite at scale {scale:g}: "
+            "lower the scale, or load the model in float32 or bfloat16"
         )
 
     def explained(rows: Tensor) -> float:
@@ -74,6 +80,6 @@ def redundancy(map: Map, V: Tensor, scale: float, groups: Sequence[Tensor]) -> l
     found, whole = [], explained(every)
     for mean, rows in enumerate(groups, len(every)):
         rest = every[~torch.isin(every, rows)]
-        merged = torch.cat([rest, torch.tensor([mean])])
-        found.append(Redundancy(tuple(rows.tolist()), whole, explained(merged), explained(rest)))
+        averaged = torch.cat([rest, torch.tensor([mean])])
+        found.append(Redundancy(tuple(rows.tolist()), whole, explained(averaged), explained(rest)))
     return found

@@ -1,4 +1,4 @@
-"""Scores of replies: how new, how likely, how repetitive they are; and the flag that follows."""
+"""Scores of replies: novelty, likelihood, repetition, and the flag that follows from them."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from melbo.progress import track
 
 Flag = Literal["active", "inert", "broken"]
 
-#: Weight of a reply's mean negative log-likelihood in `novel_yet_fluent` (method §5).
+#: Weight of a reply's mean negative log-likelihood in `novel_yet_fluent` (docs/method.md §5).
 NLL_WEIGHT = 0.15
 
 
@@ -29,11 +29,11 @@ class Thresholds:
     """Limits beyond which replies count as unchanged or broken.
 
     Attributes:
-        inert_similarity: A feature is inert when its replies share this much of their words
-            (tf-idf cosine) with the unsteered ones.
-        broken_repetition: A reply is broken when more than this share of its 4-grams are repeats …
-        broken_nll: … or when the unsteered model finds its tokens less likely than this on average
-            (nats).
+        inert_similarity: Tf-idf cosine of its replies with the unsteered ones from which a feature
+            is inert.
+        broken_repetition: Share of repeated 4-grams above which a reply is broken.
+        broken_nll: Mean negative log-likelihood a token under the unsteered model, in nats, above
+            which a reply is broken.
     """
 
     inert_similarity: float = 0.9
@@ -41,10 +41,16 @@ class Thresholds:
     broken_nll: float = 4.0
 
     def broken(self, nll: float, repetition: float) -> bool:
-        """Whether a reply is broken."""
+        """Tell whether a reply is broken.
+
+        Args:
+            nll: Mean negative log-likelihood a token, in nats.
+            repetition: Share of repeated 4-grams.
+        """
         return nll > self.broken_nll or repetition > self.broken_repetition
 
 
+#: The usual thresholds.
 THRESHOLDS = Thresholds()
 
 
@@ -59,7 +65,7 @@ class Scores:
         repetition: Share of 4-grams that are repeats.
         kl: KL(steered ‖ unsteered) of the first token in nats; NaN where it is not known.
         contrast: logit(A) − logit(B) of the first token; None where no pair was given.
-        flag: What the vector does, in a word.
+        flag: ``"active"``, ``"inert"`` or ``"broken"`` (see `flag`).
     """
 
     novel: float
@@ -79,11 +85,18 @@ class Judged:
         prompts: Prompts that were replied to.
         table: The replies.
         progress: Whether to draw a bar.
+        thresholds: Limits beyond which replies count as unchanged or broken.
     """
 
     def __init__(
-        self, lm: LanguageModel, prompts: Prompts, table: Completions, progress: bool = True
+        self,
+        lm: LanguageModel,
+        prompts: Prompts,
+        table: Completions,
+        progress: bool = True,
+        thresholds: Thresholds = THRESHOLDS,
     ) -> None:
+        self._thresholds = thresholds
         self._rows = list(table)
         self._words = _words([c.text for c in self._rows])
         self._novelty = _novelty(self._rows, self._words)
@@ -114,11 +127,11 @@ class Judged:
             repetition=mean(repeats),
             kl=mean(kls) if kls else math.nan,
             contrast=mean(contrasts) if contrasts else None,
-            flag=flag(new, cost, repeats, overflowed),
+            flag=flag(new, cost, repeats, overflowed, self._thresholds),
         )
 
     def distinct(self, features: Sequence[int], prompts: Sequence[int]) -> float:
-        """How many different things features say, averaged over prompts (see `distinct`).
+        """Number of different things that features say, averaged over prompts (see `distinct`).
 
         Args:
             features: Indices of the features; none give 0.
@@ -131,10 +144,10 @@ class Judged:
 
 
 def distinct(texts: Sequence[str]) -> float:
-    """How many different replies there are: 1 / mean tf-idf cosine over all pairs.
+    """Number of different replies: 1 / mean tf-idf cosine over all pairs.
 
-    A reply is paired with itself too: n if no two of n replies share a word, 1 if all say the
-    same, 0 for no replies.
+    A reply is paired with itself too. The number is n if no two of n replies share a word, 1 if all
+    say the same, 0 if there are no replies.
 
     Source: diversity of order two of similar species, Leinster & Cobbold (2012).
     """
@@ -144,17 +157,17 @@ def distinct(texts: Sequence[str]) -> float:
 def novelty(completions: Completions) -> list[float]:
     """1 − tf-idf cosine between each reply and the unsteered one to the same prompt.
 
-    The vocabulary weights are those of this table.
+    Weights of words are those of this table.
     """
     rows = list(completions)
     return _novelty(rows, _words([c.text for c in rows]))
 
 
 def repetition(tokens: Sequence[int], n: int = 4) -> float:
-    """Share of a reply's n-grams that it has said before, 0 to 1.
+    """Share of a reply's n-grams that repeat earlier ones, 0 to 1.
 
     Args:
-        tokens: The reply; 0 where it is shorter than n + 1 tokens.
+        tokens: Tokens of the reply; n or fewer have no repetition.
         n: Length of an n-gram.
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
@@ -183,7 +196,8 @@ def nll(
     Raises:
         MelboError: Memory runs out on a single row.
     """
-    same: dict[tuple[int, tuple[int, ...]], list[int]] = {}  # many vectors say the same
+    # many vectors say the same
+    same: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for i, c in enumerate(completions):
         same.setdefault((c.prompt, c.tokens), []).append(i)
     found = [0.0] * len(completions)
@@ -211,16 +225,17 @@ def coherent(
     completions: Sequence[Completion],
     thresholds: Thresholds = THRESHOLDS,
 ) -> list[bool]:
-    """Whether each reply is coherent: likely enough under the unsteered model, not repetitive.
+    """Tell whether each reply is coherent: likely enough under the unsteered model, not repetitive.
 
     Args:
         lm: The model.
-        prompts: The prompts in one wording or more; likely enough after one of them will do.
+        prompts: The prompts in one wording or more; a reply that is likely enough after one of them
+            is coherent.
         completions: The replies.
         thresholds: Limits beyond which a reply is broken.
     """
-    each = [nll(lm, some, completions, progress=False) for some in prompts]
-    costs = [min(of) for of in zip(*each, strict=True)]
+    wordings = [nll(lm, each, completions, progress=False) for each in prompts]
+    costs = [min(both) for both in zip(*wordings, strict=True)]
     return [
         not thresholds.broken(cost, repetition(c.tokens))
         for cost, c in zip(costs, completions, strict=True)
@@ -228,7 +243,12 @@ def coherent(
 
 
 def novel_yet_fluent(novelty: float, nll: float) -> float:
-    """Novelty − 0.15 × negative log-likelihood: new, and something the model finds sayable."""
+    """Novelty − 0.15 × negative log-likelihood: new, and something the model finds sayable.
+
+    Args:
+        novelty: Novelty of a reply.
+        nll: Its mean negative log-likelihood a token under the unsteered model, in nats.
+    """
     return novelty - NLL_WEIGHT * nll
 
 
@@ -239,16 +259,17 @@ def flag(
     overflowed: Sequence[bool],
     thresholds: Thresholds = THRESHOLDS,
 ) -> Flag:
-    """What a feature does over several prompts, in a word.
+    """Flag of a feature from its replies to several prompts.
 
-    ``inert``: nothing. ``broken``: damage on most prompts. ``active``: something.
+    ``"inert"``: replies are as without it. ``"broken"``: most replies are damaged. ``"active"``:
+    neither.
 
     Args:
         novelty: Novelty of each reply.
         nll: Negative log-likelihood a token of each reply.
         repetition: Repetition of each reply.
         overflowed: Whether logits of each reply were not finite.
-        thresholds: Limits.
+        thresholds: Limits beyond which replies count as unchanged or broken.
     """
     if mean(novelty) <= 1 - thresholds.inert_similarity:
         return "inert"
@@ -266,7 +287,7 @@ def _token_nll(
     Args:
         lm: The model.
         ids: The prompt ``[1, T]``.
-        prefix: The prompt as it was read; None to read it again with each reply.
+        prefix: Cache and logits of the prompt; None to read it again with each reply.
         replies: The replies.
     """
     said, mask = pad_rows(replies, lm.pad, side="right")
@@ -301,6 +322,7 @@ def _words(texts: Sequence[str]) -> Any:
 
 
 def _novelty(rows: Sequence[Completion], words: Any) -> list[float]:
+    """See `novelty`; ``words`` are the rows' tf-idf."""
     plain = {c.prompt: i for i, c in enumerate(rows) if c.kind == "unsteered"}
 
     def cosine(i: int, c: Completion) -> float:
@@ -311,7 +333,7 @@ def _novelty(rows: Sequence[Completion], words: Any) -> list[float]:
 
 
 def _mean_cosine(words: Any) -> float:
-    """Mean cosine over all pairs of rows, a row with itself included."""
+    """Mean cosine over all pairs of rows, each row with itself included."""
     cosines = (words @ words.T).toarray()
     empty = cosines.diagonal() == 0  # replies without a word are all alike
     return float((cosines + np.outer(empty, empty)).mean())

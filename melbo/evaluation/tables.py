@@ -1,4 +1,4 @@
-"""Numbers in tables: a mean with what says how far to trust it, and Markdown."""
+"""Numbers in tables: means with their spread, and Markdown."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,27 @@ from melbo.maths.statistics import mean_and_error
 
 
 def plus_minus(measure: Sequence[float | None] | None) -> str:
-    """Such a pair, to three digits."""
+    """A mean to three digits with its deviation or error; a dash where it is not known.
+
+    Args:
+        measure: The mean, and its deviation or error, which may be None.
+    """
     if measure is None or measure[0] is None:
         return "–"
     return f"{measure[0]:.3g}" + ("" if measure[1] is None else f" ± {measure[1]:.2g}")
 
 
 def cell(values: Sequence[float | None]) -> str:
-    """Mean ± standard error."""
+    """Mean ± standard error of the values that are not None."""
     return plus_minus(mean_and_error(values))
 
 
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
+def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        titles: Titles of the columns.
+        lines: Cells of each line.
+    """
+    rows = (titles, ["---"] * len(titles), *lines)
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,8 +1,12 @@
-"""Theme score: of how many features the replies can be told from everybody else's, with no judge but counted words (BENCHMARK M5, per feature)."""
+"""Theme score: the share of features whose replies can be told from all others by counted words.
+
+No judge is asked: it is M5 of the benchmark (docs/method.md §8, M5), a feature at a time.
+"""
 
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom
@@ -14,20 +18,24 @@ from melbo.features.generate import Completions
 
 _FOLDS = 2
 _LEVEL = 0.01
+_SHUFFLES = 20
 
 
 @dataclass(frozen=True)
 class Themes:
-    """Which features have a theme.
+    """The features that have a theme.
 
     Attributes:
-        hits: Of each feature, the held-out replies that are recognised as its own ``[m]``.
-        replies: How many replies each has.
-        chance: Of each feature, how often replies that are not its own are taken for its own; what a hit would happen by ``[m]``.
-        themed: Whether the feature has so many hits that chance would give as many with probability below 1 % ``[m]``.
-        distinct: exp of the mutual information between a reply's feature and the one it is taken for, less that of shuffled labels (BENCHMARK
-            M5): how many features can be told apart, the unsteered model being one. With few replies the correction is large: compare sets of
-            one size.
+        hits: Number of each feature's held-out replies that are recognised as its own ``[m]``.
+        replies: Number of replies of each feature.
+        chance: Share of other replies that are taken for each feature's, the probability of a hit
+            by chance ``[m]``.
+        themed: Whether each feature has so many hits that chance would give as many with a
+            probability below 1 % ``[m]``.
+        distinct: Number of features that can be told apart, the unsteered model being one: exp of
+            the mutual information between a reply's feature and the one it is taken for, less that
+            of shuffled labels (docs/method.md §8, M5). With few replies the correction is large:
+            compare sets of one size.
     """
 
     hits: tuple[int, ...]
@@ -41,60 +49,67 @@ class Themes:
         """Share of features with a theme."""
         return sum(self.themed) / len(self.themed)
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """All of it, JSON-able."""
         return {**vars(self), "score": self.score}
 
 
 def themes(completions: Completions, kind: str = "feature", seed: int = 0) -> Themes:
-    """Recognise each reply's feature from replies to other prompts, by naive Bayes on counts of words.
+    """Recognise each reply's feature from replies to other prompts.
 
-    Prompts are cut in two; a classifier of all features and the unsteered model is trained on the replies to one half and asked about the other,
-    and the other way round. A feature has a theme if its replies are recognised more often than those of others are mistaken for them.
+    Prompts are cut in two. Naive Bayes on counts of words learns all features and the unsteered
+    model from the replies to one half, and says whose the replies to the other half are; and the
+    other way round. A feature has a theme if its replies are recognised more often than other
+    replies are mistaken for them.
 
     Args:
-        completions: A table of `melbo.generate` on four prompts or more.
-        kind: ``"feature"``, or ``"control"`` for the theme score of random ones.
-        seed: Of the cut, and of the shuffles that the bias of ``distinct`` is taken from.
+        completions: Table of `melbo.generate` on four prompts or more.
+        kind: ``"feature"``, or ``"control"`` for the theme score of random features.
+        seed: Random seed of the cut, and of the shuffles that correct ``distinct``.
 
     Raises:
-        MelboError: Too few prompts, or none of this kind.
+        MelboError: There are too few prompts, or no replies of this kind.
     """
     rows = [c for c in completions if c.kind in (kind, "unsteered")]
     prompts = sorted({c.prompt for c in rows})
     features = sorted({c.feature for c in rows if c.feature is not None})
     if len(prompts) < 2 * _FOLDS or not features:
         raise MelboError(
-            f"got replies of {len(features)} features to {len(prompts)} prompts: expected one or more, and {2 * _FOLDS} prompts or more"
+            f"got replies of {len(features)} features to {len(prompts)} prompts: "
+            f"expected one or more, and {2 * _FOLDS} prompts or more"
         )
-    # the unsteered model is label 0, so that whoever says exactly the same is taken for it
+    # the unsteered model is label 0: naive Bayes takes the first of equals
     label = np.array([0 if c.feature is None else 1 + features.index(c.feature) for c in rows])
     prompt = np.array([prompts.index(c.prompt) for c in rows])
-    counts = CountVectorizer(token_pattern=r"(?u)\b\w+\b").fit_transform(
-        [c.text if re.search(r"\w", c.text) else "(no word)" for c in rows]
-    )
+    counts = _counts([c.text for c in rows])
     generator = np.random.default_rng(seed)
     fold = generator.permutation(len(prompts)) % _FOLDS
     taken_for = _recognise(counts, label, fold[prompt])
-    m, P = len(features), len(prompts)
-    hits = [int((taken_for[label == i] == i).sum()) for i in range(1, m + 1)]
-    # of others' replies, with one more mistake than seen, so that it is never impossible
+    own = range(1, len(features) + 1)
+    hits = [int((taken_for[label == i] == i).sum()) for i in own]
+    # with one more mistake than was seen, so that none is impossible
     chance = [
-        (1 + int((taken_for[label != i] == i).sum())) / (1 + int((label != i).sum()))
-        for i in range(1, m + 1)
+        (1 + int((taken_for[label != i] == i).sum())) / (1 + int((label != i).sum())) for i in own
     ]
-    themed = [bool(binom.sf(h - 1, P, q) < _LEVEL) for h, q in zip(hits, chance, strict=True)]
-    shuffled = [_information(generator.permutation(label), taken_for) for _ in range(20)]
+    replies = len(prompts)
+    themed = [bool(binom.sf(h - 1, replies, q) < _LEVEL) for h, q in zip(hits, chance, strict=True)]
+    shuffled = [_information(generator.permutation(label), taken_for) for _ in range(_SHUFFLES)]
     distinct = math.exp(max(0.0, _information(label, taken_for) - float(np.mean(shuffled))))
-    return Themes(tuple(hits), P, tuple(chance), tuple(themed), distinct)
+    return Themes(tuple(hits), replies, tuple(chance), tuple(themed), distinct)
 
 
-def _recognise(counts, label: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def _counts(texts: list[str]) -> Any:
+    """Counts of words in each text, a sparse matrix; texts without a word are alike."""
+    vectorizer = CountVectorizer(token_pattern=r"(?u)\b\w+\b")
+    return vectorizer.fit_transform([t if re.search(r"\w", t) else "(no word)" for t in texts])
+
+
+def _recognise(counts: Any, label: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Label that each row is taken for by what was learnt from the other fold."""
     taken_for = np.empty_like(label)
     for f in range(_FOLDS):
-        classifier = MultinomialNB(alpha=0.1, fit_prior=False).fit(
-            counts[fold != f], label[fold != f]
-        )
+        classifier = MultinomialNB(alpha=0.1, fit_prior=False)
+        classifier.fit(counts[fold != f], label[fold != f])
         taken_for[fold == f] = classifier.predict(counts[fold == f])
     return taken_for
 

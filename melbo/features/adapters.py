@@ -1,4 +1,4 @@
-"""Features in weight space: rank-one adapters, steered with, merged and exported (method §3)."""
+"""Features in weight space: rank-one adapters that steer, merge and export (docs/method.md §3)."""
 
 import json
 from contextlib import AbstractContextManager
@@ -25,16 +25,20 @@ class AdapterSet(FeatureSet):
     """m adapters, each a rank-one edit of several matrices; strength 1 adds R·b̂âᵀ to each matrix.
 
     V ``[m, D]`` holds a and b of every site, flattened and of unit norm. U, alpha, scale and target
-    are as those of a `FeatureSet`; ``source`` is the first block of the band.
+    are those of `FeatureSet`; ``source`` is the first block of the band.
 
     Raises:
-        MelboError: As `FeatureSet`; also a width that is not that of the sites.
+        MelboError: `FeatureSet` would refuse the tensors, or the width is not that of the sites.
     """
 
     kind = "adapters"
 
     def __post_init__(self) -> None:
-        """See `FeatureSet`."""
+        """See `FeatureSet`; also checks the width.
+
+        Raises:
+            MelboError: The width is not that of the sites; and as `FeatureSet`.
+        """
         super().__post_init__()
         width = sum(part_widths(self.sites))
         if self.V.shape[1] != width:
@@ -44,7 +48,7 @@ class AdapterSet(FeatureSet):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The matrices that are edited."""
+        """Matrices that are edited."""
         return self.provenance.sites
 
     def edit(
@@ -71,12 +75,12 @@ class AdapterSet(FeatureSet):
 
         (a, b) and (−a, −b) are one edit; here the entry of a that is largest in size is positive.
         """
-        found = self.V.split(part_widths(self.sites), dim=-1)
+        found = torch.split(self.V, list(part_widths(self.sites)), dim=-1)
         halves = zip(found[::2], found[1::2], strict=True)
         return torch.cat([part for a, b in halves for part in singular_signs(a, b)], -1)
 
     def check_width(self, lm: LanguageModel) -> None:
-        """Accept any model: the width of an adapter is that of its sites."""
+        """See `FeatureSet.check_width`; accepts any, as the width of an adapter is its sites'."""
 
     def random(self, num: int, generator: torch.Generator) -> Self:
         """See `Steerable.random`; a and b of every site are uniform on the sphere."""
@@ -100,7 +104,8 @@ class AdapterSet(FeatureSet):
             strength: Multiple of the fit's scale.
 
         Raises:
-            MelboError: A set of several, another model, or a strength that is not finite.
+            MelboError: There are several adapters, they are of another model, or the strength is
+                not finite.
         """
         self.check_model(lm)
         return merged(lm, self.edit(strength=strength))
@@ -117,15 +122,15 @@ class AdapterSet(FeatureSet):
             force: Whether an adapter that is there already may be replaced.
 
         Raises:
-            MelboError: A set of several, another model, or a folder that holds an adapter already
-                and ``force`` is not set.
+            MelboError: There are several adapters, they are of another model, or the folder holds
+                an adapter already and ``force`` is not set.
         """
         self.check_model(lm)
         edit, folder = self.edit(strength=strength), Path(folder)
         refuse_existing(folder, force, (_CONFIG, _WEIGHTS), _CONFIG)
         tensors = {}
         for site, (a, b) in zip(self.sites, pairs(edit.sites, edit.v, edit.strength), strict=True):
-            # both of unit direction, the norm on the second, as a LoRA is usually written
+            # a LoRA usually has its norm on the second matrix
             norm = a.norm()
             tensors[f"base_model.model.{site.name}.lora_A.weight"] = (a / norm).contiguous()
             tensors[f"base_model.model.{site.name}.lora_B.weight"] = (norm * b).T.contiguous()

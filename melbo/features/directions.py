@@ -1,4 +1,4 @@
-"""A set of directions: where each pushes, where that leads, how strongly, and its run folder."""
+"""A set of directions: source and target of each, its strength, and the run folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ _FIELDS = ("schema", "kind", "scale", "source", "target")
 
 @dataclass(frozen=True)
 class FeatureSet(Steerable):
-    """m features: what to add at the source layer, what it does at the target layer, how strongly.
+    """m features: a direction at the source layer, its effect at the target layer, its strength.
 
     Attributes:
         V: Source directions ``[m, d_source]``, unit rows.
@@ -32,7 +32,7 @@ class FeatureSet(Steerable):
         scale: R; steering with strength 1 adds R·v.
         source: Layer (``hidden_states`` index) that V is added to.
         target: Layer that U was read at.
-        meta: Where the features come from: model, map, method, seed, history, versions (JSON-able).
+        meta: Origin of the features: model, map, method, seed, history, versions (JSON-able).
 
     Raises:
         MelboError: Shapes do not fit, rows are not of unit norm, values are not finite, or R ≤ 0.
@@ -48,7 +48,11 @@ class FeatureSet(Steerable):
     kind: ClassVar[str] = "features"
 
     def __post_init__(self) -> None:
-        """Check what every user of a feature set relies on."""
+        """Refuse shapes, norms and values that no set of features can have.
+
+        Raises:
+            MelboError: See `FeatureSet`.
+        """
         m = len(self.V)
         if self.V.ndim != 2 or self.U.ndim != 2 or len(self.U) != m or self.alpha.shape != (m,):
             raise MelboError(
@@ -78,7 +82,7 @@ class FeatureSet(Steerable):
         return replace(self.provenance.placement, source=self.source, target=self.target)
 
     def take(self, rows: Tensor) -> Self:
-        """See `Steerable.take`; keeps what `melbo.fit_seeds` has found of each feature."""
+        """See `Steerable.take`; keeps the result of `melbo.fit_seeds` for each feature."""
         taken = self.replaced(self.V[rows], self.U[rows], self.alpha[rows])
         if "stability" not in self.meta:
             return taken
@@ -90,7 +94,12 @@ class FeatureSet(Steerable):
     def replaced(self, V: Tensor, U: Tensor, alpha: Tensor) -> Self:
         """Other features of the same kind, placement and scale.
 
-        What ``meta`` says of single features is left out.
+        Entries of ``meta`` that are about single features are left out.
+
+        Args:
+            V: Source directions ``[m, d_source]``.
+            U: Target directions ``[m, d_target]``.
+            alpha: Strengths ``[m]``.
         """
         meta = {k: v for k, v in self.meta.items() if k != "stability"}
         return replace(self, V=V, U=U, alpha=alpha, meta=meta)
@@ -110,13 +119,13 @@ class FeatureSet(Steerable):
         return Add(self.source, vectors, where, placement.skip_first, placement.last)
 
     def averaged(self, how: str) -> Self:
-        """What the features have in common, as a set of one at the same scale.
+        """Average of the features, as a set of one at the same scale.
 
-        U is averaged the same way as V, and α by its mean.
+        U is averaged as V is, and α by its mean.
 
         Args:
             how: ``"mean"`` takes the mean of the v's, renormalised. ``"svd"`` takes their leading
-                right singular vector, with the sign of the mean; its sign means nothing, so look
+                right singular vector, with the sign of the mean; that sign means nothing, so look
                 at both.
 
         Raises:
@@ -140,18 +149,18 @@ class FeatureSet(Steerable):
     def random(self, num: int, generator: torch.Generator) -> Self:
         """See `Steerable.random`; directions are uniform on the sphere.
 
-        Nothing is known of what random directions do: U is random too, and α is zero.
+        The effects of random directions are not known: U is random too, and α is zero.
         """
         V, U = (random_rows(num, rows.shape[1], generator).to(rows) for rows in (self.V, self.U))
         return self.replaced(V, U, torch.zeros(num).to(self.alpha))
 
     def with_meta(self, **more: Any) -> Self:
-        """The same features with more said about where they come from."""
+        """The same features with more entries in ``meta``."""
         return replace(self, meta={**self.meta, **more})
 
     @property
     def canonical(self) -> Tensor:
-        """V ``[m, d]``, the same for features that are the same."""
+        """Form of V ``[m, d]`` in which equal features have equal rows."""
         return self.V
 
     def check_model(self, lm: LanguageModel) -> None:

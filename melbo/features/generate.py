@@ -26,7 +26,7 @@ class FirstToken:
     Attributes:
         kl: KL(steered ‖ unsteered) in nats; None where there is no unsteered reply.
         contrast: logit(a) − logit(b) of a pair of tokens; None where no pair was given.
-        overflowed: Whether the logits are not finite; the scores are then those of zeros.
+        overflowed: Whether the logits hold nan or +∞; all of them then count as zero.
     """
 
     kl: float | None
@@ -45,7 +45,7 @@ class Completion:
         prompt_text: The prompt as the user wrote it.
         text: The reply, special tokens left out.
         tokens: Its token ids, the end-of-reply token included where it came.
-        first: Scores of its first token, where they are known.
+        first: Scores of its first token; None in a table that was read from a file.
     """
 
     kind: str
@@ -61,8 +61,8 @@ class Completion:
 class Completions:
     """A table of replies.
 
-    For every prompt it holds the unsteered reply (where it was asked for), then every feature's,
-    then every control's.
+    For every prompt it holds the unsteered reply (if asked for), then that of every feature, then
+    that of every control.
 
     Attributes:
         rows: The replies.
@@ -88,7 +88,7 @@ class Completions:
         return [c for c in self.rows if c.kind == kind and c.feature == feature]
 
     def to_jsonl(self) -> bytes:
-        """One JSON object a line, without token ids and scores."""
+        """JSON lines, one for each reply, without token ids and scores."""
         kept = ({name: getattr(c, name) for name in _SAVED} for c in self.rows)
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
 
@@ -116,36 +116,29 @@ def generate(
         lm: The model.
         prompts: Prompts that it replies to.
         features: The features.
-        control: More features of the same kind to take through the same, usually
+        control: Features of the same kind that are compared with these, usually
             ``features.random(…)``.
         max_new_tokens: Length of a reply at most.
-        strength: Multiple of the scale; one for all, or one for each feature and control
+        strength: Multiple of the fit's scale; one for all, or one for each feature and control
             ``[m + c]``.
-        batch_size: Rows decoded together; halved by itself when memory runs out.
-        contrast: Ids of two tokens a and b; the first token of each reply is scored by
-            logit(a) − logit(b).
+        batch_size: Number of rows decoded together; halved by itself when memory runs out.
+        contrast: Ids of two tokens a and b, whose logits are compared where a reply begins.
         unsteered: Whether the unsteered replies are wanted too.
         progress: Whether to draw a bar.
 
     Raises:
-        MelboError: The features are of another model, there are neither one strength nor one for
-            each feature, or as `melbo.models.decode.decode`.
+        MelboError: The features are of another model, the number of strengths is wrong, or
+            `melbo.models.decode.decode` refuses the rest.
     """
     features.check_model(lm)
     both = features if control is None else features.join(control)
-    strength = torch.as_tensor(strength).cpu()
-    if strength.shape not in ((), (1,), (len(both),)):
-        raise MelboError(
-            f"got strengths of shape {list(strength.shape)}: expected one for all, "
-            f"or one for each of {len(both)}"
-        )
+    strengths = torch.cat([torch.zeros(int(unsteered)), _one_each(strength, len(both))])
     of_prompt: list[tuple[str, int | None]] = [
         *([("unsteered", None)] if unsteered else []),
         *(("feature", i) for i in range(len(features))),
         *(("control", i) for i in range(len(both) - len(features))),
     ]
     which = torch.tensor([*[0] * unsteered, *range(len(both))]).repeat(len(prompts))
-    strengths = torch.cat([torch.zeros(int(unsteered)), strength.expand(len(both))])
     first = _FirstTokens(len(of_prompt), unsteered, contrast)
     replies = decode(
         lm,
@@ -166,8 +159,23 @@ def generate(
     return Completions(tuple(rows))
 
 
+def _one_each(strength: float | Tensor, num: int) -> Tensor:
+    """A strength for each of ``num`` features.
+
+    Raises:
+        MelboError: There are neither one nor ``num`` of them.
+    """
+    strength = torch.as_tensor(strength).cpu()
+    if strength.shape not in ((), (1,), (num,)):
+        raise MelboError(
+            f"got strengths of shape {list(strength.shape)}: expected one for all, "
+            f"or one for each of {num}"
+        )
+    return strength.expand(num)
+
+
 def first_tokens(lm: LanguageModel, pair: tuple[str, str]) -> tuple[int, int]:
-    """The first token of each of two strings, as it would begin a reply.
+    """Id of the token with which a reply begins, for each of two strings.
 
     Args:
         lm: The model.
@@ -189,12 +197,15 @@ def first_tokens(lm: LanguageModel, pair: tuple[str, str]) -> tuple[int, int]:
 
 
 class _FirstTokens:
-    """Scores first-token logits as they come, so that no more than one a prompt is kept.
+    """Scores of first tokens, computed as logits come, so that only the unsteered ones are kept.
 
     Args:
-        rows_per_prompt: Rows of the table that belong to a prompt.
+        rows_per_prompt: Number of rows of the table that belong to a prompt.
         unsteered: Whether the first of them is unsteered.
         pair: Ids of the two tokens that are compared.
+
+    Attributes:
+        found: Scores of each row.
     """
 
     def __init__(self, rows_per_prompt: int, unsteered: bool, pair: tuple[int, int] | None) -> None:
@@ -204,14 +215,14 @@ class _FirstTokens:
 
     def take(self, row: int, logits: Tensor) -> None:
         """Score the logits ``[vocabulary]`` of a row of the table."""
-        prompt, place = divmod(row, self._rows_per_prompt)
-        # −inf is how some models mask words
+        prompt, index = divmod(row, self._rows_per_prompt)
+        # −∞ is no overflow: some models mask words with it
         overflowed = bool((logits.isnan() | logits.isposinf()).any())
         logits = torch.zeros_like(logits) if overflowed else logits
         contrast = None
         if self._pair is not None:
             contrast = (logits[self._pair[0]] - logits[self._pair[1]]).item()
-        if self._unsteered and place == 0:
+        if self._unsteered and index == 0:
             self._plain[prompt] = logits
         plain = self._plain.get(prompt)
         divergence = None if plain is None else kl(logits, plain)

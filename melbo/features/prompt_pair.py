@@ -1,4 +1,4 @@
-"""ActAdd and SARA: steering with a pair of prompts, the supervised baselines (method §7)."""
+"""ActAdd and SARA: steering with a pair of prompts, supervised baselines (docs/method.md §7)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +76,7 @@ def actadd(
     layer: int,
     coefficient: float = 1.0,
 ) -> AddPrompt:
-    """The ActAdd edit of a pair of prompts.
+    """Make the ActAdd edit of a pair of prompts.
 
     The shorter prompt is padded at its end, with spaces if the tokenizer has them.
 
@@ -102,14 +102,14 @@ def actadd(
 class PromptPair(Steerable):
     """ActAdd or SARA with a pair of prompts, as a set of one feature.
 
-    It steers, and is saved, as features that were found without labels.
+    It steers and is saved like features that were found without labels.
 
     Attributes:
         method: ``"actadd"`` or ``"sara"``.
         plus: Prompt to move towards.
         minus: Prompt to move away from.
         layers: Blocks whose inputs are changed.
-        coefficient: Strength 1; see `actadd` and `melbo.Sara`.
+        coefficient: Coefficient at strength 1; see `actadd` and `melbo.Sara`.
         truncation: See `melbo.Sara`.
         edits: One edit for each layer, from the model's activations on the two prompts.
         meta: The model and the prompt to move towards, as a run folder keeps them.
@@ -136,7 +136,7 @@ class PromptPair(Steerable):
         coefficient: float = 1.0,
         truncation: int | None = None,
     ) -> Self:
-        """Read the two prompts with the model.
+        """Read the two prompts with a model.
 
         Args:
             lm: The model.
@@ -144,12 +144,12 @@ class PromptPair(Steerable):
             plus: Prompt to move towards.
             minus: Prompt to move away from.
             layers: Blocks whose inputs are changed.
-            coefficient: Strength 1.
+            coefficient: Coefficient at strength 1.
             truncation: See `melbo.Sara`.
 
         Raises:
-            MelboError: Another method, more than one prompt a side, no layer, a layer twice or one
-                that no block reads, or a coefficient that is not finite.
+            MelboError: The method is neither, a side has more than one prompt, there is no layer, a
+                layer comes twice or no block reads it, or the coefficient is not finite.
         """
         if method not in ("actadd", "sara"):
             raise MelboError(f"got the method {method!r}: expected 'actadd' or 'sara'")
@@ -176,7 +176,7 @@ class PromptPair(Steerable):
         return cls(method, plus, minus, at, coefficient, truncation, edits, meta)
 
     def __len__(self) -> int:
-        """One feature."""
+        """Number of features: one."""
         return 1
 
     def take(self, rows: Tensor) -> "PromptPair":
@@ -192,7 +192,7 @@ class PromptPair(Steerable):
         """See `Steerable.edit`.
 
         Raises:
-            MelboError: ``where`` is not ``"all"``: the method itself says at which tokens it acts.
+            MelboError: ``where`` is not ``"all"``: the method itself says which tokens it changes.
         """
         self.check_edit(which, strength)
         if where != "all":
@@ -211,7 +211,7 @@ class PromptPair(Steerable):
         return EditSequence(tuple(stronger(edit) for edit in self.edits))
 
     def sizes(self) -> list[str]:
-        """How large the change is at each layer, in words."""
+        """Size of the change at each layer, in words."""
         if self.method == "sara":
             return [f"layer {layer}: coefficient {self.coefficient:g}" for layer in self.layers]
         norms = [e.vectors.norm(dim=-1) for e in self.edits if isinstance(e, AddPrompt)]
@@ -221,9 +221,9 @@ class PromptPair(Steerable):
         ]
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
-        """Write ``run.json``: the prompts and how they are used.
+        """Write ``run.json``: the prompts and settings.
 
-        Activations are not kept; they are read again on loading.
+        Activations are not saved; loading computes them again.
 
         Args:
             folder: The run folder.

@@ -1,4 +1,4 @@
-"""Where features come from: what a run's JSON says of the map they were fitted on, as values."""
+"""Origin of features: a run's description of the map they were fitted on, as values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from melbo.models.prompts import Prompts
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of the map that features were fitted on.
+    """Origin of features: the model and the map that they were fitted on.
 
-    Nothing else reads a run's description of its map, so that its layout is known here alone.
+    No other module reads a run's description of its map, so the layout is known here alone.
 
     Attributes:
         model_name: Name of the model; None for a map that is no language model.
-        model_sha256: Fingerprint of its weights (`LanguageModel.fingerprint`), likewise.
-        prompts: Prompts of the map, or None.
+        model_sha256: Fingerprint of its weights (`LanguageModel.fingerprint`), or None likewise.
+        prompts: Prompts of the map; None for a map that has none.
         placement: Layers and tokens of the map.
         sites: Matrices that adapters edit; none for directions.
         reads_stream: Whether the map reads the residual stream itself.
@@ -62,7 +62,11 @@ class Provenance:
             )
 
     def prompts_like(self, lm: LanguageModel, texts: list[str] | tuple[str, ...]) -> Prompts:
-        """Prompts of the kind, and with the system message, that the features were fitted with.
+        """Read texts as the prompts of the fit were read: same kind, same system message.
+
+        Args:
+            lm: The model.
+            texts: The texts.
 
         Raises:
             MelboError: The features were not fitted with prompts.

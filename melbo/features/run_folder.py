@@ -55,7 +55,7 @@ def write_run(
 
 
 def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """Content of a run folder's ``run.json``.
+    """Read a run folder's ``run.json``.
 
     Args:
         folder: The folder.
@@ -92,7 +92,11 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def read_tensors(folder: str | Path, names: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """Tensors of a run folder by name.
+    """Read tensors of a run folder.
+
+    Args:
+        folder: The folder.
+        names: Names of the tensors.
 
     Raises:
         MelboError: The file is missing or truncated, or lacks one of them.
@@ -109,7 +113,11 @@ def read_tensors(folder: str | Path, names: tuple[str, ...]) -> tuple[Tensor, ..
 
 
 def refuse_existing(folder: str | Path, force: bool) -> None:
-    """Refuse to overwrite a run, or what is left of one, before any work is done for it.
+    """Refuse to overwrite a run, or the remains of one, before any work is done for it.
+
+    Args:
+        folder: Folder of the new run.
+        force: Whether a run that is there already may be replaced.
 
     Raises:
         MelboError: There is a run in the folder and ``force`` is not set, or the folder cannot be
@@ -119,7 +127,11 @@ def refuse_existing(folder: str | Path, force: bool) -> None:
 
 
 def _check_fields(run: Mapping[str, Any], path: Path) -> None:
-    """Refuse features or adapters without scale and layers."""
+    """Refuse features or adapters without scale and layers.
+
+    Raises:
+        MelboError: A field is missing, or of another type.
+    """
     if run["kind"] not in ("features", "adapters"):
         return
     if missing := {"scale", "source", "target"} - run.keys():
@@ -145,7 +157,11 @@ def _check_fields(run: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_map(fitted: Any, path: Path) -> None:
-    """Refuse a description of a map that lacks its model or prompts."""
+    """Refuse a description of a map whose model or prompts lack something.
+
+    Raises:
+        MelboError: A field is missing, or of another type.
+    """
     if not isinstance(fitted, dict):
         raise MelboError(
             f"{path} does not hold what `melbo fit` writes (a map with its prompts): fit it again"

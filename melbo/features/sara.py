@@ -1,4 +1,4 @@
-"""SARA: scaling activations towards those of one prompt and away from those of another (Tlaie 2024; METHOD §7)."""
+"""SARA: scaling activations towards one prompt's, away from another's (docs/method.md §7)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,30 +13,38 @@ from melbo.models.language_model import LanguageModel
 
 
 def summary(A: Tensor, k: int) -> Tensor:
-    """Activations ``[T, d]`` as their k leading right singular vectors, each times its singular value, ``[k, d]``.
+    """Leading right singular vectors of activations, each times its singular value, ``[k, d]``.
 
     An SVD leaves the sign of each vector open; here the entry that is largest in size is positive.
+
+    Args:
+        A: Activations ``[T, d]``.
+        k: Number of singular vectors.
     """
     _, S, V = torch.linalg.svd(A.double(), full_matrices=False)
     V, _ = singular_signs(V, V)
-    return S[:k, None] * V[:k]
+    leading: Tensor = S[:k, None] * V[:k]
+    return leading
 
 
 def scales(A: Tensor, attract: Tensor, repel: Tensor, truncation: int | None = None) -> Tensor:
-    """The s ``[d]`` of each channel, cos(Ã, Ã₊) − cos(Ã, Ã₋) of the columns of the summaries.
+    """SARA's s ``[d]``: for each channel cos(Ã, Ã₊) − cos(Ã, Ã₋) of the columns of the summaries.
+
+    Source: Tlaie (2024).
 
     Args:
         A: Activations of the running prompt ``[T, d]``.
-        attract: Of the prompt to move towards ``[T₊, d]``.
-        repel: Of the prompt to move away from ``[T₋, d]``.
-        truncation: Singular directions to keep at most; k = min(T, T₊, T₋) of them if left out.
+        attract: Activations of the prompt to move towards ``[T₊, d]``.
+        repel: Activations of the prompt to move away from ``[T₋, d]``.
+        truncation: Number of singular vectors at most; if left out, min(T, T₊, T₋) are kept.
 
     Raises:
-        MelboError: Widths that differ, or nothing kept.
+        MelboError: The widths differ, or ``truncation`` is less than 1.
     """
     if not A.shape[-1] == attract.shape[-1] == repel.shape[-1]:
         raise MelboError(
-            f"got activations of widths {A.shape[-1]}, {attract.shape[-1]} and {repel.shape[-1]}: expected one width"
+            f"got activations of widths {A.shape[-1]}, {attract.shape[-1]} and {repel.shape[-1]}: "
+            "expected one width"
         )
     if truncation is not None and truncation < 1:
         raise MelboError(f"truncation is {truncation}: expected at least 1")
@@ -47,15 +55,18 @@ def scales(A: Tensor, attract: Tensor, repel: Tensor, truncation: int | None = N
 
 @dataclass(frozen=True)
 class Sara(InputEdit):
-    """Scale the input of a block channel by channel, A ← A · diag(1 + coefficient·s), s from `scales`.
+    """SARA: A ← A · diag(1 + coefficient·s) at the input of a block, with s from `scales`.
 
-    s is taken from the prompt when it is first read and kept for the reply to it, so that a reply is the same with a KV cache and without.
+    s is computed when a prompt is first read and kept for the reply to it, so that the reply is the
+    same with a key-value cache and without.
 
     Attributes:
         layer: Block whose input is scaled (``hidden_states`` index, negative from the end).
-        attract: Unsteered activations there of the prompt to move towards ``[T₊, d]``; see `activations`.
-        repel: Of the prompt to move away from ``[T₋, d]``.
-        coefficient: 0 changes nothing, negative swaps the two; one for all rows of a batch, or one for each ``[rows]``.
+        attract: Unsteered activations there of the prompt to move towards ``[T₊, d]``
+            (see `melbo.LanguageModel.activations`).
+        repel: Unsteered activations there of the prompt to move away from ``[T₋, d]``.
+        coefficient: Multiple of s: 0 changes nothing, a negative one swaps the prompts. One for all
+            rows of a batch, or one for each ``[rows]``.
         truncation: See `scales`.
     """
 
@@ -67,34 +78,39 @@ class Sara(InputEdit):
     stateful: ClassVar[bool] = True
 
     def check(self, lm: LanguageModel) -> None:
-        """See `Edit.check`; also the width of the activations."""
+        """See `Edit.check`; also checks the shape of the activations.
+
+        Raises:
+            MelboError: The activations are not ``[tokens, width]``; and as `Edit.check`.
+        """
         super().check(lm)
         for name, rows in (("attract", self.attract), ("repel", self.repel)):
             if rows.ndim != 2 or rows.shape[1] != lm.width or not len(rows):
                 raise MelboError(
-                    f"got activations to {name} of shape {tuple(rows.shape)}, expected [tokens, {lm.width}]"
+                    f"got activations to {name} of shape {tuple(rows.shape)}, "
+                    f"expected [tokens, {lm.width}]"
                 )
 
     def begin(self) -> Change:
-        """Remembers the prompts of the rows, and their factors."""
+        """See `InputEdit.begin`; remembers each row's prompt and factors."""
         return _Running(self)
 
     def rows(self, which: Tensor) -> "Sara":
         """See `Edit.rows`."""
-        return (
-            replace(self, coefficient=self.coefficient[which])
-            if isinstance(self.coefficient, Tensor)
-            else self
-        )
+        if not isinstance(self.coefficient, Tensor):
+            return self
+        return replace(self, coefficient=self.coefficient[which])
 
 
 class _Running:
-    """The factors of the rows under way."""
+    """Change that scales rows, with factors from the prompts that these rows began with."""
 
     def __init__(self, edit: Sara) -> None:
         self.edit = edit
-        self.prompts: list[Tensor] = []  # activations of each row's prompt, [T, d]
-        self.factors = torch.zeros(0)  # [rows, d]
+        # activations of each row's prompt, [T, d]
+        self.prompts: list[Tensor] = []
+        # [rows, d]
+        self.factors = torch.zeros(0)
 
     def __call__(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         if not tokens.generated:
@@ -105,27 +121,24 @@ class _Running:
                 self.factors = self._factors()
         if len(self.factors) != len(hidden):
             raise MelboError(
-                f"got {len(hidden)} rows to continue, the prompts read were {len(self.factors)}: read the prompts again"
+                f"got {len(hidden)} rows to continue, the prompts read were {len(self.factors)}: "
+                "read the prompts again"
             )
         return hidden * self.factors[:, None]
 
     def _factors(self) -> Tensor:
-        e = self.edit
-        s = torch.stack(
-            [
-                scales(p, e.attract.to(p.device), e.repel.to(p.device), e.truncation)
-                for p in self.prompts
-            ]
-        )
-        coefficient = (
-            e.coefficient.to(s)[:, None] if isinstance(e.coefficient, Tensor) else e.coefficient
-        )
+        edit, device = self.edit, self.prompts[0].device
+        attract, repel = edit.attract.to(device), edit.repel.to(device)
+        s = torch.stack([scales(p, attract, repel, edit.truncation) for p in self.prompts])
+        coefficient = edit.coefficient
+        if isinstance(coefficient, Tensor):
+            coefficient = coefficient.to(s)[:, None]
         return (1 + coefficient * s).to(self.prompts[0].dtype)
 
     def _continues(self, rows: list[Tensor]) -> bool:
-        """Whether these are the prompts that were read, with what has been generated since, as they come without a cache."""
+        """Tell whether rows are the known prompts with replies added, as they come without a cache."""
         pairs = list(zip(self.prompts, rows, strict=False))
         return len(self.prompts) == len(rows) and all(
-            len(new) > len(old) and (new[: len(old)] - old).norm() <= 1e-3 * old.norm()
+            len(new) > len(old) and bool((new[: len(old)] - old).norm() <= 1e-3 * old.norm())
             for old, new in pairs
         )

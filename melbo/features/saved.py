@@ -1,4 +1,4 @@
-"""Features of whichever kind a run folder holds."""
+"""Loading of run folders whose kind is not known beforehand."""
 
 from pathlib import Path
 
@@ -12,7 +12,12 @@ from melbo.models.language_model import LanguageModel
 
 
 def load_features(folder: str | Path, lm: LanguageModel | None = None) -> FeatureSet:
-    """Read a run folder of directions or of adapters; see `FeatureSet.load`."""
+    """Read a run folder of directions or of adapters; see `FeatureSet.load`.
+
+    Args:
+        folder: The run folder.
+        lm: Model that the features have to be of, if given.
+    """
     kind = AdapterSet if read_run(folder)["kind"] == AdapterSet.kind else FeatureSet
     return kind.load(folder, lm)
 

@@ -1,4 +1,4 @@
-"""Sets of features of any kind: they are counted, cut, checked against a model, and steer."""
+"""Sets of features of any kind: indexing, checks against a model, and steering."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,10 +17,10 @@ from melbo.models.language_model import LanguageModel
 
 
 class Steerable(ABC):
-    """A set of features, each of which steers with a strength.
+    """A set of features, each of which can steer a model with a strength.
 
     Attributes:
-        meta: Where the features come from: model, map, method, seed, history, versions (JSON-able).
+        meta: Origin of the features: model, map, method, seed, history, versions (JSON-able).
     """
 
     meta: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Steerable(ABC):
         """Some of the features, as a set.
 
         Args:
-            rows: Their indices ``[k]``, in range.
+            rows: Indices of the features ``[k]``, all in range.
         """
 
     @abstractmethod
@@ -44,13 +44,13 @@ class Steerable(ABC):
         strength: float | Tensor = 1.0,
         where: Where = "all",
     ) -> Edit:
-        """The edit of the model that steering is.
+        """Edit of the model by which the features steer.
 
         Args:
-            which: Feature ``which[i]`` steers row i of a batch; the only feature of the set steers
-                all rows if left out.
-            strength: Multiple of the fit's scale, negative to push the other way; with ``which``
-                it may be one for each row ``[rows]``.
+            which: Indices ``[rows]``; feature ``which[i]`` steers row i of a batch. If left out,
+                the only feature of the set steers all rows.
+            strength: Multiple of the fit's scale, negative to push in the opposite direction; with
+                ``which`` there may be one for each row ``[rows]``.
             where: Tokens to steer.
 
         Raises:
@@ -59,7 +59,7 @@ class Steerable(ABC):
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What ``meta`` says of the map that the features were fitted on."""
+        """Origin of the features, as values read from ``meta``."""
         return Provenance.of(self.meta)
 
     def join(self, other: Self) -> Self:
@@ -73,7 +73,11 @@ class Steerable(ABC):
         )
 
     def random(self, num: int, generator: torch.Generator) -> Self:
-        """The control: ``num`` random features of the same norm in the same place.
+        """Random features as a control, of the same norm and placement.
+
+        Args:
+            num: Number of random features.
+            generator: Source of everything random.
 
         Raises:
             MelboError: Features of this kind have no random control.
@@ -90,21 +94,22 @@ class Steerable(ABC):
         """
         if isinstance(which, slice):
             return self.take(torch.arange(len(self))[which])
-        rows = torch.atleast_1d(torch.as_tensor(which))
+        rows = torch.as_tensor(which)
+        rows = rows[None] if rows.ndim == 0 else rows
         if rows.dtype == torch.bool:
             rows = rows.nonzero()[:, 0]
-        found = [self.check_index(i + len(self) if i < 0 else i) for i in rows.tolist()]
-        return self.take(torch.tensor(found, dtype=torch.long))
+        indices = [self.check_index(i + len(self) if i < 0 else i) for i in rows.tolist()]
+        return self.take(torch.tensor(indices, dtype=torch.long))
 
     def __iter__(self) -> Iterator[Self]:
         """The features one by one, each a set of one."""
         return (self[i] for i in range(len(self)))
 
     def check_index(self, index: int) -> int:
-        """``index``, if there is such a feature.
+        """Refuse the index of a feature that does not exist, and hand back any other.
 
         Raises:
-            MelboError: There is none.
+            MelboError: There is no such feature.
         """
         if not 0 <= index < len(self):
             raise MelboError(
@@ -123,6 +128,10 @@ class Steerable(ABC):
     def check_edit(self, which: Tensor | None, strength: float | Tensor) -> None:
         """Refuse arguments that `edit` cannot work with.
 
+        Args:
+            which: See `edit`.
+            strength: See `edit`.
+
         Raises:
             MelboError: A strength is not finite, or there are several features and no ``which``.
         """
@@ -137,11 +146,12 @@ class Steerable(ABC):
 class Mixed(Steerable):
     """Sets of different kinds as one, feature after feature; ``meta`` is that of the first set.
 
-    In a batch every kind acts on every row, at strength zero on rows whose feature is of another.
+    In a batch every set acts on every row, with strength zero where the feature is of another set.
 
     Args:
         sets: The sets.
-        rows: Set and feature within it of each feature ``[m, 2]``; all features if left out.
+        rows: For each feature ``[m, 2]``, the index of its set and its index within that set; all
+            features if left out.
     """
 
     def __init__(self, sets: Sequence[Steerable], rows: Tensor | None = None) -> None:
@@ -170,7 +180,8 @@ class Mixed(Steerable):
         self.check_edit(which, strength)
         if which is None:
             number, feature = self._rows[0].tolist()
-            return self.sets[number][feature].edit(strength=strength, where=where)
+            only: Steerable = self.sets[number][feature]
+            return only.edit(strength=strength, where=where)
         number, feature = self._rows[which].unbind(1)
         strengths = torch.as_tensor(strength, dtype=torch.float32).expand(len(number))
         return EditSequence(
@@ -200,11 +211,11 @@ def steer(
 
     Args:
         lm: The model that the features were fitted on.
-        features: Sets of one feature each (``features[3], features[7]``), added together; with
-            ``per_row``, sets with a feature for every row of the batches that will be run.
-        strength: Multiple of the fit's scale; negative pushes the other way.
+        features: Sets of one feature each (``features[3], features[7]``), which all act; with
+            ``per_row``, sets with one feature for every row of the batches that will be run.
+        strength: Multiple of the fit's scale; negative pushes in the opposite direction.
         where: ``"all"`` (as in the fit), ``"prompt"`` or ``"generated"`` tokens.
-        per_row: Whether feature i steers row i alone.
+        per_row: Whether feature i steers row i only.
 
     Raises:
         MelboError: The features are of another model, there are several without ``per_row``, or
@@ -230,7 +241,7 @@ def check_strength(strength: float | Tensor) -> None:
     """Refuse a strength that is not a finite number.
 
     Raises:
-        MelboError: It is not.
+        MelboError: The strength, or one of several, is not finite.
     """
     for value in torch.as_tensor(strength).flatten().tolist():
         if not math.isfinite(value):

@@ -1,6 +1,6 @@
-"""Δ of a factor in weight space: what rank-one edits of a band do to a late layer (method §3)."""
+"""Δ of rank-one edits of the weights of a band of blocks, read late (docs/method.md §3)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -23,9 +23,9 @@ _SETTINGS = ("target_tokens", "normalise_target", "concatenate", "matrix")
 
 @dataclass(frozen=True)
 class _Ray:
-    """θ = strength · v, told apart.
+    """θ = strength · v, with the two kept apart.
 
-    Derivatives at strength 0 need it, where a direction cannot be told from θ itself.
+    At strength 0, where derivatives are taken, θ alone would not tell its direction.
     """
 
     v: Tensor  # [k, D], unit rows
@@ -38,11 +38,11 @@ class _Ray:
 class AdapterMap(ModelMap):
     """θ ↦ mean over prompts and target positions of h_target under the edits θ − h_target.
 
-    θ holds a and b of every site, flattened. At every site W becomes W + 2K·‖θ‖⁻¹·θ_b θ_aᵀ, with K
-    sites: for θ = R·v with v of unit norm and parts of equal norms that is R·b̂âᵀ. So Δ is not smooth
-    at θ = 0, but it is along each ray: `jvp` is the derivative along the ray, which is what
-    `melbo.calibrate` compares with. Edits act at every token. Blocks ``band[0]`` … ``target − 1``
-    run.
+    θ holds a and b of every site, flattened. At each of the K sites W becomes
+    W + 2K·‖θ‖⁻¹·θ_b θ_aᵀ. For θ = R·v, with v of unit norm and its parts of equal norms, that is
+    W + R·b̂âᵀ. Δ is smooth along each ray from θ = 0, but not at θ = 0 itself: `jvp` is the
+    derivative along the ray, which `melbo.calibrate` compares with. Edits act at every token.
+    Blocks ``band[0]`` … ``target − 1`` run.
 
     Args:
         lm: The model.
@@ -54,16 +54,16 @@ class AdapterMap(ModelMap):
         target_tokens: See `CausalMap`, also for the arguments that follow.
         normalise_target: Whether to read h/‖h‖.
         concatenate: Whether prompts and tokens are stacked.
-        prompt_batch: How many prompts run side by side.
-        tokens_per_pass: How many tokens run at a time.
+        prompt_batch: Number of prompts that run side by side.
+        tokens_per_pass: Number of tokens that run at a time.
         compile: Whether element-wise work is fused.
 
     Raises:
-        MelboError: The band lies outside the model or past the target, blocks have no such matrix
-            (names what is there), and as `CausalMap`.
+        MelboError: The band lies outside the model or past the target, a block has no such matrix
+            (names what is there), or `CausalMap` would refuse the settings.
     """
 
-    # whether one row of a prompt serves all factors up to the first matrix that they edit
+    # whether all factors share one row of a prompt up to the first matrix that they edit
     _late = False
 
     def __init__(
@@ -122,20 +122,20 @@ class AdapterMap(ModelMap):
         return cls(lm, prompts, tuple(saved["band"]), saved["target"], **settings)
 
     def opposite(self, rows: Tensor) -> Tensor:
-        """See `Map.opposite`; −b̂âᵀ, with the other sign on every a (θ and −θ are the same edits)."""
-        parts = enumerate(rows.split(self.parts, -1))
+        """See `Map.opposite`; every a changes sign, because θ and −θ are the same edits."""
+        parts = enumerate(torch.split(rows, list(self.parts), -1))
         return torch.cat([-part if i % 2 == 0 else part for i, part in parts], -1)
 
     def probes(self, num: int, generator: torch.Generator) -> Tensor:
         """See `Map.probes`; gradients of random output directions.
 
-        Random adapters hardly do anything, and a scale for them breaks all others.
+        Random adapters do hardly anything; a scale that suits them breaks the model under others.
         """
         U = random_rows(num, self.d_target, generator).to(self.device, self.dtype)
         return self.unit(self.backward(U, _SLIGHT, generator))
 
     def backward(self, U: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-        """See `Map.backward`; taken at a random factor of norm ``scale``: at zero there is none."""
+        """See `Map.backward`; taken at random factors of norm ``scale``: zero has no gradient."""
         V = random_factors(self.sites, len(U), generator).to(self.device, self.dtype)
         return self.value_and_vjp(scale * V, U)[1]
 
@@ -165,9 +165,9 @@ class AdapterMap(ModelMap):
         return part.hidden.repeat(len(theta), 1, 1)
 
     def _can_part_late(self) -> bool:
-        """Whether a prompt by itself may enter the first block once for all factors.
+        """Tell whether a prompt on its own may enter the first block once for all factors.
 
-        Tried on two factors.
+        Two factors are tried both ways.
         """
         alone = [
             piece
@@ -183,14 +183,15 @@ class AdapterMap(ModelMap):
                 truth = alone[0].fn(theta)
                 self._late = True
                 found = alone[0].fn(theta)
-        except Exception:  # whatever the block makes of it: a row for each factor will do
+        except Exception:
+            # whatever the block makes of it: one row for each factor always works
             return False
         finally:
             self._late = False
         return bool((found - truth).norm() <= 1e-3 * truth.norm())
 
     @contextmanager
-    def _editing(self, theta: Tensor | _Ray) -> Iterator[None]:
+    def _editing(self, theta: Tensor | _Ray) -> Generator[None, None, None]:
         if isinstance(theta, _Ray):
             v, strength = theta.v, theta.strength
         else:

@@ -72,32 +72,38 @@ class Map(ABC):
         """The parts that make up the map."""
 
     def unit(self, rows: Tensor, fallback: Tensor | None = None) -> Tensor:
-        """Rows at norm 1, their `parts` at equal norms.
+        """Rows at norm 1, their `parts` at equal norms, ``[k, d_source]``.
 
         Args:
             rows: Rows ``[k, d_source]``.
-            fallback: Rows that replace those that are zero (see `melbo.maths.linalg.unit`).
+            fallback: Rows ``[k, d_source]`` that take the place of rows (or parts) that are zero
+                (see `melbo.maths.linalg.unit`).
         """
         if not self.parts:
             return unit(rows, fallback)
         old: Sequence[Tensor | None] = [None] * len(self.parts)
         if fallback is not None:
-            old = fallback.split(self.parts, -1)
-        pairs = zip(rows.split(self.parts, -1), old, strict=True)
+            old = torch.split(fallback, list(self.parts), -1)
+        pairs = zip(torch.split(rows, list(self.parts), -1), old, strict=True)
         new = [unit(part, before) for part, before in pairs]
         return unit(torch.cat([unit(part) for part in new], -1))
 
     def opposite(self, rows: Tensor) -> Tensor:
-        """Perturbations that push the other way, ``[k, d_source]``."""
+        """Perturbations that push in the opposite direction, ``[k, d_source]``."""
         return -rows
 
     def probes(self, num: int, generator: torch.Generator) -> Tensor:
-        """Unit directions ``[num, d_source]`` that calibration takes as typical: random ones."""
+        """Unit directions ``[num, d_source]`` that calibration takes as typical: random ones.
+
+        Args:
+            num: Number of directions.
+            generator: Source of everything random.
+        """
         return random_rows(num, self.d_source, generator).to(self.device, self.dtype)
 
     @abstractmethod
     def backward(self, U: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-        """Gradients to start from, ``[k, d_source]``.
+        """Gradients of ⟨u, Δ⟩ that methods start from, ``[k, d_source]``.
 
         Args:
             U: Output directions ``[k, d_target]``.
@@ -118,7 +124,7 @@ class Map(ABC):
         }
 
     def locate_nonfinite(self, theta: Tensor) -> str:
-        """Where the response to ``theta`` ``[1, d_source]`` first stops being finite, in words."""
+        """Name the place where the response to ``theta`` ``[1, d_source]`` stops being finite."""
         return "the response"
 
     def chunks(self, k: int) -> Iterator[tuple[Piece, slice]]:
@@ -147,10 +153,10 @@ class Map(ABC):
 
         Args:
             theta: Perturbations ``[k, d_source]``.
-            cotangent: ``u`` ``[k, d_target]``, or a function that gives it for some rows, from
-                their values and which rows they are. With a function, the forward passes of all
-                pieces are kept until it can be evaluated (Gauss–Seidel at no extra cost); where
-                those would not fit one pass, the value is computed beforehand.
+            cotangent: ``u`` ``[k, d_target]``, or a function of some rows' values and of the slice
+                that these rows are, which gives their ``u``. With a function, the forward passes of
+                all pieces are kept until it can be evaluated (Gauss–Seidel at no extra cost); where
+                they would not fit one pass, the value is computed beforehand.
         """
         theta = self._rows(theta)
         self.passes += 2 * len(theta)
@@ -196,7 +202,8 @@ class Map(ABC):
     def _cut(self, k: int, cost: int) -> Iterator[slice]:
         most = max(1, self.tokens_per_pass // cost)
         number = -(-k // most)
-        for i in range(number):  # as equal as can be: a small last chunk would run at a poor rate
+        # as equal as can be: a small last chunk would run at a poor rate
+        for i in range(number):
             yield slice(i * k // number, (i + 1) * k // number)
 
     def _rows(self, theta: Tensor) -> Tensor:

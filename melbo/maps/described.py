@@ -1,4 +1,4 @@
-"""A map made again from what a run folder keeps of it."""
+"""Maps made again from their descriptions in run folders."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ _KINDS: dict[str, type[ModelMap]] = {kind.__name__: kind for kind in (CausalMap,
 
 
 def map_from_description(lm: LanguageModel, saved: Mapping[str, Any]) -> ModelMap:
-    """The map of directions, or of adapters, that wrote a description.
+    """Make the map of directions, or of adapters, that wrote a description.
 
     Args:
         lm: The model that the map was made on.
         saved: Result of `ModelMap.describe`.
 
     Raises:
-        MelboError: The description is of another kind of map.
+        MelboError: The description belongs to another kind of map.
     """
     kind = _KINDS.get(saved.get("kind", ""))
     if kind is None:

@@ -19,7 +19,7 @@ class FunctionMap(SmoothMap):
         dtype: Type in which ``fn`` computes.
         chunk: Rows that are handed to ``fn`` at a time.
         device: Where ``fn`` computes.
-        parts: See `Map`.
+        parts: Widths of the parts of a perturbation (see `Map`).
 
     Raises:
         MelboError: ``fn(0)`` has the wrong shape or is not zero.

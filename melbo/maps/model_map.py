@@ -1,7 +1,7 @@
 """Δ of a language model, whatever it is that perturbs it: a slice replayed, read late, averaged."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,13 +24,11 @@ from melbo.models.replay import Run, Slice, call_block
 
 Read = Literal["stream", "attention"]
 
-_SIDE_BY_SIDE = 320  # tokens that share a piece; larger products stop being faster there on a CPU
-
 
 class ModelMap(Map):
     """θ ↦ mean over prompts and target positions of h_target under θ − h_target.
 
-    The unsteered pass runs once, on construction. Subclasses say how θ enters.
+    The unsteered pass runs once, on construction. Subclasses say how θ enters (docs/method.md §1).
 
     Args:
         lm: The model.
@@ -40,9 +38,10 @@ class ModelMap(Map):
         normalise_target: Whether to read h/‖h‖ × (mean ‖h‖ of the unsteered run) for every h.
         concatenate: Whether prompts and target positions are stacked instead of averaged.
         read: ``"stream"``, or ``"attention"`` for what attention adds to the stream.
-        prompt_batch: How many prompts run side by side; chosen by length if left out.
-        tokens_per_pass: Tokens that run through the blocks at a time; measured if left out.
-        compile: Whether blocks are compiled where a backward pass follows; None once it pays.
+        prompt_batch: Number of prompts that run side by side; None chooses it by length.
+        tokens_per_pass: Tokens that run through the blocks at a time; None measures what fits.
+        compile: Whether blocks are compiled where a backward pass follows; None compiles them once
+            that pays.
 
     Attributes:
         groups: Indices of the prompts that run side by side.
@@ -54,6 +53,12 @@ class ModelMap(Map):
             nothing to steer), hidden states are not finite, or the attention to be read is not
             found.
     """
+
+    # tokens that share a piece: on a CPU products that are larger are no faster
+    _side_by_side: int = 320
+    # floating-point operations after which compiling pays
+    _worth_compiling: float = WORTH
+    _compiled: Run = staticmethod(call_compiled)
 
     def __init__(
         self,
@@ -90,7 +95,8 @@ class ModelMap(Map):
         whole = len(prompts) * placement.target_tokens if concatenate else 1
         self.d_target = whole * lm.width
         self.source_norm, self.target_norm = self._norms()
-        self._plain_flops: float = 0.0  # spent on backward passes, as far as weights go
+        # spent uncompiled on passes with a backward pass, as far as weights go
+        self._plain_flops: float = 0.0
         self._pieces = self._make_pieces()
         self.tokens_per_pass = tokens_per_pass or self._usual_tokens()
 
@@ -117,7 +123,7 @@ class ModelMap(Map):
         return len(self.prompts), self.placement.target_tokens, self.lm.width
 
     def describe(self) -> dict[str, Any]:
-        """See `Map.describe`; `from_description` makes the map again."""
+        """See `Map.describe`; `from_description` is the inverse."""
         return {
             **super().describe(),
             **self.placement.describe(),
@@ -132,7 +138,12 @@ class ModelMap(Map):
     @classmethod
     @abstractmethod
     def from_description(cls, lm: LanguageModel, saved: Mapping[str, Any]) -> Self:
-        """The map that wrote ``saved``, on the same model."""
+        """Make a map again.
+
+        Args:
+            lm: The model that the map was made on.
+            saved: Result of `describe`; settings that it lacks take their defaults.
+        """
 
     def locate_nonfinite(self, theta: Tensor) -> str:
         """See `Map.locate_nonfinite`; names the layer."""
@@ -147,7 +158,7 @@ class ModelMap(Map):
         return "the response"
 
     @contextmanager
-    def uncompiled(self) -> Iterator[None]:
+    def uncompiled(self) -> Generator[None, None, None]:
         """Run blocks uncompiled inside the ``with`` block."""
         before, self.compile = self.compile, False
         try:
@@ -156,8 +167,8 @@ class ModelMap(Map):
             self.compile = before
 
     @contextmanager
-    def _forward_mode(self) -> Iterator[None]:
-        """See `forward_mode`; mixtures of experts run in the formulation that has it.
+    def _forward_mode(self) -> Generator[None, None, None]:
+        """See `forward_mode`; mixtures of experts run in the one formulation that has it.
 
         transformers reads that setting at every call.
         """
@@ -176,15 +187,15 @@ class ModelMap(Map):
         """Indices of the prompts that run side by side.
 
         A pass takes every prompt with as many directions as fit it: with many prompts these are
-        few, and products of a single prompt would be small. Padding costs less than that, but it
-        also keeps the last block, or with ``positions="target"`` all of them, from running at the
-        tail only.
+        few, and products of a single prompt would be small. Padding costs less than that. But it
+        also keeps the last block, or with ``positions="target"`` every block, from running on the
+        last tokens only.
         """
         if self.prompt_batch is not None:
             every, size = list(range(len(self.prompts))), self.prompt_batch
             return [every[i : i + size] for i in range(0, len(every), size)]
-        many = sum(map(len, self.prompts.tokens)) > _SIDE_BY_SIDE
-        most = min(_SIDE_BY_SIDE, tokens_per_pass or _SIDE_BY_SIDE)
+        many = sum(map(len, self.prompts.tokens)) > self._side_by_side
+        most = min(self._side_by_side, tokens_per_pass or self._side_by_side)
         padding = 1 / 8 if many and self.placement.positions == "all" else 0
         return self.prompts.by_length(most, padding)
 
@@ -221,26 +232,30 @@ class ModelMap(Map):
 
     def _kept(self, piece: Piece, rows: int) -> int:
         """Bytes that a forward pass of this many rows keeps for the backward pass."""
+        # bytes by address
         kept: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()  # a graph that holds its own outputs is never freed
+            # a graph that holds its own outputs is never freed
+            return tensor.detach()
 
         theta = torch.zeros(rows, self.d_source, dtype=self.dtype, device=self.device)
         theta.requires_grad_()
         noting = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with self.uncompiled(), torch.enable_grad(), noting:
             out = piece.fn(theta)
-        del out  # held until here, so that no address is given out twice
+        # held until here, so that no address is given out twice
+        del out
         return sum(kept.values())
 
     def _norms(self) -> tuple[float, float]:
         """Median ‖h_source‖ without first tokens, and mean ‖h‖ of what is read, both unsteered."""
 
         def norms(hidden: Tensor) -> Tensor:
-            return hidden.to(self.device, self.dtype).norm(dim=-1).flatten()
+            found: Tensor = hidden.to(self.device, self.dtype).norm(dim=-1).flatten()
+            return found
 
         source = torch.cat([norms(s.hidden[token_index(s.mask) >= 1]) for s in self.slices])
         if not len(source):  # prompts of a single token
@@ -251,14 +266,16 @@ class ModelMap(Map):
     def _make_pieces(self) -> list[Piece]:
         pieces = []
         zero = torch.zeros(1, self.d_source, dtype=self.dtype, device=self.device)
-        width = self.placement.target_tokens * self.lm.width  # of a prompt's stacked response
+        # width of one prompt's stacked response
+        width = self.placement.target_tokens * self.lm.width
         for group, part in zip(self.groups, self.slices, strict=True):
-            tail = find_tail(part, self.placement.target_tokens)
+            tail = self._tail(part)
             at_tail = tail is not None and self.placement.positions == "target"
             kept = tail.keep() if tail is not None and at_tail else None
             state = partial(self._state, part, tail, kept)
             with torch.no_grad():
-                base = state(zero)  # by the path of steered passes, so that rounding is the same
+                # by the path of steered passes, so that rounding is the same
+                base = state(zero)
             columns: slice | Tensor = slice(0, self.d_target)
             if self.concatenate:
                 spans = [torch.arange(i * width, (i + 1) * width) for i in group]
@@ -269,13 +286,20 @@ class ModelMap(Map):
 
     def _response(self, state: Callable[[Tensor], Tensor], base: Tensor, theta: Tensor) -> Tensor:
         """One group of prompts' share of Δ(θ): ``[k, d] → [k, width]``."""
-        change = state(theta).unflatten(0, (len(theta), -1)) - base  # [k, n, target_tokens, d]
-        return change.flatten(1) if self.concatenate else change.mean(2).sum(1) / len(self.prompts)
+        steered = state(theta)
+        change = steered.view(len(theta), -1, *steered.shape[1:]) - base  # [k, n, target_tokens, d]
+        if self.concatenate:
+            return change.flatten(1)
+        return change.mean(2).sum(1) / len(self.prompts)
+
+    def _tail(self, part: Slice) -> Tail | None:
+        """The tokens that are read, where blocks can run on these alone."""
+        return find_tail(part, self.placement.target_tokens)
 
     def _state(
         self, part: Slice, tail: Tail | None, kept: list[KeysValues] | None, theta: Tensor
     ) -> Tensor:
-        """What is read of the steered pass, ``[k, d_source] → [k·n, target_tokens, d]``."""
+        """States that are read under θ, ``[k, d_source] → [k·n, target_tokens, d]``."""
         with self._editing(theta):
             hidden = self._entering(part, theta)
             if kept is not None and tail is not None:
@@ -287,18 +311,19 @@ class ModelMap(Map):
         last = last.to(self.device, self.dtype)
         if not self.normalise_target:
             return last
-        return last / last.norm(dim=-1, keepdim=True) * self.target_norm
+        norms: Tensor = last.norm(dim=-1, keepdim=True)
+        return last / norms * self.target_norm
 
     @abstractmethod
     def _entering(self, part: Slice, theta: Tensor) -> Tensor:
         """The stream entering the first block under θ: ``[k, d_source] → [k·n, T, d]``."""
 
     def _editing(self, theta: Tensor) -> AbstractContextManager[None]:
-        """What is done to the model while it runs, apart from its input; nothing by default."""
+        """Edit of the model itself while it runs under θ; none by default."""
         return nullcontext()
 
     def _run(self, part: Slice, rows: int) -> Run:
-        """How blocks are called: compiled where that is wanted, pays, and a backward pass follows."""
+        """Function that calls blocks: compiled if wanted, worth it, and gradients are needed."""
         if self.compile is False or not torch.is_grad_enabled():
             return call_block
         if self.compile is None:
@@ -307,9 +332,9 @@ class ModelMap(Map):
             weights = sum(p.numel() for call in part.calls for p in call.block.parameters())
             # two operations a weight and token, forward and backward
             self._plain_flops += 4 * weights * rows * part.mask.numel()
-            if self._plain_flops < WORTH:
+            if self._plain_flops < self._worth_compiling:
                 return call_block
-        return call_compiled
+        return self._compiled
 
     def _last(self, part: Slice, hidden: Tensor) -> Tensor:
         """Hidden states at the last ``target_tokens`` real positions of each row.
@@ -321,7 +346,7 @@ class ModelMap(Map):
         back = torch.arange(-self.placement.target_tokens, 0, device=end.device)
         at = (end[:, None] + back).to(hidden.device)  # [n, target_tokens]
         rows = torch.arange(n, device=hidden.device)[:, None]
-        return hidden.unflatten(0, (-1, n))[:, rows, at].flatten(0, 1)
+        return hidden.view(-1, n, *hidden.shape[1:])[:, rows, at].flatten(0, 1)
 
 
 def _check_placement(prompts: Prompts, placement: Placement) -> None:

@@ -1,4 +1,4 @@
-"""Δ of a vector added to the residual stream: what it does to a late layer (method §1)."""
+"""Δ of a vector added to the residual stream, read at a late layer (docs/method.md §1)."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -27,7 +27,7 @@ class CausalMap(ModelMap, SmoothMap):
 
     θ is added to the input of block ``source`` at every steered position; blocks ``source`` …
     ``target − 1`` run; the last ``target_tokens`` positions are read. With ``read="attention"``,
-    what attention adds to the stream in block ``target − 1`` stands in the place of h_target.
+    h_target is replaced by what attention adds to the stream in block ``target − 1``.
 
     Args:
         lm: The model.
@@ -35,7 +35,7 @@ class CausalMap(ModelMap, SmoothMap):
         source: Layer that is perturbed, an index into ``hidden_states`` (negative from the end).
         target: Layer that is read; ``depth`` is the output of the last block, before the final
             norm.
-        target_tokens: How many of the last tokens are read.
+        target_tokens: Number of last tokens that are read.
         skip_first: Whether the first token, the attention sink, is left unsteered.
         normalise_target: Whether to read h/‖h‖ × (mean ‖h‖ of the unsteered run) for every h. This
             guards against features that win by blowing up norms, and keeps the units of Δ.
@@ -46,17 +46,17 @@ class CausalMap(ModelMap, SmoothMap):
             kept keys and values of the others (docs/performance.md tells how much faster).
         read: ``"stream"`` reads h_target. ``"attention"`` reads what attention adds to it in block
             ``target − 1``, in the units of the stream: the output of attention's last matrix, or of
-            the norm behind it, times what the block multiplies it by. In a block that has a
-            convolution or recurrence in the place of attention, it is that one's output.
-        prompt_batch: How many prompts run side by side, in order, padded to the longest. By default
-            prompts of equal length do, and where there are many, those of similar length. The
-            result does not depend on it.
-        tokens_per_pass: How many tokens run through the blocks at a time; by default what half of
-            the free memory holds (measured), at most 1200 on a CPU.
+            the norm behind it, times any factor that the block applies. In a block with a
+            convolution or recurrence instead of attention, it reads the output of that.
+        prompt_batch: Number of prompts that run side by side, in order, padded to the longest. By
+            default prompts of equal length share a batch, and where there are many, prompts of
+            similar length. The result does not depend on it.
+        tokens_per_pass: Number of tokens that run through the blocks at a time. By default as many
+            as fit in half of the free memory (measured), at most 1200 on a CPU.
         compile: Whether the blocks' element-wise work is fused by ``torch.compile`` where a
             backward pass follows (results agree to rounding; not for ``positions="target"``, nor in
-            the block whose attention is read). By default on a CPU, once so much work has been
-            done that it pays; falls back by itself.
+            the block whose attention is read). By default this happens on a CPU only, after so much
+            work that it pays. Blocks that do not compile run uncompiled.
 
     Raises:
         MelboError: ``source ≥ target``, a layer is out of range, a prompt is shorter than

@@ -1,7 +1,7 @@
 """Derivatives of a map at θ = 0, first and second, exact, many directions at a time."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -113,6 +113,10 @@ class SmoothMap(Map):
 
         ``vmap`` computes once what depends on the point alone. A function that does not take this
         is given as many zeros as there are rows, and its ``plain`` derivative is taken.
+
+        Raises:
+            OutOfMemoryError: Memory runs out; no reason to try the plain derivative.
+            MelboError: Raised by the function itself.
         """
         zero = torch.zeros(len(rows[0]), self.d_source, dtype=self.dtype, device=self.device)
         if self._shares_zero:
@@ -122,12 +126,12 @@ class SmoothMap(Map):
             except (torch.OutOfMemoryError, MelboError):
                 raise
             except Exception:
-                # vmap refuses in many ways; where the fault is another, the plain way raises it
+                # vmap refuses in many ways; any other fault comes back from the plain derivative
                 self._shares_zero = False
         return (plain or derivative)(fn, zero, *rows)
 
     @contextlib.contextmanager
-    def _forward_mode(self) -> Iterator[None]:
+    def _forward_mode(self) -> Generator[None, None, None]:
         """Run with what forward mode needs: the plain attention kernel and plain layer norms.
 
         Raises:
@@ -138,7 +142,7 @@ class SmoothMap(Map):
 
 
 def require_smooth(map: Map) -> SmoothMap:
-    """The map itself, if it has derivatives at zero.
+    """Refuse a map that has no derivatives at zero, and hand back any other.
 
     Raises:
         MelboError: It has none.
@@ -152,13 +156,14 @@ def require_smooth(map: Map) -> SmoothMap:
 
 
 @contextlib.contextmanager
-def forward_mode() -> Iterator[None]:
-    """Forward mode and second derivatives work inside the ``with`` block.
+def forward_mode() -> Generator[None, None, None]:
+    """Make forward mode and second derivatives work inside the ``with`` block.
 
     They exist for the plain attention kernel only, and are right for plain layer norms only.
 
     Raises:
         MelboError: Something inside cannot be differentiated in forward mode at all.
+        RuntimeError: Raised inside, for any other reason.
     """
     with sdpa_kernel([SDPBackend.MATH]), _PlainLayerNorm():
         try:

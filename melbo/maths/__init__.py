@@ -1,0 +1,1 @@
+"""Mathematics of tensors and numbers: linear algebra, the transcoder, geometry, statistics."""

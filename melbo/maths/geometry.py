@@ -1,4 +1,7 @@
-"""Sets of directions as sets: how many there really are, how alike they are, what one can stand for, what another fit finds again (METHOD §5)."""
+"""Sets of directions: how spread out they are, how alike two sets are, and clusters in one.
+
+See docs/method.md §5, under multiplicity.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,15 +16,17 @@ from melbo.maths.linalg import random_rows, unit
 
 @dataclass(frozen=True)
 class Spread:
-    """How a set of directions ``[m, d]`` is spread.
+    """Spread of a set of directions ``[m, d]``.
 
     Attributes:
-        condition_number: Largest over smallest singular value of the rows: 1 if orthonormal, infinite if they depend on each other.
-        effective: (Σσ²)² / Σσ⁴, how many directions there are when those that point the same way count once: m if orthonormal.
-        mean: Of |cos| over pairs; 0 for a single direction.
-        deviation: Its standard deviation.
-        largest: The largest.
-        random_mean: The mean for as many random directions, √(2 / (πd)).
+        condition_number: Largest over smallest singular value of the rows: 1 if they are
+            orthonormal, infinite if they are linearly dependent.
+        effective: (Σσ²)² / Σσ⁴, the number of directions when directions that point the same way
+            count once: m if they are orthonormal.
+        mean: Mean of |cos| over pairs; 0 for a single direction.
+        deviation: Standard deviation of |cos| over pairs.
+        largest: Largest |cos| of a pair.
+        random_mean: Mean of |cos| over pairs of random directions, √(2 / (πd)).
     """
 
     condition_number: float
@@ -32,22 +37,21 @@ class Spread:
     random_mean: float
 
     def describe(self) -> dict[str, float]:
-        """All of it, JSON-able."""
+        """All attributes, JSON-able."""
         return asdict(self)
 
 
 def spread(V: Tensor) -> Spread:
-    """The spread of the rows of ``V`` ``[m, d]``, whatever their norms."""
+    """Spread of the rows of ``V`` ``[m, d]``, whatever their norms."""
     V = unit_rows(V)
     sigma = torch.linalg.svdvals(V)
     smallest = sigma[-1] if len(V) <= V.shape[1] else sigma.new_zeros(())
+    dependent = not smallest > 1e-12 * sigma[0]
     cosines = _pairs(V).abs()
     one = len(cosines) == 0
     energy = sigma.square()
     return Spread(
-        condition_number=(sigma[0] / smallest).item()
-        if smallest > 1e-12 * sigma[0]
-        else float("inf"),
+        condition_number=float("inf") if dependent else (sigma[0] / smallest).item(),
         effective=(energy.sum().square() / energy.square().sum()).item(),
         mean=0.0 if one else cosines.mean().item(),
         deviation=0.0 if len(cosines) < 2 else cosines.std().item(),
@@ -57,9 +61,13 @@ def spread(V: Tensor) -> Spread:
 
 
 def energy_share(V: Tensor, activations: Tensor) -> Tensor:
-    """Share of the energy of activations ``[n, d]`` that lies along each row of ``V``, ``[m]``; 1/d for a direction they do not favour.
+    """Share of the energy of activations that lies along each direction, ``[m]``.
 
-    Activations are taken as they are, their mean included.
+    It is 1/d for a direction that the activations do not favour. Their mean is not taken off.
+
+    Args:
+        V: Directions ``[m, d]``, whatever their norms.
+        activations: Activations ``[n, d]``.
     """
     x = activations.double()
     return (x @ unit_rows(V).T).square().sum(0) / x.square().sum()
@@ -67,12 +75,12 @@ def energy_share(V: Tensor, activations: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Match:
-    """For each direction of one set, the most alike in another.
+    """For each direction of one set, the most similar direction of another.
 
     Attributes:
-        cosine: Its cosine ``[m]`` (its size, where signs mean nothing).
-        index: Which one it is ``[m]``.
-        baseline: Mean of the same for random directions against the other set.
+        cosine: Cosine with it ``[m]`` (|cos| where signs mean nothing).
+        index: Its index in the other set ``[m]``.
+        baseline: Mean best cosine of random directions with the other set.
     """
 
     cosine: Tensor
@@ -89,37 +97,38 @@ class Match:
 
 
 def match(V: Tensor, others: Tensor, signed: bool = True, seed: int = 0) -> Match:
-    """The most alike of ``others`` ``[m', d]`` for each row of ``V`` ``[m, d]``.
+    """The most similar row of ``others`` for each row of ``V``.
 
     Args:
-        V: Directions, of another seed, prompt or layer than the others.
-        others: Where to look.
+        V: Directions ``[m, d]``.
+        others: Directions ``[m', d]`` to search, of another seed, prompt or layer.
         signed: Whether v and −v are different.
-        seed: Of the 256 random directions that the baseline is measured with.
+        seed: Random seed of the 256 directions that measure the baseline.
 
     Raises:
-        MelboError: Sets of different widths.
+        MelboError: The sets have different widths.
     """
-    if V.shape[-1] != others.shape[-1]:
+    width = V.shape[-1]
+    if width != others.shape[-1]:
         raise MelboError(
-            f"got directions of widths {V.shape[-1]} and {others.shape[-1]}: only sets of one width can be compared"
+            f"got directions of widths {width} and {others.shape[-1]}: "
+            "only sets of one width can be compared"
         )
-    cosine, index = _best(unit_rows(V), unit_rows(others), signed)
-    chance, _ = _best(
-        random_rows(256, V.shape[-1], torch.Generator().manual_seed(seed)).double(),
-        unit_rows(others),
-        signed,
-    )
+    others = unit_rows(others)
+    cosine, index = _best(unit_rows(V), others, signed)
+    draws = random_rows(256, width, torch.Generator().manual_seed(seed)).double()
+    chance, _ = _best(draws, others, signed)
     return Match(cosine, index, chance.mean().item())
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How well directions are found again.
+    """Stability of a set of directions over several fits.
 
     Attributes:
-        cosine: Of each direction of the first set, the mean over the other sets of its best cosine there ``[m]``.
-        baseline: The same for random directions, mean.
+        cosine: For each direction of the first set, its best cosine in another set, averaged over
+            the other sets ``[m]``.
+        baseline: The same for random directions, averaged over them too.
     """
 
     cosine: Tensor
@@ -127,10 +136,14 @@ class Stability:
 
 
 def stability(sets: Sequence[Tensor], signed: bool = True) -> Stability:
-    """How well the directions of the first set are found again in the others.
+    """Stability of the first set: how well the others contain its directions.
+
+    Args:
+        sets: Directions ``[m, d]`` of each fit.
+        signed: Whether v and −v are different.
 
     Raises:
-        MelboError: Fewer than two sets.
+        MelboError: There are fewer than two sets.
     """
     if len(sets) < 2:
         raise MelboError(
@@ -144,31 +157,37 @@ def stability(sets: Sequence[Tensor], signed: bool = True) -> Stability:
 
 
 def mean_direction(V: Tensor) -> Tensor:
-    """Mean of the rows, normalised: what they have in common, signs kept. ``[d]``."""
+    """Normalised mean of the rows of ``V`` ``[m, d]``, signs kept, ``[d]``."""
     return unit(unit_rows(V).mean(0, keepdim=True))[0].to(V)
 
 
 def main_direction(V: Tensor) -> Tensor:
-    """Leading right singular vector of the rows, which asks for no signs; its own sign is that of the mean. ``[d]``."""
-    v = torch.linalg.svd(unit_rows(V), full_matrices=False)[2][0]
-    return (v if v @ unit_rows(V).mean(0) >= 0 else -v).to(V)
+    """Leading right singular vector of the rows of ``V`` ``[m, d]``, ``[d]``.
+
+    It does not depend on the signs of the rows. Its own sign is that of their mean.
+    """
+    rows = unit_rows(V)
+    v: Tensor = torch.linalg.svd(rows, full_matrices=False)[2][0]
+    return (v if v @ rows.mean(0) >= 0 else -v).to(V)
 
 
 def clusters(V: Tensor, threshold: float = 0.5) -> list[Tensor]:
-    """Which rows of ``V`` ``[m, d]`` point the same way; v and −v do not.
+    """Clusters of rows that point the same way; v and −v do not.
 
-    Average linkage (UPGMA; Sokal & Michener 1958) on 1 − cosine: the two clusters between which the mean cosine is largest become one, as long as
-    it is ``threshold`` or more.
+    Average linkage (UPGMA; Sokal & Michener 1958) on 1 − cosine: the two clusters with the largest
+    mean cosine between them become one, as long as it is ``threshold`` or more.
 
     Args:
-        V: Directions, whatever their norms.
-        threshold: More than 0, less than 1.
+        V: Directions ``[m, d]``, whatever their norms.
+        threshold: Smallest mean cosine between two clusters that are joined, more than 0 and less
+            than 1.
 
     Returns:
-        Indices of the rows of each cluster, ascending; each row in one cluster, alone perhaps; the largest cluster first, then by first index.
+        Indices of the rows of each cluster, ascending. Each row is in one cluster, alone perhaps.
+        The largest cluster comes first; clusters of one size are in order of their first row.
 
     Raises:
-        MelboError: A threshold that is not between 0 and 1.
+        MelboError: The threshold is not between 0 and 1.
     """
     if not 0 < threshold < 1:
         raise MelboError(
@@ -179,8 +198,13 @@ def clusters(V: Tensor, threshold: float = 0.5) -> list[Tensor]:
         return [torch.tensor([0])]
     tree = linkage((1 - _pairs(V)).clamp_min(0).numpy(), "average")
     label = torch.from_numpy(fcluster(tree, 1 - threshold, "distance"))
-    found = [(label == one).nonzero()[:, 0] for one in label.unique()]
-    return sorted(found, key=lambda rows: (-len(rows), rows[0].item()))
+    groups = [(label == one).nonzero()[:, 0] for one in sorted(set(label.tolist()))]
+    return sorted(groups, key=lambda rows: (-len(rows), rows[0].item()))
+
+
+def unit_rows(V: Tensor) -> Tensor:
+    """Rows of norm 1 on the CPU in float64, detached ``[m, d]``; a single direction is one row."""
+    return unit(V.reshape(-1, V.shape[-1]).detach().cpu().double())
 
 
 def _pairs(V: Tensor) -> Tensor:
@@ -189,10 +213,7 @@ def _pairs(V: Tensor) -> Tensor:
 
 
 def _best(V: Tensor, others: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Largest cosine with the unit rows of ``others``, and the index of the row that has it."""
     cosines = V @ others.T
     best = (cosines if signed else cosines.abs()).max(1)
     return best.values, best.indices
-
-
-def unit_rows(V: Tensor) -> Tensor:
-    return unit(torch.atleast_2d(V).detach().cpu().double())

@@ -1,4 +1,4 @@
-"""Means of measurements and what says how far to trust them: deviations, errors, intervals, bounds."""
+"""Means of measurements, and how far to trust them: deviations, errors, intervals, bounds."""
 
 import math
 from collections.abc import Sequence
@@ -10,36 +10,36 @@ from torch import Tensor
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean of one number or more."""
+    """Arithmetic mean of one value or more."""
     return fmean(values)
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float | None] | None:
     """Mean and standard deviation of the values that are not None.
 
-    The deviation says how much one measurement differs from the next; it is None for a single
-    value. The result is None where there is no value at all.
+    The deviation says how much one measurement differs from the next. It is None for a single
+    value. The result is None if there is no value at all.
     """
     known = [v for v in values if v is not None]
     return (mean(known), stdev(known) if len(known) > 1 else None) if known else None
 
 
 def mean_and_error(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and standard error of the values that are not None, as `mean_and_deviation`.
+    """Mean and standard error of the values that are not None; see `mean_and_deviation`.
 
     The error says how well the mean itself is known.
     """
-    found = mean_and_deviation(values)
-    if found is None or found[1] is None:
-        return found
-    return found[0], found[1] / sum(v is not None for v in values) ** 0.5
+    known = mean_and_deviation(values)
+    if known is None or known[1] is None:
+        return known
+    return known[0], known[1] / sum(v is not None for v in values) ** 0.5
 
 
 def interval(scores: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Confidence interval of a mean.
 
     Scores that all lie in 0 … 1 get the interval of Wilson (1927), because their variance is at
-    most that of yes or no; other scores get the normal interval.
+    most that of a yes or no. Other scores get the normal interval.
 
     Args:
         scores: One score or more.
@@ -55,20 +55,29 @@ def interval(scores: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 
 def at_most(hits: int, total: int, level: float = 0.05) -> float:
-    """Exact one-sided upper bound of a share, wrong with probability ``level``.
+    """Exact one-sided upper bound of a share (Clopper & Pearson 1934).
 
-    Source: Clopper & Pearson (1934).
+    Args:
+        hits: Number of successes.
+        total: Number of trials.
+        level: Probability that the bound is wrong.
     """
     return 1.0 if hits == total else float(beta.ppf(1 - level, hits + 1, total - hits))
 
 
 def at_least(hits: int, total: int, level: float = 0.05) -> float:
-    """Exact one-sided lower bound of a share, as `at_most`."""
+    """Exact one-sided lower bound of a share (Clopper & Pearson 1934).
+
+    Args:
+        hits: Number of successes.
+        total: Number of trials.
+        level: Probability that the bound is wrong.
+    """
     return 0.0 if hits == 0 else float(beta.ppf(level, hits, total - hits + 1))
 
 
 def kl(logits: Tensor, others: Tensor) -> float:
-    """KL divergence in nats of two distributions over a vocabulary, KL(p ‖ q).
+    """KL divergence KL(p ‖ q) of two distributions over a vocabulary, in nats.
 
     Args:
         logits: Logits of p ``[vocabulary]``.

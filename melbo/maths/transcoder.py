@@ -1,6 +1,7 @@
-"""The transcoder Δ̂(θ) = Σ α_ℓ σ(⟨v_ℓ, θ⟩) u_ℓ: its kernel, its strengths, and how much of Δ it explains.
+"""The transcoder Δ̂(θ) = Σ α_ℓ σ(⟨v_ℓ, θ⟩) u_ℓ: its kernel, and the strengths that fit Δ best.
 
-For fixed directions the loss is L = const − 2αᵀb + αᵀKα (METHOD §2), so the best strengths are α* = K⁻¹b and what they explain is bᵀK⁻¹b.
+For fixed directions the loss is L = const − 2αᵀb + αᵀKα. The best strengths are then α* = K⁻¹b, and
+they explain bᵀK⁻¹b of it (docs/method.md §2).
 """
 
 from typing import Literal, NamedTuple
@@ -14,10 +15,14 @@ Activation = Literal["linear", "quadratic", "exponential"]
 
 
 class Factors(NamedTuple):
-    """What a method finds.
+    """Fitted factors (v, u) of a transcoder, with their strengths.
 
-    ``V`` ``[m, d_source]`` and ``U`` ``[m, d_target]`` have unit rows; ``alpha`` and ``b`` (see `fit_strengths`) are ``[m]``; ``explained`` is
-    2αᵀb − αᵀKα, in squared units of Δ.
+    Attributes:
+        V: Source directions, unit rows ``[m, d_source]``.
+        U: Target directions, unit rows ``[m, d_target]``.
+        alpha: Strengths α ``[m]``.
+        b: Inner product of each factor with Δ_R ``[m]`` (see `fit_strengths`).
+        explained: 2αᵀb − αᵀKα, in squared units of Δ.
     """
 
     V: Tensor
@@ -28,33 +33,39 @@ class Factors(NamedTuple):
 
 
 def kernel(V: Tensor, U: Tensor, activation: Activation) -> Tensor:
-    """K ``[m, m]``: the inner products of the factors' derivative tensors, ⟨u,u'⟩·κ(⟨v,v'⟩) with κ(c) = c, c² or eᶜ − 1."""
+    """Inner products of the factors' derivative tensors, K ``[m, m]``.
+
+    An entry is ⟨u, u'⟩·κ(⟨v, v'⟩) with κ(c) = c, c² or eᶜ − 1.
+
+    Args:
+        V: Unit rows ``[m, d_source]``.
+        U: Unit rows ``[m, d_target]``.
+        activation: σ, which sets κ.
+    """
     cosine = V @ V.T
-    return (U @ U.T) * {
-        "linear": cosine,
-        "quadratic": cosine**2,
-        "exponential": torch.expm1(cosine),
-    }[activation]
+    kappa = {"linear": cosine, "quadratic": cosine**2, "exponential": torch.expm1(cosine)}
+    return (U @ U.T) * kappa[activation]
 
 
 def fit_strengths(
     V: Tensor, U: Tensor, b: Tensor, activation: Activation, ridge: float = 1e-6
 ) -> Factors:
-    """The factors (v, u) with the strengths that explain most.
+    """Factors with the strengths that explain most (docs/method.md §2).
+
+    Where a value is not finite, ``explained`` and ``alpha`` are nan; no error is raised.
 
     Args:
         V: Unit rows ``[m, d_source]``.
         U: Unit rows ``[m, d_target]``.
-        b: Inner product of each factor with Δ_R ``[m]``: R·uᵀJv, R²·H(u,v,v) or ⟨u, Δ_R(v)⟩.
+        b: Inner product of each factor with Δ_R ``[m]``: R·uᵀJv, R²·H(u, v, v) or ⟨u, Δ_R(v)⟩.
         activation: σ.
-        ridge: Added to the diagonal, relative to its mean: K is singular when factors repeat.
-
-    Values that are not finite give an ``explained`` that is not a number, and no error.
+        ridge: Added to the diagonal of K, relative to its mean; K is singular when factors repeat.
     """
     K = kernel(V.double(), U.double(), activation)
     b = b.to(K)
     damped = K + ridge * K.diagonal().mean() * torch.eye(len(K)).to(K)
-    if not torch.isfinite(damped).all() or not torch.isfinite(b).all():  # the driver stops on it
+    if not torch.isfinite(damped).all() or not torch.isfinite(b).all():
+        # the driver of iterative methods stops on nan
         return Factors(V, U, torch.full_like(V[:, 0], torch.nan), b.to(V), float("nan"))
     alpha = torch.cholesky_solve(b[:, None], torch.linalg.cholesky(damped))[:, 0]
     return Factors(V, U, alpha.to(V), b.to(V), (2 * alpha @ b - alpha @ K @ alpha).item())

@@ -1,4 +1,4 @@
-"""One algorithm a file; each a frozen configuration with the same face."""
+"""Methods, one algorithm a file: each is a frozen configuration that finds factors of a map."""
 
 from melbo.methods.ascent import Alike, Melbo
 from melbo.methods.base import Direct, Iterative, Method
@@ -8,7 +8,7 @@ from melbo.methods.hessian import ObjectiveHessian
 from melbo.methods.linear import Linear, ProjectedLinear
 from melbo.methods.quadratic import Quadratic
 
-#: The command line's names.
+#: Methods by their names on the command line.
 METHODS: dict[str, type[Method]] = {
     "linear": Linear,
     "projected": ProjectedLinear,
@@ -21,6 +21,18 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
-    "CPE", "METHODS", "Alike", "Direct", "Exponential", "Given", "Iterative", "Linear", "Melbo", "Method",
-    "ObjectiveHessian", "ProjectedLinear", "Quadratic", "Random",
-]  # fmt: skip
+    "CPE",
+    "METHODS",
+    "Alike",
+    "Direct",
+    "Exponential",
+    "Given",
+    "Iterative",
+    "Linear",
+    "Melbo",
+    "Method",
+    "ObjectiveHessian",
+    "ProjectedLinear",
+    "Quadratic",
+    "Random",
+]

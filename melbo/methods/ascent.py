@@ -1,9 +1,12 @@
-"""Gradient ascent on the sphere: the original MELBO objective, and other vectors with the effect of a given one (METHOD §6)."""
+"""Gradient ascent on the sphere (docs/method.md §6).
+
+`Melbo` climbs the original objective, `Alike` finds other vectors with the effect of a given one.
+"""
 
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,97 +21,124 @@ from melbo.methods.iterate import Record
 _BETAS = (0.9, 0.98)
 
 
-@dataclass(frozen=True)
-class _State:
-    """A batch that is being trained, and those before it."""
-
-    V: Tensor  # [b, d_source], unit rows
-    D: Tensor  # [b, d_target], what they did at the last step
-    moments: "_Moments"
-    V_done: Tensor  # [i, d_source]
-    D_done: Tensor  # [i, d_target]
-    excluded: Tensor  # [e, d_source], orthonormal rows: what is done, and what else vectors stay orthogonal to
-    aim: Tensor  # what the objective compares with, [0 or 1, d_target]
-    generator: torch.Generator
-    found: Factors | None = None
-
-
 class _Moments(NamedTuple):
-    """Of the gradients of a batch, ``[b, d_source]`` each, and how many there were."""
+    """Moments of the gradients of a batch, ``[b, d_source]`` each.
+
+    Attributes:
+        mean: Running mean of the gradients.
+        square: Running mean of their squares.
+        most: Largest ``square`` so far (amsgrad).
+        steps: Number of gradients.
+    """
 
     mean: Tensor
     square: Tensor
-    most: Tensor  # the largest ``square`` so far (amsgrad)
+    most: Tensor
     steps: int
 
 
 @dataclass(frozen=True)
-class Ascent(Iterative):
-    """Unit rows v that maximise an objective F of Δ(Rv), by Adam (amsgrad) on the sphere of radius R.
+class _State:
+    """A batch in training, and the batches before it.
 
-    ``together`` vectors are trained in one batch, each batch orthogonal to those before it; within a batch a penalty keeps vectors apart.
-    With ``together=1`` this is one vector after the other, as published. What is maximised is Σᵢ log Fᵢ − μ Σ_{i<j} ⟨vᵢ, vⱼ⟩²: F has the
-    maxima of log F, and the penalty no units.
+    Attributes:
+        V: Unit rows of the batch ``[b, d_source]``.
+        D: Their responses at the last step ``[b, d_target]``.
+        moments: Moments of their gradients.
+        V_done: Rows of the batches before ``[i, d_source]``.
+        D_done: Their responses ``[i, d_target]``.
+        excluded: Orthonormal rows ``[e, d_source]`` that the batch stays orthogonal to: the batches
+            before, and `Ascent.avoid`.
+        aim: Response that the objective compares with ``[0 or 1, d_target]``.
+        generator: Source of randomness.
+        found: Factors that the last step evaluated.
+    """
+
+    V: Tensor
+    D: Tensor
+    moments: _Moments
+    V_done: Tensor
+    D_done: Tensor
+    excluded: Tensor
+    aim: Tensor
+    generator: torch.Generator
+    found: Factors | None = None
+
+
+@dataclass(frozen=True)
+class Ascent(Iterative):
+    """Unit rows v that maximise an objective F of Δ(Rv), by Adam (amsgrad) on the sphere.
+
+    Vectors are trained in batches, each batch orthogonal to the batches before it. Within a batch a
+    penalty keeps vectors apart: Σᵢ log Fᵢ − μ Σ_{i<j} ⟨vᵢ, vⱼ⟩² is maximised. log F has the maxima
+    of F, and with it the penalty needs no units. ``batch_size=1`` trains one vector after the
+    other, as published.
 
     Attributes:
         num_factors: m ≤ d_source.
         scale: R.
-        steps: Of each vector.
-        together: How many vectors are trained in one batch.
+        steps: Steps for each vector.
+        batch_size: Number of vectors trained in one batch.
         penalty: μ.
-        learning_rate: Of an entry, in units of its typical size R/√d. (The published 1e-3 at R = 8, d = 2048 is .006.)
+        learning_rate: Step of an entry of Rv, in units of its typical size R/√d. (The published
+            1e-3 at R = 8, d = 2048 is .006.)
     """
 
     steps: int = 300
-    together: int = 16
+    batch_size: int = 16
     penalty: float = 1.0
     learning_rate: float = 0.006
-    tol: float = field(default=0.0, init=False)  # the number of steps is all that ends it
+    # the number of steps is all that ends it
+    tol: float = field(default=0.0, init=False)
 
     @property
     def max_steps(self) -> int:
         """Steps of all batches."""
-        return self.steps * math.ceil(self.num_factors / self.together)
+        return self.steps * math.ceil(self.num_factors / self.batch_size)
 
     def check(self, map: Map) -> None:
-        """See `Method.check`; also m ≤ d_source and settings that make sense."""
-        if (
-            self.steps < 1
-            or self.together < 1
-            or not self.penalty >= 0
-            or not self.learning_rate > 0
-        ):
+        """Refuse settings that cannot work on this map (see `Method.check`).
+
+        Raises:
+            MelboError: A setting is out of range.
+        """
+        whole = self.steps >= 1 and self.batch_size >= 1
+        if not (whole and self.penalty >= 0 and self.learning_rate > 0):
             raise MelboError(
-                f"got steps={self.steps}, together={self.together}, penalty={self.penalty}, learning_rate={self.learning_rate}: "
-                "expected at least 1, 1 and 0, and more than 0"
+                f"got steps={self.steps}, batch_size={self.batch_size}, penalty={self.penalty}, "
+                f"learning_rate={self.learning_rate}: expected steps and batch_size of at least 1, "
+                "penalty of at least 0, learning_rate above 0"
             )
         super().check(map)
         self.check_room(map.d_source - len(self.avoid(map)), "batches are kept orthogonal and")
 
     @abstractmethod
     def objective(self, map: Map, D: Tensor, aim: Tensor) -> Tensor:
-        """F > 0 of responses, ``[k, d_target] → [k]``."""
+        """F > 0 of responses, ``[k]``.
+
+        Args:
+            map: Δ.
+            D: Responses ``[k, d_target]``.
+            aim: Responses to R times the rows of `avoid` ``[0 or 1, d_target]``.
+        """
 
     def avoid(self, map: Map) -> Tensor:
-        """Orthonormal rows that every vector stays orthogonal to."""
+        """Orthonormal rows that every vector stays orthogonal to, ``[0 or 1, d_source]``."""
         return torch.zeros(0, map.d_source, device=map.device, dtype=map.dtype)
 
     def init(self, map: Map, generator: torch.Generator) -> _State:
         """The first batch, at random."""
         excluded = self.avoid(map)
         V = self._start(excluded, self.num_factors, generator)
-        none = excluded[:0]
-        nothing = none.new_zeros(0, map.d_target)
-        aim = map.value(self.scale * excluded)
         return _State(
-            V,
-            V.new_zeros(len(V), map.d_target),
-            _no_moments(V),
-            none,
-            nothing,
-            excluded,
-            aim,
-            generator,
+            V=V,
+            D=V.new_zeros(len(V), map.d_target),
+            moments=_no_moments(V),
+            V_done=V[:0],
+            D_done=V.new_zeros(0, map.d_target),
+            excluded=excluded,
+            aim=map.value(self.scale * excluded),
+            generator=generator,
         )
 
     def step(self, map: Map, state: _State) -> tuple[_State, Record]:
@@ -128,53 +158,55 @@ class Ascent(Iterative):
         apart = (cosine - torch.diag(cosine.diagonal())) @ V
         gradient = self.scale * pull - 2 * self.penalty * apart
         gradient = gradient - (gradient * V).sum(-1, keepdim=True) * V
-        gradient = gradient - gradient @ state.excluded.T @ state.excluded
+        gradient = _without(gradient, state.excluded)
         moments, move = _adam(state.moments, gradient)
         moved = V + self.learning_rate * V.shape[1] ** -0.5 * move
-        moved = unit(moved - moved @ state.excluded.T @ state.excluded, fallback=V)
+        moved = unit(_without(moved, state.excluded), fallback=V)
 
-        found = _factors(torch.cat([state.V_done, V]), torch.cat([state.D_done, D]))
+        found = exponential_factors(torch.cat([state.V_done, V]), torch.cat([state.D_done, D]))
         record = {
             "objective": torch.cat(reached).mean().item(),
             "explained": found.explained,
             "change": (1 - (moved * V).sum(-1)).max().clamp_min(0).item(),
         }
-        following = replace(state, V=moved, D=D, moments=moments, found=found)
+        after = replace(state, V=moved, D=D, moments=moments, found=found)
         left = self.num_factors - len(state.V_done) - len(V)
-        return (
-            self._next_batch(following, left) if moments.steps == self.steps and left else following
-        ), record
+        if moments.steps == self.steps and left:
+            after = self._next_batch(after, left)
+        return after, record
 
     def finish(self, map: Map, state: _State) -> Factors:
-        """What the final vectors do: U along it."""
+        """Factors at the final V; a batch that has not taken a step is left out."""
         V = state.V_done if state.moments.steps == 0 else torch.cat([state.V_done, state.V])
-        return _factors(V, map.value(self.scale * V))
+        return exponential_factors(V, map.value(self.scale * V))
 
     def _next_batch(self, state: _State, left: int) -> _State:
-        inside = state.V - state.V @ state.excluded.T @ state.excluded
+        """A new batch, orthogonal to the one that is done; ``left`` vectors are still to come."""
+        inside = _without(state.V, state.excluded)
         excluded = torch.cat([state.excluded, torch.linalg.qr(inside.T)[0].T])
         V = self._start(excluded, left, state.generator)
-        done = torch.cat([state.V_done, state.V]), torch.cat([state.D_done, state.D])
         return replace(
             state,
             V=V,
             D=state.D.new_zeros(len(V), state.D.shape[1]),
             moments=_no_moments(V),
-            V_done=done[0],
-            D_done=done[1],
+            V_done=torch.cat([state.V_done, state.V]),
+            D_done=torch.cat([state.D_done, state.D]),
             excluded=excluded,
         )
 
     def _start(self, excluded: Tensor, left: int, generator: torch.Generator) -> Tensor:
-        V = random_rows(min(self.together, left), excluded.shape[1], generator).to(excluded)
-        return unit(V - V @ excluded.T @ excluded)
+        """Random unit rows of a batch, orthogonal to the rows of ``excluded``."""
+        V = random_rows(min(self.batch_size, left), excluded.shape[1], generator).to(excluded)
+        return unit(_without(V, excluded))
 
 
 @dataclass(frozen=True)
 class Melbo(Ascent):
-    """The original objective: F(θ) = Σ_prompts (Σ_tokens ‖Δ(θ)‖^p)^{1/q}, the norm over channels.
+    """The original objective: F(θ) = Σ_prompts (Σ_tokens ‖Δ(θ)‖^p)^{1/q}, norms over channels.
 
-    On a map with ``concatenate=True`` prompts and tokens are told apart; on an averaged one, F is ‖Δ‖^{p/q}.
+    On a map with ``concatenate=True`` prompts and tokens are told apart; on an averaged one F is
+    ‖Δ‖^{p/q}.
 
     Attributes:
         p: 2, or more to favour a few tokens that change much.
@@ -185,7 +217,11 @@ class Melbo(Ascent):
     q: int | None = None
 
     def check(self, map: Map) -> None:
-        """See `Ascent.check`; also p ≥ 2 and q ≥ 1."""
+        """Refuse settings that cannot work on this map (see `Ascent.check`).
+
+        Raises:
+            MelboError: p < 2 or q < 1.
+        """
         super().check(map)
         if self.p < 2 or (self.q is not None and self.q < 1):
             raise MelboError(
@@ -193,45 +229,57 @@ class Melbo(Ascent):
             )
 
     def objective(self, map: Map, D: Tensor, aim: Tensor) -> Tensor:
-        """See the class."""
-        squares = D.unflatten(-1, map.response_shape).square().sum(-1)  # [k, prompts, tokens]
+        """F of responses (see the class), ``[k]``."""
+        squares = D.view(len(D), *map.response_shape).square().sum(-1)  # [k, prompts, tokens]
         inside = squares.pow(self.p / 2).sum(-1)
-        return inside.pow(1 / (self.q or self.p)).sum(-1)
+        total: Tensor = inside.pow(1 / (self.q or self.p)).sum(-1)
+        return total
 
 
 @dataclass(frozen=True)
 class Alike(Ascent):
-    """More vectors with the effect of a given one, orthogonal to it and to each other: F(θ) = 1 / (‖Δ(θ) − Δ(R·like)‖² / ‖Δ(R·like)‖² + ε).
+    """More vectors with the effect of a given one, orthogonal to it and to each other.
 
-    This is how more than eight hundred orthogonal "write code" vectors were found.
+    They maximise F(θ) = 1 / (‖Δ(θ) − Δ(R·like)‖² / ‖Δ(R·like)‖² + 10⁻³). More than eight hundred
+    orthogonal "write code" vectors were found in this way.
 
     Attributes:
         like: The given direction, ``d_source`` numbers.
-        together: One after the other by default, so that all are orthogonal.
+        batch_size: 1 by default: vectors of one batch are not orthogonal to each other.
     """
 
-    together: int = 1
+    batch_size: int = 1
     like: tuple[float, ...] = field(default=(), repr=False)
 
     def check(self, map: Map) -> None:
-        """See `Ascent.check`; also a direction of the right width."""
+        """Refuse settings that cannot work on this map (see `Ascent.check`).
+
+        Raises:
+            MelboError: ``like`` has the wrong width or is zero.
+        """
         if len(self.like) != map.d_source or not any(self.like):
             raise MelboError(
-                f"got like with {len(self.like)} numbers, expected a direction of {map.d_source}: tuple(bank.V[3].tolist())"
+                f"got like with {len(self.like)} numbers, expected a direction of {map.d_source}: "
+                "tuple(features.V[3].tolist())"
             )
         super().check(map)
 
-    def describe(self) -> dict:
-        """See `Method.describe`; the direction itself left out."""
-        return {name: value for name, value in super().describe().items() if name != "like"}
+    def describe(self) -> dict[str, Any]:
+        """Name and settings without the given direction, JSON-able."""
+        return {k: v for k, v in super().describe().items() if k != "like"}
 
     def avoid(self, map: Map) -> Tensor:
         """The given direction."""
         return unit(torch.tensor([self.like], device=map.device, dtype=map.dtype))
 
     def objective(self, map: Map, D: Tensor, aim: Tensor) -> Tensor:
-        """See the class."""
+        """F of responses (see the class), ``[k]``."""
         return 1 / ((D - aim).square().sum(-1) / aim.square().sum(-1) + 1e-3)
+
+
+def _without(rows: Tensor, basis: Tensor) -> Tensor:
+    """Rows with their parts along orthonormal rows ``basis`` taken off."""
+    return rows - rows @ basis.T @ basis
 
 
 def _no_moments(V: Tensor) -> _Moments:
@@ -240,14 +288,13 @@ def _no_moments(V: Tensor) -> _Moments:
 
 
 def _adam(before: _Moments, gradient: Tensor) -> tuple[_Moments, Tensor]:
-    """The moments with one more gradient, and the step in units of the learning rate (Reddi et al. 2018)."""
+    """Moments with one more gradient, and the step in units of the learning rate.
+
+    This is Adam with amsgrad (Reddi et al. 2018).
+    """
     count = before.steps + 1
     mean = _BETAS[0] * before.mean + (1 - _BETAS[0]) * gradient
     square = _BETAS[1] * before.square + (1 - _BETAS[1]) * gradient.square()
     most = torch.maximum(before.most, square)
     size = (most / (1 - _BETAS[1] ** count)).sqrt().clamp_min(torch.finfo(gradient.dtype).tiny)
     return _Moments(mean, square, most, count), mean / (1 - _BETAS[0] ** count) / size
-
-
-def _factors(V: Tensor, D: Tensor) -> Factors:
-    return exponential_factors(V, D)

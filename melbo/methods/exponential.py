@@ -8,7 +8,7 @@ from torch import Tensor
 
 from melbo.errors import MelboError
 from melbo.maps.base import Map
-from melbo.maps.smooth import require_smooth
+from melbo.maps.smooth import SmoothMap, require_smooth
 from melbo.maths.linalg import Orthogonalise, orthogonalise, random_rows, unit
 from melbo.maths.transcoder import Factors, exponential_factors, fit_strengths
 from melbo.methods.base import Iterative
@@ -17,27 +17,36 @@ from melbo.methods.starts import projected_start
 
 
 class _State(NamedTuple):
-    V: Tensor  # [m, d_source], unit rows, not yet pushed apart
-    U: Tensor  # [m, d_target], unit rows
-    gain: Tensor  # [m], norm of each factor's last gradient
-    found: Factors | None = None  # what the last sweep evaluated
+    """Factors between two sweeps.
+
+    Attributes:
+        V: Unit rows ``[m, d_source]``, not yet pushed apart.
+        U: Unit rows ``[m, d_target]``.
+        gain: Norm of each factor's last gradient ``[m]``.
+        found: Factors that the last sweep evaluated.
+    """
+
+    V: Tensor
+    U: Tensor
+    gain: Tensor
+    found: Factors | None = None
 
 
 @dataclass(frozen=True)
 class Exponential(Iterative):
-    """The exponential transcoder, by orthogonalised gradient iteration (METHOD §3).
+    """The exponential transcoder, by orthogonalised gradient iteration (docs/method.md §3).
 
-    Each sweep: V ← orthogonalise(V), signs kept; D = Δ_R(V); u ← D/‖D‖; then, from the same forward pass, g = R·J(Rv)ᵀu and
-    v ← normalise(g). The sign of v matters.
+    Each sweep: V ← orthogonalise(V), signs kept; D = Δ_R(V); u ← D/‖D‖; then, from the same forward
+    pass, g = R·J(Rv)ᵀu and v ← normalise(g). The sign of v matters.
 
     Attributes:
         num_factors: m; more than d_source only with ``"soft"``.
         scale: R.
-        max_steps: Sweeps at most.
-        tol: See `melbo.iterate`.
-        orthogonalise: ``"qr"``, ``"polar"`` or ``"soft"`` (see `melbo.linalg.orthogonalise`).
-        start: ``"projected"``: right singular vectors of a projected Jacobian, completed at random. ``"backward"``: the gradient of a random
-            output direction, one for each factor.
+        max_steps: Largest number of sweeps.
+        tol: See `melbo.methods.iterate.iterate`.
+        orthogonalise: ``"qr"``, ``"polar"`` or ``"soft"`` (see `melbo.maths.linalg.orthogonalise`).
+        start: ``"projected"``: right singular vectors of a projected Jacobian, completed at random.
+            ``"backward"``: for each factor, the gradient of a random output direction.
         beta: Step from the old unit directions (0) to the new ones (1).
     """
 
@@ -48,17 +57,22 @@ class Exponential(Iterative):
     beta: float = 1.0
 
     def check(self, map: Map) -> None:
-        """See `Method.check`; also m ≤ d_source unless soft, and 0 < β ≤ 1."""
+        """Refuse settings that cannot work on this map (see `Method.check`).
+
+        Raises:
+            MelboError: A setting is misspelt or out of range, or the map has no Jacobian to start
+                from.
+        """
         super().check(map)
-        if self.orthogonalise != "soft":
-            self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
         if self.orthogonalise not in ("qr", "polar", "soft"):
             raise MelboError(
                 f"orthogonalise is {self.orthogonalise!r}: expected 'qr', 'polar' or 'soft'"
             )
+        if self.orthogonalise != "soft":
+            self.check_room(map.d_source, f"with orthogonalise={self.orthogonalise!r}")
         if self.start not in ("projected", "backward"):
             raise MelboError(f"start is {self.start!r}: expected 'projected' or 'backward'")
-        if self.start == "projected" and map.parts:
+        if self.start == "projected" and (map.parts or not isinstance(map, SmoothMap)):
             raise MelboError(
                 "this map has no Jacobian at zero to start from: use CPE, or start='backward'"
             )
@@ -88,7 +102,8 @@ class Exponential(Iterative):
         gradient = self.scale * gradient
         moved = map.unit(self._mix(map.unit(gradient, fallback=V), V), fallback=V)
 
-        found = fit_strengths(V, U, (U * D).sum(-1), "exponential")  # b equals ‖D‖ when β = 1
+        # with β < 1, u is not D/‖D‖
+        found = fit_strengths(V, U, (U * D).sum(-1), "exponential")
         record = {
             "objective": D.norm(dim=-1).mean().item(),
             "explained": found.explained,
@@ -97,9 +112,8 @@ class Exponential(Iterative):
         return _State(moved, U, gradient.norm(dim=-1), found), record
 
     def finish(self, map: Map, state: _State) -> Factors:
-        """U = normalise(Δ_R(V)) at the final V, then α: b = ⟨u, Δ_R(v)⟩ = ‖Δ_R(v)‖."""
-        D = map.value(self.scale * state.V)
-        return exponential_factors(state.V, D)
+        """Factors at the final V."""
+        return exponential_factors(state.V, map.value(self.scale * state.V))
 
     def _mix(self, new: Tensor, old: Tensor) -> Tensor:
         return self.beta * new + (1 - self.beta) * old
@@ -107,14 +121,16 @@ class Exponential(Iterative):
 
 @dataclass(frozen=True)
 class CPE(Exponential):
-    """Orthogonalised gradient iteration with the defaults of CPE (arXiv 2606.29604), for an `AdapterMap`: which blocks is the map's to say.
+    """Exponential with the defaults of CPE (arXiv 2606.29604), for an `AdapterMap`.
+
+    The map says which blocks are edited (docs/method.md §3).
 
     Attributes:
         num_factors: m.
         scale: R, the norm of what a factor adds to each matrix.
-        max_steps: Sweeps at most.
-        tol: See `melbo.iterate`.
-        orthogonalise: On the flattened factors.
+        max_steps: Largest number of sweeps.
+        tol: See `melbo.methods.iterate.iterate`.
+        orthogonalise: Orthogonaliser of the flattened factors.
         start: ``"backward"``: gradients of random output directions.
         beta: See `Exponential`.
     """

@@ -1,6 +1,7 @@
-"""Directions that come from elsewhere, taken through the same as those that are found."""
+"""Directions that are not searched for: given or random ones."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ class Given(Direct):
     """Given directions, U = normalise(Δ_R(V)).
 
     Attributes:
-        num_factors: How many there are.
+        num_factors: Number of rows.
         scale: R.
         rows: The directions, of any norm, ``d_source`` numbers each.
     """
@@ -24,24 +25,27 @@ class Given(Direct):
     rows: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
     def check(self, map: Map) -> None:
-        """See `Method.check`; also the rows' number and widths, and that none is zero."""
+        """Refuse rows that do not fit this map (see `Method.check`).
+
+        Raises:
+            MelboError: The number of rows or their width is wrong, or a row is zero.
+        """
         super().check(map)
-        if len(self.rows) != self.num_factors or any(
-            len(row) != map.d_source or not any(row) for row in self.rows
-        ):
+        fitting = [len(row) == map.d_source and any(row) for row in self.rows]
+        if len(self.rows) != self.num_factors or not all(fitting):
             raise MelboError(
-                f"got {len(self.rows)} rows, expected {self.num_factors} of {map.d_source} numbers, none of them all zero"
+                f"got {len(self.rows)} rows, expected {self.num_factors} of {map.d_source} "
+                "numbers, none of them all zero"
             )
 
-    def describe(self) -> dict:
-        """The name and the settings; the rows are the features themselves."""
-        return {"name": type(self).__name__, "num_factors": self.num_factors, "scale": self.scale}
+    def describe(self) -> dict[str, Any]:
+        """Name and settings without the rows, which the features hold."""
+        return {k: v for k, v in super().describe().items() if k != "rows"}
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
-        """What they do."""
+        """The given directions and what they do."""
         V = unit(torch.tensor(self.rows, dtype=torch.float64)).to(map.device, map.dtype)
-        D = map.value(self.scale * V)
-        return exponential_factors(V, D)
+        return exponential_factors(V, map.value(self.scale * V))
 
 
 @dataclass(frozen=True)
@@ -51,5 +55,4 @@ class Random(Direct):
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
         """Random directions and what they do."""
         V = random_rows(self.num_factors, map.d_source, generator).to(map.device, map.dtype)
-        D = map.value(self.scale * V)
-        return exponential_factors(V, D)
+        return exponential_factors(V, map.value(self.scale * V))

@@ -1,4 +1,4 @@
-"""The Hessian of the MELBO objective at zero, and what it has to do with the Jacobian (METHOD §6)."""
+"""The Hessian of the MELBO objective at zero, and its relation to the Jacobian."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,15 @@ from melbo.methods.base import Direct
 
 @dataclass(frozen=True)
 class ObjectiveHessian(Direct):
-    """Leading eigenvectors of ∇²F(0) for F(θ) = ‖Δ(θ)‖² (MELBO's objective with p = 2, q = 1), by block Krylov on Hessian–vector products.
+    """Leading eigenvectors of ∇²F(0) for F(θ) = ‖Δ(θ)‖² (docs/method.md §6).
 
-    They are the right singular vectors of the Jacobian of the same map, eigenvalue 2σ², since Δ(0) = 0; on a map with ``concatenate=True``
-    of the Jacobian stacked over prompts and tokens, which is not that of the averaged response. U = normalise(Jv), α = R·σ. The sign is arbitrary.
+    F is MELBO's objective with p = 2 and q = 1. The eigenvectors come from Hessian–vector products,
+    by block Krylov iteration.
+
+    Since Δ(0) = 0, they are the right singular vectors of the map's Jacobian, with eigenvalues 2σ².
+    On a map with ``concatenate=True`` that is the Jacobian stacked over prompts and tokens, whose
+    singular vectors are not those of the averaged response. U = normalise(Jv) and α = R·σ. The sign
+    is arbitrary.
 
     Attributes:
         num_factors: m ≤ d_source.
@@ -28,26 +33,24 @@ class ObjectiveHessian(Direct):
     signed = False
 
     def check(self, map: Map) -> None:
-        """See `Method.check`; also m ≤ d_source."""
+        """Refuse a map without derivatives at zero, and m > d_source."""
         super().check(map)
         require_smooth(map)
         self.check_room(map.d_source, "a Hessian has that many eigenvectors and")
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
         """The leading eigenvectors, largest eigenvalue first."""
-        map = require_smooth(map)
+        smooth = require_smooth(map)
         block = min(max(8, self.num_factors // 2), map.d_source)
-        start = orthogonalise(
-            random_rows(block, map.d_source, generator).to(map.device, map.dtype), "qr"
-        )
+        rows = random_rows(block, map.d_source, generator).to(map.device, map.dtype)
         V, _, _, _ = top_singular(
-            map.square_hvp,
-            map.square_hvp,
-            start,
+            smooth.square_hvp,
+            smooth.square_hvp,
+            orthogonalise(rows, "qr"),
             self.num_factors,
             self.tol,
-            -(-map.d_source // block),
+            max_iterations=-(-map.d_source // block),
         )
-        JV = map.jvp(V)
+        JV = smooth.jvp(V)
         V, U = singular_signs(V, unit(JV))
         return fit_strengths(V, U, self.scale * JV.norm(dim=-1), "linear")

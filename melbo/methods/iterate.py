@@ -1,4 +1,4 @@
-"""The one driver of every iterative method: loop, tolerance, non-finite check, history, interrupts."""
+"""The one driver of all iterative methods: loop, tolerance, finiteness, history, interrupts."""
 
 import math
 import time
@@ -15,23 +15,35 @@ Record = dict[str, float]
 
 
 class Status(Enum):
-    """How a fit ended; the value is what to make of it."""
+    """End of a fit; each status says what to do next."""
 
     DIRECT = "computed directly, nothing to iterate"
     CONVERGED = "converged: directions or explained amount stopped moving"
-    MAX_STEPS = "took all its steps while still moving: raise max_steps (steps of melbo) if the explained amount is still growing"
-    NON_FINITE = "stopped at the last finite sweep: lower the scale, set normalise_target or load the model in float32"
+    MAX_STEPS = (
+        "took all its steps while still moving: raise max_steps (steps of melbo) "
+        "if the explained amount is still growing"
+    )
+    NON_FINITE = (
+        "stopped at the last finite sweep: lower the scale, set normalise_target "
+        "or load the model in float32"
+    )
     INTERRUPTED = "interrupted: this is the last finished sweep; fit again for the rest"
 
     @property
     def remedy(self) -> str:
-        """What to make of it, in words."""
+        """End of the fit and what to do next, in words."""
         return self.value
 
 
 @dataclass(frozen=True)
-class Iterated(Generic[State]):
-    """Where the loop ended and how it went: one record a finished step."""
+class Iteration(Generic[State]):
+    """Outcome of a loop.
+
+    Attributes:
+        state: State after the last finished step.
+        status: Reason why the loop ended.
+        history: One record for each finished step.
+    """
 
     state: State
     status: Status
@@ -46,22 +58,28 @@ def iterate(
     tol: float,
     callback: Callable[[int, Record], None] | None = None,
     progress: bool = True,
-) -> Iterated[State]:
+) -> Iteration[State]:
     """Take steps until the state stands still.
 
+    A step whose measures are not finite is thrown away. Ctrl-C ends the loop with the last finished
+    step.
+
     Args:
-        step: One sweep: the next state and its measures, among them ``change`` (how far the directions moved, 0 if not at all) and
-            ``explained`` (bᵀK⁻¹b).
-        state: Where to start.
-        max_steps: Steps at most.
-        tol: Stop when ``change`` falls below it, or the relative change of ``explained`` does so twice running.
-        callback: Called with the number of steps taken and the record after each.
+        step: One sweep: gives the next state and its measures, among them ``change`` (how far the
+            directions moved, 0 if not at all) and ``explained`` (bᵀK⁻¹b).
+        state: State to start from.
+        max_steps: Largest number of steps.
+        tol: Stop when ``change`` falls below it, or when the relative change of ``explained`` does
+            so twice running.
+        callback: Called after each step with the number of steps taken and the record.
         progress: Draw a bar.
 
-    A step whose measures are not finite is thrown away. Ctrl-C ends the loop with the last finished step; before the first it is passed on.
+    Raises:
+        KeyboardInterrupt: Ctrl-C before the first step has finished.
     """
     history: list[Record] = []
     status = Status.MAX_STEPS
+    # the bar is inside: a finished step is kept whenever the interrupt comes
     try:
         with track(max_steps, "sweeps", progress) as bar:
             for _ in range(max_steps):
@@ -79,13 +97,13 @@ def iterate(
                 if record["change"] < tol or _flat([h["explained"] for h in history[-3:]], tol):
                     status = Status.CONVERGED
                     break
-    except KeyboardInterrupt:  # whenever it comes, a finished step is kept
+    except KeyboardInterrupt:
         if not history:
             raise
         status = Status.INTERRUPTED
-    return Iterated(state, status, history)
+    return Iteration(state, status, history)
 
 
 def _flat(explained: list[float], tol: float) -> bool:
-    """Whether the explained amount stood still over two steps running; over one it may just be turning."""
+    """Tell whether the explained amount stood still over two steps; over one it may just be turning."""
     return len(explained) == 3 and all(abs(a - b) < tol * abs(b) for a, b in pairwise(explained))

@@ -1,4 +1,4 @@
-"""First order: singular vectors of the Jacobian, whole or seen through a few random output directions."""
+"""First order: singular vectors of the Jacobian, of all of it or of a few random projections."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,28 @@ from torch import Tensor
 
 from melbo.maps.base import Map
 from melbo.maps.jacobian import Jacobian
-from melbo.maps.smooth import require_smooth
-from melbo.maths.linalg import orthogonalise, random_rows, singular_signs, top_singular
-from melbo.maths.transcoder import Factors
+from melbo.maps.smooth import SmoothMap, require_smooth
+from melbo.maths.linalg import orthogonalise, random_rows, singular_signs, top_singular, unit
+from melbo.maths.transcoder import Factors, fit_strengths
 from melbo.methods.base import Direct
-from melbo.methods.starts import first_order, projected_start
+from melbo.methods.starts import projected_start
 
-_SMALLEST_BLOCK, _USUAL_BLOCKS = 8, 16
+# small blocks need fewer products in all, large ones run at a better rate
+_SMALLEST_BLOCK = 8
+# blocks that the iteration usually takes
+_USUAL_BLOCKS = 16
 
 
 @dataclass(frozen=True)
 class Linear(Direct):
-    """The linear transcoder: V right and U left singular vectors of J(0), strongest first; α = R·σ (METHOD §3).
+    """The linear transcoder: singular pairs of J(0), strongest first (docs/method.md §3).
 
-    The sign of a pair is arbitrary (largest entry of v positive): evaluate both. J is not written out where m is much smaller than its
-    sides: block Krylov iteration then reaches the leading pairs in a few products. It is where that would cost less, or the iteration
-    has not reached ``tol`` by the time it has cost as much.
+    V are right and U left singular vectors, and α = R·σ. The sign of a pair is arbitrary (the
+    largest entry of v is positive): evaluate both.
+
+    Where m is much smaller than the sides of J, block Krylov iteration reaches the leading pairs in
+    a few products, and J is not written out. J is written out where that costs less, or where the
+    iteration has cost as much without reaching ``tol``.
 
     Attributes:
         num_factors: m ≤ min(d_source, d_target).
@@ -34,61 +40,64 @@ class Linear(Direct):
     signed = False
 
     def check(self, map: Map) -> None:
-        """See `Method.check`; also m ≤ min(d_source, d_target)."""
+        """Refuse a map without a Jacobian, and m > min(d_source, d_target)."""
         super().check(map)
         require_smooth(map)
-        self.check_room(
-            min(map.d_source, map.d_target), "a Jacobian has that many singular vectors and"
-        )
+        room = min(map.d_source, map.d_target)
+        self.check_room(room, "a Jacobian has that many singular vectors and")
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
-        """The leading singular pairs."""
-        map = require_smooth(map)
-        V, U = self._singular_pairs(Jacobian(map), generator)
-        V, U = singular_signs(V, U)
-        return first_order(map, V, U, self.scale)
+        """Leading singular pairs."""
+        smooth = require_smooth(map)
+        V, U = singular_signs(*self._singular_pairs(Jacobian(smooth), generator))
+        return _first_order(smooth, V, U, self.scale)
 
     def _singular_pairs(self, J: Jacobian, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        # small blocks need fewer products in all, large ones run at a better rate
-        block = max(_SMALLEST_BLOCK, self.num_factors // 2)
+        m = self.num_factors
+        block = max(_SMALLEST_BLOCK, m // 2)
         # products with J and with Jᵀ cost about the same, and min(shape) of either give all of J
         affordable = min(J.shape) // (2 * block)
         if affordable >= _USUAL_BLOCKS:
-            start = orthogonalise(
-                random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype), "qr"
-            )
-            V, U, _, residual = top_singular(
-                J.matmat, J.rmatmat, start, self.num_factors, self.tol, affordable
-            )
+            rows = random_rows(block, J.shape[1], generator).to(J.map.device, J.map.dtype)
+            start = orthogonalise(rows, "qr")
+            V, U, _, residual = top_singular(J.matmat, J.rmatmat, start, m, self.tol, affordable)
             if residual < self.tol:
                 return V, U
         U, _, V = torch.linalg.svd(J.to_dense(), full_matrices=False)
-        return V[: self.num_factors], U.T[: self.num_factors]
+        return V[:m], U.T[:m]
 
 
 @dataclass(frozen=True)
 class ProjectedLinear(Direct):
-    """Right singular vectors of W·J for a few random unit output directions W, by one vector–Jacobian product each (METHOD §3).
+    """Right singular vectors of W·J for a few random unit output directions W (docs/method.md §3).
 
-    Only the first ``num_projections`` factors mean something; the rest are random rows orthonormal to them.
+    A row of W costs one vector–Jacobian product. Only the first ``num_projections`` factors mean
+    something; the others are random rows orthonormal to them. U = normalise(JV).
 
     Attributes:
         num_factors: m ≤ d_source.
         scale: R.
-        num_projections: Rows of W.
+        num_projections: Number of rows of W.
     """
 
     num_projections: int = 32
     signed = False
 
     def check(self, map: Map) -> None:
-        """See `Method.check`; also m ≤ d_source."""
+        """Refuse a map without a Jacobian, and m > d_source."""
         super().check(map)
         require_smooth(map)
         self.check_room(map.d_source, "orthonormal rows are added and")
 
     def solve(self, map: Map, generator: torch.Generator) -> Factors:
-        """The projected singular vectors, with U = normalise(JV)."""
-        map = require_smooth(map)
-        V = projected_start(map, self.num_factors, generator, self.num_projections)
-        return first_order(map, V, None, self.scale)
+        """The projected singular vectors and what they do."""
+        smooth = require_smooth(map)
+        V = projected_start(smooth, self.num_factors, generator, self.num_projections)
+        return _first_order(smooth, V, None, self.scale)
+
+
+def _first_order(map: SmoothMap, V: Tensor, U: Tensor | None, scale: float) -> Factors:
+    """Linear factors with given directions, b = R·uᵀJv; U = normalise(JV) if left out."""
+    JV = map.jvp(V)
+    U = unit(JV) if U is None else U
+    return fit_strengths(V, U, scale * (U * JV).sum(-1), "linear")

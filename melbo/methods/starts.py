@@ -1,27 +1,25 @@
-"""Starts."""
+"""Directions that iterative methods start from."""
 
 import torch
 from torch import Tensor
 
 from melbo.maps.jacobian import Jacobian
 from melbo.maps.smooth import SmoothMap
-from melbo.maths.linalg import complete, random_rows, unit
-from melbo.maths.transcoder import Factors, fit_strengths
-
-
-def first_order(map: SmoothMap, V: Tensor, U: Tensor | None, scale: float) -> Factors:
-    """Factors of a linear transcoder with given directions; U = normalise(JV) where left out. b = R·uᵀJv."""
-    JV = map.jvp(V)
-    U = unit(JV) if U is None else U
-    return fit_strengths(V, U, scale * (U * JV).sum(-1), "linear")
+from melbo.maths.linalg import complete, random_rows
 
 
 def projected_start(
     map: SmoothMap, m: int, generator: torch.Generator, num_projections: int = 32
 ) -> Tensor:
-    """``m`` unit rows to start from: right singular vectors of W·J, completed at random."""
-    W = random_rows(min(num_projections, map.d_target), map.d_target, generator).to(
-        map.device, map.dtype
-    )
-    V = torch.linalg.svd(Jacobian(map).rmatmat(W), full_matrices=False)[2]
+    """Right singular vectors of W·J, completed at random, ``[m, d_source]``.
+
+    Args:
+        map: Δ.
+        m: Number of directions.
+        generator: Source of randomness.
+        num_projections: Number of rows of W, which are random unit output directions.
+    """
+    W = random_rows(min(num_projections, map.d_target), map.d_target, generator)
+    pulled = Jacobian(map).rmatmat(W.to(map.device, map.dtype))
+    V = torch.linalg.svd(pulled, full_matrices=False)[2]
     return complete(V, m, generator)

@@ -1,0 +1,1 @@
+"""All that knows a transformer: models, their blocks, prompts, edits and decoding."""

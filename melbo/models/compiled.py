@@ -1,12 +1,12 @@
-"""Blocks through ``torch.compile``, which fuses their element-wise work: once for all blocks and all shapes, and never at any cost.
+"""Blocks through ``torch.compile``, which fuses their element-wise work.
 
-Compiling takes about half a minute on a CPU and saves 4 to 8 % of a sweep there (docs/performance.md), so it is not for short work.
+One graph serves all blocks of a kind and all shapes. Compiling takes about half a minute on a CPU
+and saves 4 to 8 % of a sweep there (docs/performance.md), so it does not pay for short work.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,21 +14,84 @@ from torch import Tensor, nn
 
 from melbo.models.replay import Run, call_block
 
-#: Floating-point operations of plain work on a CPU after which compiling has cost less than going without.
+#: Floating-point operations on a CPU after which compiling has cost less than going without.
 WORTH = 4e13
 
-_broken = False
+
+class BlockCompiler:
+    """Runs blocks as `melbo.models.replay.call_block` does, compiled.
+
+    Where compiling fails, a warning says so once, and blocks run uncompiled from then on.
+
+    Attributes:
+        failed: Whether compiling has failed.
+    """
+
+    def __init__(self) -> None:
+        self.failed = False
+        self._compiled: Run | None = None
+
+    def __call__(
+        self,
+        block: nn.Module,
+        by_name: bool,
+        hidden: Tensor,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Call a block.
+
+        Args:
+            block: The block.
+            by_name: Whether it takes the hidden states as a keyword.
+            hidden: The hidden states ``[rows, T, d]``.
+            args: Its other positional arguments.
+            kwargs: Its other keyword arguments.
+
+        Returns:
+            Output of the block, a tensor or a tuple that begins with one.
+
+        Raises:
+            torch.OutOfMemoryError: Memory runs out, which says nothing against compiling.
+        """
+        if self.failed or len(hidden) < 2:  # a single row would take a graph of its own
+            return call_block(block, by_name, hidden, args, kwargs)
+        try:
+            with _settings():
+                # a view would take another graph
+                fresh = hidden.clone() if hidden._is_view() else hidden
+                return self._run()(block, by_name, fresh, args, kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        # there may be no compiler, or the architecture may not compile: the user cannot mend either
+        except Exception as err:
+            self.failed = True
+            reason = " ".join(str(err).split())[:120]
+            warnings.warn(
+                f"blocks run uncompiled ({type(err).__name__}: {reason}); "
+                "compile=False says so beforehand",
+                stacklevel=2,
+            )
+        return call_block(block, by_name, hidden, args, kwargs)
+
+    def _run(self) -> Run:
+        if self._compiled is None:
+            # symbolic sizes: one graph for every number of rows and tokens
+            self._compiled = torch.compile(call_block, dynamic=True)
+        return self._compiled
 
 
-@cache
-def _compiled() -> Run:
-    # symbolic sizes: one graph for every number of rows and tokens; another only for another kind of block
-    return torch.compile(call_block, dynamic=True)
+#: The one compiler of a process.
+call_compiled = BlockCompiler()
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
-    """Failures of the backward graph come at once, where they can be caught; sizes that happen to be equal are not taken to be so always."""
+def _settings() -> Generator[None, None, None]:
+    """Settings of torch under which one graph is enough and failures can be caught.
+
+    Failures of the backward graph show in the forward pass, and sizes that happen to be equal are
+    not taken to be equal always.
+    """
     import torch._functorch.config as functorch
     import torch.fx.experimental._config as shapes
 
@@ -40,27 +103,3 @@ def _settings() -> Iterator[None]:
             if hasattr(config, name):
                 stack.enter_context(config.patch(name, value))
         yield
-
-
-def call_compiled(
-    block: nn.Module, by_name: bool, hidden: Tensor, args: Sequence[Any], kwargs: dict[str, Any]
-) -> Any:
-    """As `melbo.slice.call_block`, compiled. Where that cannot be done it says so once and goes on uncompiled."""
-    global _broken
-    if not _broken and len(hidden) > 1:  # a single row would take a graph of its own
-        try:
-            with _settings():
-                fresh = (
-                    hidden.clone() if hidden._is_view() else hidden
-                )  # a view would take another graph
-                return _compiled()(block, by_name, fresh, args, kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as err:  # no compiler, an architecture it does not take: there is nothing a user could do about it here
-            _broken = True
-            reason = " ".join(str(err).split())[:120]
-            warnings.warn(
-                f"blocks run uncompiled ({type(err).__name__}: {reason}); compile=False says so beforehand",
-                stacklevel=2,
-            )
-    return call_block(block, by_name, hidden, args, kwargs)

@@ -1,7 +1,8 @@
-"""Replies of many rows, each edited in its own way, in one stream of batches."""
+"""Replies of many rows, each under its own edit, in one stream of batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,15 +28,15 @@ from melbo.progress import track
 
 @dataclass(frozen=True)
 class Batching:
-    """How rows share the passes of a model; replies do not depend on it.
+    """Settings of how rows share the passes of a model; replies do not depend on them.
 
     Attributes:
-        size: Rows decoded together; halved by itself when memory runs out.
-        leg: Tokens between looks at which rows have ended.
-        pass_rows: Number of rows whose decoding costs as much as one more pass (about 11 by hand;
-            research/speed/batches.py holds what follows against the other ways).
-        least_prefix: Tokens of a common prefix that is worth reading apart.
-        kept_prefixes: Rows of common prefixes that are kept.
+        size: Number of rows decoded together; halved by itself when memory runs out.
+        leg: Tokens after which rows that have ended leave the batch.
+        pass_rows: Number of rows that cost as much to decode as one more pass (about 11 when timed
+            by hand; research/speed/batches.py compares the batches that follow with others).
+        least_prefix: Least number of tokens of a common prefix that is worth reading on its own.
+        kept_prefixes: Number of rows of common prefixes that are kept.
     """
 
     size: int = 128
@@ -45,12 +46,15 @@ class Batching:
     kept_prefixes: int = KEPT
 
 
+_USUAL = Batching()
+
+
 def decode(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
     edit: Edit,
     max_new_tokens: int,
-    batching: Batching = Batching(),  # noqa: B008 (immutable)
+    batching: Batching = _USUAL,
     first_logits: Callable[[int, Tensor], None] | None = None,
     progress: bool = True,
     temperature: float = 0.0,
@@ -58,23 +62,23 @@ def decode(
 ) -> list[list[int]]:
     """Reply to prompts, the i-th under row i of an edit.
 
-    Rows of a prompt that has many run by themselves and read it once, as far as they do not differ;
-    other rows run by length. What all prompts begin with is read once for rows that are edited
-    alike. Rows that have ended make room. When memory runs out the batch is halved and tried again.
+    Where a prompt has many rows, they run on their own and read it once, up to the first edited
+    block; other rows run in order of length. A prefix that all prompts share is read once for all
+    rows that are edited alike. Rows that have ended leave the batch. When memory runs out the batch
+    is halved and tried again.
 
     Args:
         lm: The model.
         prompts: Prompts as token ids.
         edit: The edit.
         max_new_tokens: Length of a reply at most.
-        batching: How rows share passes.
+        batching: Settings of how rows share passes.
         first_logits: Called with each row's number and its logits ``[vocabulary]`` for the first
             token of the reply.
         progress: Whether to draw a bar.
         temperature: 0 for greedy replies; otherwise replies are drawn (by torch's own generator)
             from softmax(logits / temperature).
-        alike: A number for each row, the same for rows that are edited alike; by default all rows
-            are, or none.
+        alike: A number for each row, the same for rows that are edited alike (see `SharedPrefix`).
 
     Returns:
         Token ids of each reply, up to and with the end-of-reply token.
@@ -82,31 +86,18 @@ def decode(
     Raises:
         MelboError: Prompt and reply are longer than the model reads, a length or batch size is
             less than 1, or memory runs out on a single row.
+        RuntimeError: Raised by the model, for any other reason.
     """
     for prompt in prompts:
         _check_length(lm, len(prompt), max_new_tokens)
     replies: list[list[int]] = [[] for _ in prompts]
     prefix = SharedPrefix(lm, prompts, edit, alike, batching.least_prefix, batching.kept_prefixes)
 
+    some = partial(_Batch, lm, prefix, max_new_tokens, temperature, batching.leg)
+
     def run(batch: list[int]) -> None:
-        job = _Batch(
-            lm,
-            batch,
-            [prompts[i] for i in batch],
-            prefix,
-            edit.rows(torch.tensor(batch)),
-            max_new_tokens,
-            temperature,
-            batching.leg,
-        )
-        try:
-            found = job.decode()
-        except RuntimeError as err:
-            if not len(prefix) or not _out_of_memory(err):
-                raise
-            prefix.forget()
-            found = job.decode()
-        for i, reply, logits in zip(batch, *found, strict=True):
+        job = some(batch, [prompts[i] for i in batch], edit.rows(torch.tensor(batch)))
+        for i, reply, logits in zip(batch, *job.decode(), strict=True):
             replies[i] = reply
             if first_logits is not None:
                 first_logits(i, logits)
@@ -121,11 +112,11 @@ def decode(
 def _groups(
     prompts: Sequence[Sequence[int]], prefix: int, steps: int, batching: Batching
 ) -> list[list[int]]:
-    """Rows that may share a batch.
+    """Groups of rows that may share a batch.
 
-    Rows of a prompt run by themselves where that saves more than it costs, the others by length,
-    for little padding. It saves reading the prompt, but for its ``prefix`` tokens, with every row;
-    it costs passes that hold few rows.
+    Rows of one prompt run on their own if that saves more than it costs. It saves reading the
+    prompt (without its ``prefix`` tokens) for every row; it costs passes that hold few rows. Other
+    rows go by length, so that there is little padding.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -143,18 +134,19 @@ def _groups(
 def batches_that_fit(
     groups: Sequence[Sequence[int]], size: int, run: Callable[[list[int]], None]
 ) -> Iterator[int]:
-    """Run over the rows of each group in equal batches, halved whenever memory runs out.
+    """Run the rows of each group in equal batches, halved whenever memory runs out.
 
     Args:
         groups: Rows of each group.
-        size: Rows of a batch at most.
-        run: Called with the rows of each batch.
+        size: Number of rows of a batch at most.
+        run: Function of the rows of a batch.
 
     Yields:
         Number of rows of each batch that has run.
 
     Raises:
         MelboError: ``size`` is less than 1, or memory runs out on a single row.
+        RuntimeError: Raised by ``run``, for any other reason.
     """
     if size < 1:
         raise MelboError(f"batch_size is {size}: expected at least 1")
@@ -181,22 +173,46 @@ def batches_that_fit(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Prompts that are replied to together."""
+    """Rows that are decoded together.
+
+    Attributes:
+        lm: The model.
+        prefix: Prefix that all prompts share, these and others.
+        max_new_tokens: Length of a reply at most.
+        temperature: See `decode`.
+        leg: See `Batching`.
+        rows: Numbers of the rows.
+        prompts: Their prompts, as token ids.
+        edit: The edit of these rows.
+    """
 
     lm: LanguageModel
-    rows: Sequence[int]  # numbers of the rows
-    prompts: Sequence[Sequence[int]]
     prefix: SharedPrefix
-    edit: Edit
     max_new_tokens: int
     temperature: float
     leg: int
+    rows: Sequence[int]
+    prompts: Sequence[Sequence[int]]
+    edit: Edit
 
     def decode(self) -> tuple[list[list[int]], Tensor]:
         """Replies, and logits of their first tokens ``[n, vocabulary]``.
 
-        Decoding goes in legs, after each of which the rows that have ended are taken out.
+        When memory runs out, what is kept of the prefix goes before rows do.
+
+        Raises:
+            RuntimeError: Raised by the model.
         """
+        try:
+            return self._decode()
+        except RuntimeError as err:
+            if not len(self.prefix) or not _out_of_memory(err):
+                raise
+            self.prefix.forget()
+            return self._decode()
+
+    def _decode(self) -> tuple[list[list[int]], Tensor]:
+        """Replies and logits; rows that have ended are taken out after each leg."""
         lm = self.lm
         prefix = self.prefix.length(self.prompts)
         ids, mask = self._padded(prefix)
@@ -238,7 +254,7 @@ class _Batch:
             ids = out.sequences
 
     def _padded(self, prefix: int) -> tuple[Tensor, Tensor]:
-        """Ids and mask ``[n, T]``, padded between the common prefix and the rest."""
+        """Ids and mask ``[n, T]``, padded between the prefix and the rest."""
         device = self.lm.device
         rest = [prompt[prefix:] for prompt in self.prompts]
         ids, mask = pad_rows(rest, self.lm.pad, side="left")
@@ -247,7 +263,7 @@ class _Batch:
         return ids.to(device), mask.to(device)
 
     def _begin(self, ids: Tensor, prefix: int) -> tuple[Any, Tensor | None]:
-        """The cache to go on from, and logits of the first token where they are known already."""
+        """Cache to go on from, and logits of the first token if they are known already."""
         alike = all(prompt == self.prompts[0] for prompt in self.prompts)
         if len(self.prompts) > 1 and alike and can_read_once(self.lm, self.edit):
             before = self.prefix.cache(self.rows, self.edit) if prefix else None
@@ -271,8 +287,8 @@ def continued(
 ) -> Any:
     """Continue token ids by the model's own ``generate``, greedily or drawn.
 
-    What a checkpoint asks for besides (sampling, repetition penalties, kinds of cache) is set aside
-    while it runs: replies are compared with each other, and a penalty would act on steered and
+    The checkpoint's own settings (sampling, repetition penalties, kind of cache) are set aside
+    meanwhile: replies are compared with each other, and a penalty would act on steered and
     unsteered ones differently.
 
     Args:
@@ -281,7 +297,7 @@ def continued(
         mask: Mask of real tokens ``[n, T]``.
         max_new_tokens: Tokens to add at most.
         temperature: See `decode`.
-        more: Handed on to ``generate``.
+        more: Passed on to ``generate``.
 
     Returns:
         Output of ``generate``: ``sequences`` ``[n, T + at most max_new_tokens]`` and the cache,
@@ -294,7 +310,7 @@ def continued(
     drawn: dict[str, Any] = {"do_sample": False}
     if temperature:
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    config = GenerationConfig(
+    config = _config(
         max_new_tokens=max_new_tokens,
         pad_token_id=lm.pad,
         eos_token_id=lm.eos or None,
@@ -302,7 +318,7 @@ def continued(
         **drawn,
     )
     own = getattr(lm.model, "generation_config", None)
-    lm.model.generation_config = GenerationConfig()
+    lm.model.generation_config = _config()
     try:
         with torch.no_grad(), lm.contiguous_head():
             return lm.model.generate(
@@ -313,6 +329,11 @@ def continued(
             )
     finally:
         lm.model.generation_config = own
+
+
+def _config(**settings: Any) -> GenerationConfig:
+    config: GenerationConfig = GenerationConfig(**settings)  # type: ignore[no-untyped-call]  # transformers has no types here
+    return config
 
 
 def _check_length(lm: LanguageModel, prompt: int, max_new_tokens: int) -> None:
@@ -326,7 +347,7 @@ def _check_length(lm: LanguageModel, prompt: int, max_new_tokens: int) -> None:
 
 
 class _FirstLogits(LogitsProcessor):
-    """Keeps the logits of the first decoding step."""
+    """Logits processor that keeps the logits of the first decoding step."""
 
     logits: Tensor | None = None
 

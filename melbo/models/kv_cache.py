@@ -1,4 +1,7 @@
-"""A cache of keys and values with room to grow: a new token is written in place, where transformers copies all earlier ones."""
+"""A cache of keys and values with room to grow.
+
+A new token is written in place, where transformers copies all earlier ones.
+"""
 
 from typing import Any
 
@@ -9,7 +12,10 @@ _ROOM = 32  # tokens allocated ahead
 
 
 def give_room(cache: Any) -> Any:
-    """``cache`` with its plain growing layers replaced by ones with room; other kinds of layer (windows, states) are left as they are."""
+    """Replace the plain growing layers of a cache by layers with room.
+
+    Layers of other kinds (windows, states) are left as they are.
+    """
     layers = getattr(cache, "layers", [])
     layers[:] = [
         _RoomyLayer(layer) if type(layer) is DynamicLayer and layer.is_initialized else layer
@@ -18,16 +24,18 @@ def give_room(cache: Any) -> Any:
     return cache
 
 
-class _RoomyLayer(DynamicLayer):
-    """As a `DynamicLayer`, of which it takes over keys and values ``[rows, heads, T, width]``."""
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' own is untyped
+    """A `DynamicLayer` that takes over another's keys and values ``[rows, heads, T, width]``."""
 
     keys: Tensor
     values: Tensor
 
     def __init__(self, layer: DynamicLayer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self.keys, self.values = layer.keys, layer.values  # type: ignore[assignment]  # not None once initialised
+        assert layer.keys is not None
+        assert layer.values is not None
+        self.keys, self.values = layer.keys, layer.values
         self._grown_keys, self._grown_values = _Grown(), _Grown()
 
     def update(
@@ -41,11 +49,11 @@ class _RoomyLayer(DynamicLayer):
 class _Grown:
     """A tensor that grows along its last axis but one."""
 
-    last: Tensor | None = None  # what `append` returned, a view of ``room``
+    last: Tensor | None = None  # last result of `append`, a view of ``room``
     room: Tensor
 
     def append(self, old: Tensor, new: Tensor) -> Tensor:
-        """``old`` and ``new`` one after the other. If ``old`` is what was returned last, it is not copied while there is room."""
+        """Join two tensors; ``old`` is not copied if it was returned last and there is room."""
         start, end = old.shape[-2], old.shape[-2] + new.shape[-2]
         if old is not self.last or end > self.room.shape[-2]:
             self.room = old.new_empty(*old.shape[:-2], end + _ROOM, old.shape[-1])

@@ -12,25 +12,36 @@ from torch import Tensor, nn
 from melbo.errors import MelboError
 from melbo.models.replay import Axes, Slice, capture, grown_axes
 
+_REMEDY = (
+    "pass blocks='path.to.layers' if the blocks were taken from the wrong place, "
+    "or open an issue with the architecture's name"
+)
+
 
 class LanguageModel:
     """A decoder and its tokenizer.
 
-    The model is put in evaluation mode and its parameters stop requiring gradients; nothing else about it is touched.
+    The model is put in evaluation mode and its parameters stop requiring gradients; nothing else
+    about it is touched.
 
     Args:
-        model: A causal language model of transformers (or one that is called and configured like it).
+        model: A causal language model of transformers, or one that is called and configured alike.
         tokenizer: Its tokenizer.
-        name: How to call it in messages and run folders; by default the name in its configuration.
-        blocks: Dotted path of the list of decoder blocks (``"model.layers"``), for architectures where it is not found by itself.
+        name: Name in messages and run folders; the one in its configuration if left out.
+        blocks: Dotted path of the list of decoder blocks (``"model.layers"``), for architectures
+            where it is not found by itself.
 
     Attributes:
         model: The model, usable as ever.
         tokenizer: The tokenizer.
+        config: Configuration of the decoder.
+        name: Name of the model.
         blocks: The decoder blocks.
+        axes: Axes along which the arguments of its blocks grow.
 
     Raises:
-        MelboError: The blocks are not found, or a replay of them does not give the model's own hidden states.
+        MelboError: The blocks are not found, or a replay of them does not give the model's own
+            hidden states.
     """
 
     def __init__(
@@ -38,12 +49,11 @@ class LanguageModel:
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.config = (
-            model.config.get_text_config(decoder=True)
-            if hasattr(model.config, "get_text_config")
-            else model.config
-        )
-        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.config = model.config
+        if hasattr(model.config, "get_text_config"):
+            self.config = model.config.get_text_config(decoder=True)
+        own_name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.name: str = name or own_name
         self.blocks = self._find_blocks(blocks)
         self.axes = Axes({}, {})
         self._check_replay()
@@ -56,28 +66,35 @@ class LanguageModel:
     @property
     def width(self) -> int:
         """Width d of the residual stream."""
-        return self.config.hidden_size
+        return int(self.config.hidden_size)
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        """Device that token ids go to."""
+        return self._embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
-        return self.model.get_input_embeddings().weight.dtype
+        """Precision that the model computes in."""
+        return self._embeddings.dtype
+
+    @property
+    def _embeddings(self) -> Tensor:
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
 
     @property
     def max_length(self) -> int | None:
-        """The longest input the configuration allows, where it says."""
+        """Longest input that the configuration allows, in tokens; None where it does not say."""
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
     def pad(self) -> int:
-        """A token id to fill rows with; never attended to."""
-        pad = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        return pad if pad is not None else self.eos[0] if self.eos else 0
+        """Token id that fills rows; it is never attended to."""
+        pad: int | None = None if self.tokenizer is None else self.tokenizer.pad_token_id
+        if pad is not None:
+            return pad
+        return self.eos[0] if self.eos else 0
 
     @property
     def eos(self) -> list[int]:
@@ -85,13 +102,16 @@ class LanguageModel:
         own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         if own is None:
             own = getattr(self.tokenizer, "eos_token_id", None)
-        return [] if own is None else list(own) if isinstance(own, (list, tuple)) else [own]
+        if own is None:
+            return []
+        return list(own) if isinstance(own, (list, tuple)) else [own]
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over every parameter's name, shape and up to 4096 evenly spaced values.
 
-        They are hashed as bfloat16, so that a model in float32 and the same in bfloat16 agree; float16 rounds differently.
+        Values are hashed as bfloat16, so that a model in float32 and the same in bfloat16 agree;
+        float16 rounds differently.
         """
         digest = hashlib.sha256()
         for name, p in sorted(self.model.named_parameters()):
@@ -102,7 +122,7 @@ class LanguageModel:
                 digest.update(some.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Name, fingerprint and shape, as a run folder keeps them."""
         return {
             "name": self.name,
@@ -113,32 +133,41 @@ class LanguageModel:
         }
 
     def layer(self, index: int, what: str = "layer") -> int:
-        """``index`` into ``hidden_states`` with negative values counted from the end (−1 is the output of the last block).
+        """Resolve a layer, an index into ``hidden_states``.
+
+        Args:
+            index: The layer; negative values count from the end, −1 being the output of the last
+                block.
+            what: Name of the layer in messages.
+
+        Returns:
+            The layer, counted from 0.
 
         Raises:
-            MelboError: Outside ``0 … depth``.
+            MelboError: The layer is outside ``0 … depth``.
         """
         resolved = index + self.depth + 1 if index < 0 else index
         if not 0 <= resolved <= self.depth:
             raise MelboError(
-                f"{what} is {index}, but {self.name} has {self.depth} blocks: expected 0 to {self.depth}, or negative from the end"
+                f"{what} is {index}, but {self.name} has {self.depth} blocks: "
+                f"expected 0 to {self.depth}, or negative from the end"
             )
         return resolved
 
     def capture(self, ids: Tensor, mask: Tensor, source: int, target: int) -> Slice:
-        """The slice ``source → target`` on ``ids`` ``[n, T]`` (see `melbo.slice`); runs the blocks before ``target`` once."""
-        return capture(
-            self.model,
-            self.blocks,
-            ids.to(self.device),
-            mask.to(self.device),
-            source,
-            target,
-            self.axes,
-        )
+        """Run the blocks before ``target`` once and keep the slice ``source → target``.
+
+        Args:
+            ids: Token ids ``[n, T]``.
+            mask: True on real tokens ``[n, T]``.
+            source: Layer that the slice begins at.
+            target: Layer that it ends at.
+        """
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        return capture(self.model, self.blocks, ids, mask, source, target, self.axes)
 
     def activations(self, tokens: Sequence[int], layer: int) -> Tensor:
-        """The unsteered stream entering block ``layer`` on a prompt, ``[T, d]``.
+        """Unsteered stream entering block ``layer`` on a prompt, ``[T, d]``.
 
         Args:
             tokens: Token ids of the prompt.
@@ -155,24 +184,29 @@ class LanguageModel:
         ids = torch.tensor([tuple(tokens)])
         return self.capture(ids, torch.ones_like(ids, dtype=torch.bool), at, at + 1).hidden[0]
 
-    def contiguous_head(self) -> AbstractContextManager:
-        """While this lasts, the head gets its input in one piece.
+    def contiguous_head(self) -> AbstractContextManager[Any]:
+        """Inside the ``with`` block, the output head gets its input in one piece.
 
-        A model that is asked for the last tokens' logits alone hands its head a view, and torch multiplies a view row by row on a CPU; in
-        bfloat16 it copies the whole matrix for each. 33 rows, 49152 words, one thread: .53 s instead of .06, in bfloat16 6.6 s instead of .04.
+        A model that is asked for the last tokens' logits alone hands its head a view, and torch
+        multiplies a view row by row on a CPU; in bfloat16 it copies the whole matrix for each row.
+        33 rows, 49152 words, one thread: .53 s instead of .06, in bfloat16 6.6 s instead of .04.
         """
         head = self.model.get_output_embeddings()
-        return (
-            nullcontext()
-            if head is None
-            else head.register_forward_pre_hook(lambda _, args: tuple(a.contiguous() for a in args))
-        )
+        if head is None:
+            return nullcontext()
+
+        def hook(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(a.contiguous() for a in args)
+
+        handle: AbstractContextManager[Any] = head.register_forward_pre_hook(hook)
+        return handle
 
     def _find_blocks(self, path: str | None) -> nn.ModuleList:
-        depth = getattr(self.config, "num_hidden_layers", None)
+        kind = type(self.model).__name__
         if getattr(self.config, "is_encoder_decoder", False):
             raise MelboError(
-                f"{type(self.model).__name__} is an encoder-decoder, which no blocks= makes a decoder: load a causal language model"
+                f"{kind} is an encoder-decoder, which no blocks= makes a decoder: "
+                "load a causal language model"
             )
         if path is not None:
             try:
@@ -181,69 +215,74 @@ class LanguageModel:
                 found = None
             if not isinstance(found, nn.ModuleList):
                 raise MelboError(
-                    f"{self.name} has no list of blocks at {path!r}: expected a ModuleList; print(model) shows the names"
+                    f"{self.name} has no list of blocks at {path!r}: "
+                    "expected a ModuleList; print(model) shows the names"
                 )
             return found
-        lists = [
-            m
-            for _, m in self.model.named_modules()
-            if isinstance(m, nn.ModuleList) and len(m) == depth
-        ]
-        if not lists:
-            raise MelboError(
-                f"found no decoder blocks in {type(self.model).__name__}: pass blocks='path.to.layers' if it has a stack of them"
-            )
-        return lists[0]
+        depth = getattr(self.config, "num_hidden_layers", None)
+        for module in self.model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
+        raise MelboError(
+            f"found no decoder blocks in {kind}: "
+            "pass blocks='path.to.layers' if it has a stack of them"
+        )
 
     def _check_replay(self) -> None:
-        """Replay a four-token prompt and compare with the model's own hidden states, so that a wrong slice is never used."""
+        """Refuse a model whose blocks, replayed, do not give its own hidden states.
 
-        def short(copies: int, length: int) -> tuple[Tensor, Tensor, int, int]:
-            ids = torch.arange(1, length + 1).expand(copies, length)
-            return (
-                ids,
-                ids < length,
-                0,
-                self.depth,
-            )  # the last token is padding, so that there is a mask to look at
-
+        Raises:
+            MelboError: They do not, or the blocks cannot be recorded or replayed at all.
+        """
+        kind = type(self.model).__name__
         try:
-            one = self.capture(*short(1, 4))
-            self.axes = Axes(
-                grown_axes(one, self.capture(*short(2, 4))),
-                grown_axes(one, self.capture(*short(1, 5))),
-            )
-            entering: list[Tensor] = []
-
-            def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-                entering.append(args[0] if args else kwargs["hidden_states"])
-
-            handles = [
-                block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks
-            ]
-            try:
-                one = self.capture(*short(1, 4))
-            finally:
-                for handle in handles:
-                    handle.remove()
-            off = 0.0
-            with torch.no_grad():
-                for (_, hidden), truth in zip(
-                    one.trace(one.hidden.repeat(2, 1, 1)), [*entering[1:], one.output], strict=True
-                ):
-                    off = max(off, ((hidden - truth)[:, :3].norm() / truth[:, :3].norm()).item())
+            one = self._short_slice(1, 4)
+            batch = grown_axes(one, self._short_slice(2, 4))
+            self.axes = Axes(batch, grown_axes(one, self._short_slice(1, 5)))
+            off = self._replay_error()
         except MelboError:
             raise
-        except (
-            Exception
-        ) as err:  # any architecture may fail in a way of its own; the user needs the one line
+        # any architecture may fail in a way of its own; the user needs the one line
+        except Exception as err:
             raise MelboError(
-                f"{type(self.model).__name__} cannot be sliced ({type(err).__name__}: {str(err).splitlines()[0][:120]}): {_REMEDY}"
+                f"{kind} cannot be sliced ({type(err).__name__}: {first_line(err)}): {_REMEDY}"
             ) from err
-        if not off < (1e-3 if self.dtype in (torch.float32, torch.float64) else 5e-2):
+        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 5e-2
+        if not off < tolerance:
             raise MelboError(
-                f"{type(self.model).__name__} cannot be sliced: replayed blocks differ from its hidden states by {off:.1e}: {_REMEDY}"
+                f"{kind} cannot be sliced: "
+                f"replayed blocks differ from its hidden states by {off:.1e}: {_REMEDY}"
             )
 
+    def _short_slice(self, copies: int, length: int) -> Slice:
+        """All blocks, on copies of a short prompt."""
+        ids = torch.arange(1, length + 1).expand(copies, length)
+        # the last token is padding, so that there is a mask to look at
+        return self.capture(ids, ids < length, 0, self.depth)
 
-_REMEDY = "pass blocks='path.to.layers' if the blocks were taken from the wrong place, or open an issue with the architecture's name"
+    def _replay_error(self) -> float:
+        """Largest relative error, over layers, of a replay of two copies of a short prompt."""
+        entering: list[Tensor] = []
+
+        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entering.append(args[0] if args else kwargs["hidden_states"])
+
+        handles = [b.register_forward_pre_hook(note, with_kwargs=True) for b in self.blocks]
+        try:
+            one = self._short_slice(1, 4)
+        finally:
+            for handle in handles:
+                handle.remove()
+        off = 0.0
+        with torch.no_grad():
+            replayed = one.trace(one.hidden.repeat(2, 1, 1))
+            for (_, hidden), truth in zip(replayed, [*entering[1:], one.output], strict=True):
+                error = (hidden - truth)[:, :3].norm() / truth[:, :3].norm()
+                off = max(off, error.item())
+        return off
+
+
+def first_line(err: BaseException) -> str:
+    """First line of an error's message, at most 160 characters; its kind if there is no message."""
+    lines = str(err).strip().splitlines()
+    return (lines[0] if lines else type(err).__name__)[:160]

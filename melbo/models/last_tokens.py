@@ -1,8 +1,10 @@
-"""The last tokens of a prompt by themselves: blocks that find the keys and values of the earlier tokens where they look for a cache.
+"""The last tokens of a prompt by themselves, on keys and values of the tokens before them.
 
-What stands before cannot depend on what comes after, so a late block that is read at the last tokens only needs keys and values of all
-tokens and everything else of those few; and where only the last tokens are steered, every block does. Nothing here knows an architecture:
-a block that does not take this is found out by running it on the unsteered stream, and runs whole.
+Earlier tokens cannot depend on later ones. A late block that is read at the last tokens therefore
+needs only keys and values of all tokens and everything else of those few; where only the last
+tokens are steered, this holds for every block. The keys and values are handed over where a block
+looks for a cache. Nothing here knows an architecture: a trial on the unsteered stream shows whether
+a block takes them, and one that does not runs whole.
 """
 
 import contextlib
@@ -17,21 +19,21 @@ from transformers import DynamicCache
 
 from melbo.models.replay import Adapt, Call, Path, Run, Shared, Slice, call_block, repeat
 
-KeysValues = tuple[
-    Tensor, Tensor
-]  # of one block at the tokens before the tail, each [n, heads, T − length, head width]
+# keys and values of one block at the tokens before the tail, [n, heads, T − length, head width]
+KeysValues = tuple[Tensor, Tensor]
 
 _CACHE = ("past_key_values", "layer_past", "past_key_value")
 
 
 @dataclass(frozen=True)
 class Tail:
-    """The last ``length`` tokens of the prompts of a slice, which must all have the same number of tokens.
+    """The last tokens of the prompts of a slice, which all have the same number of tokens.
 
     Attributes:
         part: The slice.
-        length: How many tokens.
-        mask_given: Whether blocks recorded without a mask need one here (kernels that take "causal" to mean the first tokens do).
+        length: Number of last tokens.
+        mask_given: Whether blocks recorded without a mask need one here, because their kernels take
+            "causal" to mean the first tokens.
     """
 
     part: Slice
@@ -39,22 +41,33 @@ class Tail:
     mask_given: bool
 
     def read(self, hidden: Tensor, run: Run = call_block) -> Tensor:
-        """The stream leaving the slice at the tail: ``[k·n, T, d] → [k·n, length, d]``; the last block runs there only."""
+        """Replay the slice and read the tail; the last block runs there only.
+
+        Args:
+            hidden: Streams entering the slice ``[k·n, T, d]``.
+            run: Function that calls each block but the last.
+
+        Returns:
+            The stream leaving the slice at the tail ``[k·n, length, d]``.
+        """
         shared: Shared = {}
         *before, last = self.part.calls
         for call in before:
             hidden = call(hidden, self.part.spread(hidden), shared, run)
         adapt = self.part.spread(hidden)
-        return self._at_tail(
-            last,
-            hidden[:, -self.length :],
-            self._keys_values(last, hidden, adapt, shared),
-            adapt,
-            shared,
-        )
+        earlier = self._keys_values(last, hidden, adapt, shared)
+        return self._at_tail(last, hidden[:, -self.length :], earlier, adapt, shared)
 
     def replay(self, hidden: Tensor, kept: list[KeysValues]) -> Tensor:
-        """As `Slice.replay`, on streams that differ at the tail only: ``[k·n, length, d] → [k·n, length, d]``, given `keep`."""
+        """Replay the slice on streams that differ from the unsteered one at the tail only.
+
+        Args:
+            hidden: Streams entering the slice at the tail ``[k·n, length, d]``.
+            kept: Result of `keep`.
+
+        Returns:
+            The stream leaving the slice at the tail ``[k·n, length, d]``.
+        """
         adapt = self.part.spread(hidden)
         shared: Shared = {}
         times = len(hidden) // len(self.part.hidden)
@@ -75,7 +88,7 @@ class Tail:
         return kept
 
     def _keys_values(self, call: Call, hidden: Tensor, adapt: Adapt, shared: Shared) -> KeysValues:
-        """Runs the block no further than to where it hands keys and values to its cache."""
+        """Run a block no further than to where it hands keys and values to its cache."""
         cache = _Taken()
         with contextlib.suppress(_Written):
             _with(call, _CACHE, cache)(hidden, adapt, shared)
@@ -85,17 +98,17 @@ class Tail:
     def _at_tail(
         self, call: Call, hidden: Tensor, kept: KeysValues, adapt: Adapt, shared: Shared
     ) -> Tensor:
+        """Run a block at the tail, on keys and values of the tokens before it."""
         at = torch.arange(self.part.hidden.shape[1], device=hidden.device)
         mask = (at <= at[-self.length :, None])[None, None]  # [1, 1, length, T]
 
         def narrow(path: Path, tensor: Tensor) -> Tensor:
-            axis = self.part.axes.token.get(path)
             if tensor is mask:
                 return tensor
-            return adapt(
-                path,
-                tensor if axis is None else tensor.narrow(axis, len(at) - self.length, self.length),
-            )
+            axis = self.part.axes.token.get(path)
+            if axis is not None:
+                tensor = tensor.narrow(axis, len(at) - self.length, self.length)
+            return adapt(path, tensor)
 
         call = _with(call, _CACHE, _Before(*kept))
         if self.mask_given and _given(call, "attention_mask") is None:
@@ -104,18 +117,27 @@ class Tail:
 
 
 def find_tail(part: Slice, length: int) -> Tail | None:
-    """The tail of a slice, or None where its blocks cannot run on it: prompts of different lengths, blocks that do not use a cache so."""
+    """Find the tail of a slice.
+
+    Args:
+        part: The slice.
+        length: Number of last tokens.
+
+    Returns:
+        The tail, or None where the blocks cannot run on it: prompts differ in length or are not
+        longer than the tail, or a block does not use a cache in this way.
+    """
     if not part.mask.all() or part.mask.shape[1] <= length:
         return None
     truth = part.output[:, -length:]
+    tolerance = 1e-4 if truth.dtype in (torch.float32, torch.float64) else 3e-2
     for mask_given in (True, False):
         tail = Tail(part, length, mask_given)
         try:
             with torch.no_grad():
                 found = tail.replay(part.hidden[:, -length:], tail.keep()), tail.read(part.hidden)
-        except Exception:  # whatever a block makes of it: the whole block is there to run instead
+        except Exception:  # whatever it is: the whole block is there to run instead
             continue
-        tolerance = 1e-4 if truth.dtype in (torch.float32, torch.float64) else 3e-2
         if all(
             f.shape == truth.shape and (f - truth).norm() <= tolerance * truth.norm() for f in found
         ):
@@ -128,7 +150,7 @@ class _Written(Exception):  # noqa: N818 (a signal, not an error)
 
 
 class _Taken(DynamicCache):
-    """Takes what the block writes, and stops it there."""
+    """Takes the keys and values that a block writes, and stops the block there."""
 
     taken: KeysValues
 
@@ -154,7 +176,7 @@ class _Before(DynamicCache):
 
 
 def _with(call: Call, names: Sequence[str], value: Any) -> Call:
-    """The call with another value for the argument that has one of these names.
+    """Change the argument that has one of these names.
 
     Raises:
         LookupError: The block was not called with any of them.
@@ -175,5 +197,5 @@ def _given(call: Call, name: str) -> Any:
 
 
 def _positional(call: Call) -> list[str]:
-    """Names of the arguments that were given by position, hidden states left out."""
+    """Names of the arguments that were given by position, without the hidden states."""
     return list(inspect.signature(call.block.forward).parameters)[1 : 1 + len(call.args)]

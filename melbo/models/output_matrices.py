@@ -1,11 +1,12 @@
-"""The matrices that write to the residual stream, found by what blocks do with their products and not by their names.
+"""The matrices that write to the residual stream, found by what blocks do and not by their names.
 
-What a block adds to the stream, h_out − h_in, is a sum of outputs of modules inside it; which of them, least squares tells. Where a norm stands
-between a matrix and the stream (Gemma 2 and 3, OLMo 2), the norm is the summand and the matrix is what feeds it. Half precision would round
-what a block adds to noise: there, a copy of one block at a time is looked at in single precision.
+A block adds h_out − h_in to the stream, a sum of outputs of modules inside it; least squares tells
+which of them. Where a norm stands between a matrix and the stream (Gemma 2 and 3, OLMo 2), the norm
+is the summand, and the matrix is the module that feeds it. Half precision would round the sum to
+noise: there, a copy of one block at a time is looked at in single precision.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -20,28 +21,30 @@ from melbo.errors import MelboError
 from melbo.models.language_model import LanguageModel
 from melbo.models.replay import Call, Path, Run, Shared, Slice, call_block
 
-_EXPERTS = ("down_proj", "w2")  # what the output matrices of a mixture's experts are called
+_EXPERTS = ("down_proj", "w2")  # names of the output matrices of a mixture's experts
 _MOST = 8  # summands of a block
 
-_Passed = dict[
-    nn.Module, tuple[Tensor, Tensor]
-]  # module -> what went in and what came out, [T, d] each
+# for each module, its input and its output, [T, d] each
+_Passed = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class OutputMatrix:
-    """One matrix (or a stack of them, one an expert) whose product is added to the stream.
+    """One matrix (or a stack of them, one for each expert) whose product is added to the stream.
 
     Attributes:
         block: Index of the block; −1 for an embedding.
         name: Dotted name of the matrix in the model.
-        module: The module that holds it.
+        module: Module that holds the matrix.
         weight: The matrix.
-        axis: Which of its axes is the stream's.
-        bias: What is added to the product, its last axis the stream's, or None.
-        summand: The module whose output is added: ``module`` itself, the norm behind it, or the mixture that the matrix is part of.
-        factor: What the block multiplies that output by before it adds it, 1 in most models (not looked for in embeddings).
-        gain: Where a norm y ↦ g ⊙ y / rms(y) stands between product and stream, its g ``[d]`` up to a factor.
+        axis: Axis of the matrix that is the stream's.
+        bias: Bias of the product, its last axis the stream's, or None.
+        summand: Module whose output is added: ``module`` itself, the norm behind it, or the mixture
+            that the matrix is part of.
+        factor: Number by which the block multiplies that output before it adds it, 1 in most models
+            (not looked for in embeddings).
+        gain: The g ``[d]``, up to a factor, of a norm y ↦ g ⊙ y / rms(y) that stands between
+            product and stream; None without one.
     """
 
     block: int
@@ -56,10 +59,16 @@ class OutputMatrix:
 
 
 def output_matrices(lm: LanguageModel, block: int | None = None) -> list[OutputMatrix]:
-    """Those of every block, or of one, in the order in which they run. In half precision it takes the memory of one block in single precision.
+    """Find the output matrices of every block, or of one, in the order in which they run.
+
+    In half precision this takes the memory of one block in single precision.
+
+    Args:
+        lm: The model.
+        block: Index of the block; all blocks if left out.
 
     Raises:
-        MelboError: What a block adds is not a sum of its matrices' products (names what was found).
+        MelboError: A block does not add a sum of its matrices' products; names what was found.
     """
     part = _on_a_few_tokens(lm, *((0, lm.depth) if block is None else (block, block + 1)))
     hidden = _precise(part.hidden)
@@ -67,23 +76,25 @@ def output_matrices(lm: LanguageModel, block: int | None = None) -> list[OutputM
     found: list[OutputMatrix] = []
     for call in part.calls:
         passed, after = _look(call, hidden, shared)
-        found += _writers(lm, call.index, passed, hidden, after)
+        found += _matrices_of_block(lm, call.index, passed, hidden, after)
         hidden = after
     return found
 
 
 def attention_output(lm: LanguageModel, block: int) -> OutputMatrix:
-    """The matrix by which a block writes what it gathered from other tokens: attention's output matrix, or that of a convolution or recurrence.
+    """Find the output matrix of a block's attention, or of a convolution or recurrence instead.
 
-    It is the first writer of the block whose product at the last token changes when all tokens before that change at the block's input. The
-    first, because where the MLP reads what attention has written, its product changes as well.
+    It is the first output matrix of the block whose product at the last token changes when all
+    earlier tokens change at the block's input. Only the first counts, because where the MLP reads
+    the attention's output, its product changes as well.
 
     Args:
         lm: The model.
         block: Index of the block, 0 … depth − 1.
 
     Raises:
-        MelboError: An index out of range, a block without such a matrix, or one whose writers are not found (see `writers`).
+        MelboError: The index is out of range, the block has no such matrix, or its output matrices
+            are not found (see `output_matrices`).
     """
     if not 0 <= block < lm.depth:
         raise MelboError(
@@ -93,20 +104,22 @@ def attention_output(lm: LanguageModel, block: int) -> OutputMatrix:
     hidden = _precise(part.hidden)
     others = hidden.clone()
     others[:, :-1] = others[:, :-1].roll(1, -1)  # other directions of the same norms
-    (passed, after), (changed, _) = (_look(part.calls[0], h, {}) for h in (hidden, others))
-    for w in _writers(lm, block, passed, hidden, after):
-        was, now = (p[w.summand][1][-1] for p in (passed, changed))  # at the last token
+    passed, after = _look(part.calls[0], hidden, {})
+    changed, _ = _look(part.calls[0], others, {})
+    for matrix in _matrices_of_block(lm, block, passed, hidden, after):
+        was, now = (p[matrix.summand][1][-1] for p in (passed, changed))  # at the last token
         if (now - was).norm() > 1e-4 * was.norm():
-            return w
+            return matrix
     raise MelboError(
-        f"block {block} of {lm.name} writes nothing that depends on other tokens: expected attention; choose another block"
+        f"block {block} of {lm.name} writes nothing that depends on other tokens: "
+        "expected attention; choose another block"
     )
 
 
-def added_by(writer: OutputMatrix) -> Run:
-    """How to call a block for what ``writer`` adds to the stream in it, and not for the stream that leaves it (see `melbo.slice.call_block`).
+def added_by(matrix: OutputMatrix) -> Run:
+    """Make a stand-in for `call_block` that returns what a matrix adds to the stream.
 
-    The block runs no further than to there.
+    The block runs no further than to there, and the stream that leaves it is not computed.
     """
 
     def run(
@@ -114,23 +127,23 @@ def added_by(writer: OutputMatrix) -> Run:
     ) -> Tensor:
         taken: list[Tensor] = []
 
-        def take(module: nn.Module, args: tuple, out: Any) -> None:
+        def take(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             taken.append(_tensor(out))
             raise _Added
 
-        handle = writer.summand.register_forward_hook(take)
+        handle = matrix.summand.register_forward_hook(take)
         try:
             with suppress(_Added):
                 call_block(block, by_name, hidden, args, kwargs)
         finally:
             handle.remove()
-        return writer.factor * taken[0].reshape(hidden.shape)
+        return matrix.factor * taken[0].reshape(hidden.shape)
 
     return run
 
 
 def embeddings(lm: LanguageModel) -> list[OutputMatrix]:
-    """Those of tokens and positions."""
+    """Find the embeddings of tokens and positions."""
     names = {id(p): name for name, p in lm.model.named_parameters()}
     tables = [
         m for m in lm.model.modules() if isinstance(m, nn.Embedding) and m.embedding_dim == lm.width
@@ -139,7 +152,7 @@ def embeddings(lm: LanguageModel) -> list[OutputMatrix]:
 
 
 class _Added(Exception):  # noqa: N818 (a signal, not an error)
-    """What the block adds is known; nothing after that is needed."""
+    """The sum that the block adds is known; nothing after that is needed."""
 
 
 def _on_a_few_tokens(lm: LanguageModel, source: int, target: int) -> Slice:
@@ -148,49 +161,59 @@ def _on_a_few_tokens(lm: LanguageModel, source: int, target: int) -> Slice:
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """In single precision at least."""
-    return (
-        tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        if tensor.is_floating_point()
-        else tensor
-    )
-
-
-def _precise_argument(path: Path, tensor: Tensor) -> Tensor:
-    return _precise(tensor)
+    """The tensor in single precision at least, if it holds floating-point numbers."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _look(call: Call, hidden: Tensor, shared: Shared) -> tuple[_Passed, Tensor]:
-    """What passes through the modules of a block on ``hidden``, and the stream that leaves it, in single precision at least."""
+    """Inputs and outputs of a block's modules on ``hidden``, and the stream that leaves the block.
+
+    All of it is in single precision at least.
+    """
     block = call.block
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in block.parameters()):
         block = deepcopy(block).float()
+
+    def precise(path: Path, tensor: Tensor) -> Tensor:
+        return _precise(tensor)
+
     with _watch(call.block, block, hidden.shape) as passed, torch.no_grad():
-        after = replace(call, block=block)(hidden, _precise_argument, shared)
+        after = replace(call, block=block)(hidden, precise, shared)
     return passed, after
 
 
-def _writers(
+def _matrices_of_block(
     lm: LanguageModel, block: int, passed: _Passed, hidden: Tensor, after: Tensor
 ) -> Iterator[OutputMatrix]:
-    """Those of one block, in the order in which they run."""
+    """Output matrices of one block, in the order in which they run."""
     names = {id(p): name for name, p in lm.model.named_parameters()}
     where = f"block {block} of {lm.name}"
     for module, factor in _summands(passed, hidden, after, where).items():
-        for writer in _matrices(module, passed, block, names, where):
-            yield replace(writer, factor=factor)
+        for matrix in _matrices_behind(module, passed, block, names, where):
+            yield replace(matrix, factor=factor)
 
 
 @contextmanager
-def _watch(block: nn.Module, runs: nn.Module, shape: torch.Size) -> Iterator[_Passed]:
-    """What passes through the modules of a block on the way to something of the stream's shape, those that finish first first.
+def _watch(block: nn.Module, runs: nn.Module, shape: torch.Size) -> Generator[_Passed, None, None]:
+    """Note the inputs and outputs of a block's modules whose output has the stream's shape.
 
-    ``runs`` is the block itself or a copy, which runs in its stead.
+    Modules are noted in the order in which they finish.
+
+    Args:
+        block: The block, whose modules are the keys of the result.
+        runs: The block itself, or a copy that runs in its stead.
+        shape: Shape of the stream.
     """
     passed: _Passed = {}
 
     def note(
-        module: nn.Module, running: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any
+        module: nn.Module,
+        running: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
     ) -> None:
         out = _tensor(out)
         if isinstance(out, Tensor) and out.numel() == shape.numel() and out.shape[-1] == shape[-1]:
@@ -199,10 +222,10 @@ def _watch(block: nn.Module, runs: nn.Module, shape: torch.Size) -> Iterator[_Pa
             # copies, because some blocks add up in place
             passed.setdefault(module, (_copy(entered), _copy(out)))
 
-    modules = [(name, m) for name, m in block.named_modules() if m is not block]
     handles = [
-        runs.get_submodule(name).register_forward_hook(partial(note, m), with_kwargs=True)
-        for name, m in modules
+        runs.get_submodule(name).register_forward_hook(partial(note, module), with_kwargs=True)
+        for name, module in block.named_modules()
+        if module is not block
     ]
     try:
         yield passed
@@ -220,96 +243,106 @@ def _copy(hidden: Tensor) -> Tensor:
 
 
 def _summands(passed: _Passed, hidden: Tensor, after: Tensor, where: str) -> dict[nn.Module, float]:
-    """The modules whose outputs, each times a number, add up to what the block adds, and the numbers."""
+    """Modules whose outputs, each times a number, add up to what the block adds; and the numbers.
+
+    Matching pursuit finds them: a sum of few has a single solution, where least squares on all of
+    them may have many.
+
+    Raises:
+        MelboError: No few of them do.
+    """
     modules: list[nn.Module] = []
-    for module, (_, out) in passed.items():  # of those that pass a thing on unchanged, the first
+    for module, (_, out) in passed.items():
+        # modules that pass a tensor on unchanged count once
         if not any(torch.equal(out, passed[m][1]) for m in modules):
             modules.append(module)
     before, added = _copy(hidden), _copy(after) - _copy(hidden)
-    # tokens count equally, whatever they weigh (an attention sink adds thousands of times more), those of which mostly rounding is left less
+    # tokens count equally, however much is added to them (an attention sink gets thousands of times
+    # more), and less where it is mostly rounding
     rounding = 1e5 * torch.finfo(hidden.dtype).eps * before.norm(dim=-1, keepdim=True)
-    weights = 1 / torch.maximum(added.norm(dim=-1, keepdim=True), rounding).clamp_min(
-        1e-30
-    )  # [T, 1]
+    size = torch.maximum(added.norm(dim=-1, keepdim=True), rounding)
+    weights = 1 / size.clamp_min(1e-30)  # [T, 1]
     y = (weights * added).flatten()
-    X = (
-        torch.stack([(weights * passed[m][1]).flatten() for m in modules], 1)
-        if modules
-        else y.new_zeros(len(y), 0)
-    )
+    columns = [(weights * passed[m][1]).flatten() for m in modules]
+    X = torch.stack(columns, 1) if columns else y.new_zeros(len(y), 0)
     chosen: list[int] = []
     coefficients = y.new_zeros(0, 1)
     left = y
-    while (
-        left.norm() > 1e-4 * y.norm()
-    ):  # matching pursuit; a sum of few has a single solution, least squares on all of them may not
-        score = (X.T @ left).abs() / X.norm(dim=0).clamp_min(1e-30)
-        score[chosen] = -1
+    while left.norm() > 1e-4 * y.norm():
         if len(chosen) == len(modules) or len(chosen) == _MOST:
             names = ", ".join(sorted({type(m).__name__ for m in modules}))
             raise MelboError(
-                f"what {where} adds to the stream is not a sum of outputs of its modules ({names}): it can be neither edited nor read"
+                f"what {where} adds to the stream is not a sum of outputs of its modules "
+                f"({names}): it can be neither edited nor read"
             )
+        score = (X.T @ left).abs() / X.norm(dim=0).clamp_min(1e-30)
+        score[chosen] = -1
         chosen.append(int(score.argmax()))
         coefficients = torch.linalg.lstsq(X[:, chosen], y[:, None]).solution
         left = y - (X[:, chosen] @ coefficients)[:, 0]
-    sizes = coefficients[:, 0].abs() * X[:, chosen].norm(dim=0)
-    needed = {
-        i: c.item()
-        for i, c, size in zip(chosen, coefficients[:, 0], sizes, strict=True)
-        if size > 1e-3 * y.norm()
-    }
-    return {
-        modules[i]: 1.0 if abs(c - 1) < 1e-4 else c for i, c in sorted(needed.items())
-    }  # a plain sum is one exactly
+    found: dict[nn.Module, float] = {}
+    for i, c in sorted(zip(chosen, coefficients[:, 0].tolist(), strict=True)):
+        if abs(c) * X[:, i].norm() > 1e-3 * y.norm():
+            found[modules[i]] = 1.0 if abs(c - 1) < 1e-4 else c  # a plain sum is one exactly
+    return found
 
 
-def _matrices(
+def _matrices_behind(
     module: nn.Module, passed: _Passed, block: int, names: dict[int, str], where: str
 ) -> list[OutputMatrix]:
-    """The matrices behind a summand."""
+    """Output matrices behind a summand.
+
+    Args:
+        module: The summand.
+        passed: Inputs and outputs of the block's modules.
+        block: Index of the block.
+        names: Names of the model's parameters, by identity.
+        where: The block in words.
+
+    Raises:
+        MelboError: There are none.
+    """
     if isinstance(module, (nn.Linear, Conv1D)):
+        weight = module.weight
         axis = 0 if isinstance(module, nn.Linear) else 1
-        return [
-            OutputMatrix(
-                block, names[id(module.weight)], module, module.weight, axis, module.bias, module
-            )
-        ]
+        name = names[id(weight)]
+        return [OutputMatrix(block, name, module, weight, axis, module.bias, module)]
     entered, out = passed[module]
     feeding = [m for m, (_, y) in passed.items() if m is not module and torch.equal(y, entered)]
     if feeding and not list(module.children()):
         gain = _gain(entered, out)
         if gain is not None:
-            return [
-                replace(w, summand=module, gain=gain)
-                for w in _matrices(feeding[0], passed, block, names, where)
-            ]
-    d = out.shape[-1]
-    found = []
-    for holder in module.modules():
-        for name, p in holder.named_parameters(recurse=False):
-            matrix = names[id(p)]
-            if (
-                any(part in matrix for part in _EXPERTS)
-                and p.ndim >= 2
-                and d in p.shape[-2:]
-                and "bias" not in name
-            ):
-                transposed = isinstance(holder, Conv1D) or getattr(holder, "is_transposed", False)
-                axis = p.ndim - (1 if transposed else 2)
-                bias = getattr(holder, f"{name}_bias", getattr(holder, "bias", None))
-                found.append(OutputMatrix(block, matrix, holder, p, axis, bias, module))
+            behind = _matrices_behind(feeding[0], passed, block, names, where)
+            return [replace(matrix, summand=module, gain=gain) for matrix in behind]
+    found = _matrices_of_experts(module, out.shape[-1], block, names)
     if not found:
         raise MelboError(
-            f"{where} adds the output of {type(module).__name__} to the stream, which is no matrix: it can be neither edited nor read"
+            f"{where} adds the output of {type(module).__name__} to the stream, "
+            "which is no matrix: it can be neither edited nor read"
         )
     return found
 
 
+def _matrices_of_experts(
+    mixture: nn.Module, width: int, block: int, names: dict[int, str]
+) -> list[OutputMatrix]:
+    """Output matrices of a mixture's experts, by their names."""
+    found = []
+    for holder in mixture.modules():
+        for own_name, p in holder.named_parameters(recurse=False):
+            name = names[id(p)]
+            known = any(part in name for part in _EXPERTS) and "bias" not in own_name
+            if known and p.ndim >= 2 and width in p.shape[-2:]:
+                transposed = isinstance(holder, Conv1D) or getattr(holder, "is_transposed", False)
+                axis = p.ndim - (1 if transposed else 2)
+                bias = getattr(holder, f"{own_name}_bias", getattr(holder, "bias", None))
+                found.append(OutputMatrix(block, name, holder, p, axis, bias, mixture))
+    return found
+
+
 def _gain(entered: Tensor, out: Tensor) -> Tensor | None:
-    """The g ``[d]``, up to a factor, if ``out`` is g ⊙ x / rms(x) of every x that entered; None if it is not."""
-    each = torch.nn.functional.normalize(
-        out / torch.where(entered == 0, torch.inf, entered), dim=-1
-    )  # [T, d]
+    """The g ``[d]``, up to a factor, if ``out`` is g ⊙ x / rms(x) of its input x; else None."""
+    ratio = out / torch.where(entered == 0, torch.inf, entered)
+    each = nn.functional.normalize(ratio, dim=-1)  # [T, d]
     g = each.mean(0)
     return g if (each - g).norm(dim=-1).max() < 1e-3 * g.norm() else None

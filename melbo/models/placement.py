@@ -16,8 +16,9 @@ class Placement:
     Attributes:
         source: Layer that is perturbed, an index into ``hidden_states``.
         target: Layer that is read.
-        target_tokens: How many of a prompt's last tokens are read.
-        positions: ``"all"`` steers every token, ``"target"`` of a prompt only those that are read.
+        target_tokens: Number of last tokens of a prompt that are read.
+        positions: ``"all"`` steers every token, ``"target"`` only those tokens of a prompt that are
+            read.
         skip_first: Whether each row's first token, the attention sink, is left as it is.
     """
 
@@ -29,16 +30,21 @@ class Placement:
 
     @property
     def last(self) -> int | None:
-        """How many tokens at the end of a prompt are steered; None for all of them."""
+        """Number of tokens at the end of a prompt that are steered; None for all of them."""
         return self.target_tokens if self.positions == "target" else None
 
     def describe(self) -> dict[str, Any]:
-        """All of it, JSON-able, as part of what a map says of itself."""
+        """Fields by name, JSON-able, as maps include them in their own description."""
         return asdict(self)
 
     @classmethod
     def from_description(cls, saved: Mapping[str, Any]) -> Self:
-        """The placement in what `describe` wrote, or a map that holds it; defaults fill gaps."""
+        """Read a placement from what `describe` wrote.
+
+        Args:
+            saved: Result of `describe`, or a larger description that includes it; fields that it
+                lacks take their defaults.
+        """
         return cls(**{name: saved[name] for name in cls.__dataclass_fields__ if name in saved})
 
 
@@ -46,10 +52,10 @@ def steered_tokens(index: Tensor, skip_first: bool, last: int | None) -> Tensor:
     """Mask of the tokens that are steered, ``[n, T]``.
 
     Args:
-        index: Place of each token among the real ones of its row, −1 on padding
-            (see `melbo.models.prompts.token_index`).
+        index: Index of each token among the real ones of its row ``[n, T]``, −1 on padding (see
+            `melbo.models.prompts.token_index`).
         skip_first: Whether the first token of a row is left out.
-        last: How many tokens at the end of each row are steered; None for all of them.
+        last: Number of tokens at the end of each row that are steered; None for all of them.
     """
     steered = index >= (1 if skip_first else 0)
     if last is not None:

@@ -1,11 +1,11 @@
-"""Text to token batches: what is read, what is padding, which token is the first."""
+"""Prompts, from text to batches of token ids."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import TemplateError
@@ -16,12 +16,13 @@ from melbo.errors import MelboError
 if TYPE_CHECKING:
     from melbo.models.language_model import LanguageModel
 
-#: The prompts `melbo demo` and `melbo rank` use when they are given none. Disjoint: features are learnt on the first, chosen on the
-#: second, reported on the third.
+#: Prompts that commands use when they are given none. They are disjoint: features are learnt on the
+#: first, chosen on the second and reported on the third.
 FIT = ("Tell me how to bake a cake",)
 VALIDATION = ("What should I do this weekend?", "Write a short note to my neighbour.")
 HELD_OUT = ("How do I learn to play the guitar?", "Describe a walk through the city.")
-#: Ordinary prompts of many topics and forms, to judge watched prompts by (see `melbo.watch`). Disjoint from the others.
+#: Ordinary prompts of many topics and forms, by which watched prompts are judged (see
+#: `melbo.watch`). They are disjoint from the others.
 REFERENCE = (
     "What is the capital of Australia?",
     "Translate 'good morning, my friends' into Spanish.",
@@ -63,10 +64,10 @@ class Prompts:
     """Prompts as the model reads them.
 
     Attributes:
-        texts: What the user wrote, one string a prompt.
-        tokens: Token ids, one tuple a prompt, template included, never padded.
+        texts: The user's words, one string for each prompt.
+        tokens: Token ids, one tuple for each prompt, template included, never padded.
         kind: ``"chat"`` (chat template with the generation prompt) or ``"text"`` (as written).
-        system: The system message of a chat, or None for the template's own default.
+        system: System message of a chat, or None for the template's own default.
     """
 
     texts: tuple[str, ...]
@@ -78,55 +79,48 @@ class Prompts:
     def chat(
         cls, lm: "LanguageModel", texts: Sequence[str], system: str | None = None
     ) -> "Prompts":
-        """Each text as a user's turn, ending where the assistant's reply begins.
+        """Read each text as a user's turn, up to where the assistant's reply begins.
+
+        Args:
+            lm: The model.
+            texts: The texts.
+            system: System message, or None for the template's own default.
 
         Raises:
-            MelboError: No or blank or over-long texts, or a tokenizer without a chat template.
+            MelboError: There are no texts, one is blank or over-long, or the tokenizer has no chat
+                template.
         """
         if getattr(lm.tokenizer, "chat_template", None) is None:
             raise MelboError(
-                f"the tokenizer of {lm.name} has no chat template: use Prompts.text (--text on the command line)"
+                f"the tokenizer of {lm.name} has no chat template: "
+                "use Prompts.text (--text on the command line)"
             )
-        head = [] if system is None else [{"role": "system", "content": system}]
+        before = [] if system is None else [{"role": "system", "content": system}]
 
-        def render(text: str) -> str:
-            return render_chat(lm, [*head, {"role": "user", "content": text}])
+        def read(text: str) -> Sequence[int]:
+            rendered = render_chat(lm, [*before, {"role": "user", "content": text}])
+            ids: Sequence[int] = lm.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            return ids
 
-        return cls._read(lm, texts, render, "chat", system)
+        return cls(*_read(lm, texts, read), "chat", system)
 
     @classmethod
     def text(cls, lm: "LanguageModel", texts: Sequence[str]) -> "Prompts":
-        """Each text as it stands, with the special tokens the tokenizer adds by itself.
+        """Read each text as it stands, with the special tokens that the tokenizer adds.
+
+        Args:
+            lm: The model.
+            texts: The texts.
 
         Raises:
-            MelboError: No or blank or over-long texts.
+            MelboError: There are no texts, or one is blank or over-long.
         """
-        return cls._read(lm, texts, None, "text", None)
 
-    @classmethod
-    def _read(cls, lm, texts, render, kind, system) -> "Prompts":
-        if isinstance(texts, str):
-            texts = [texts]
-        if len(texts) == 0:
-            raise MelboError("got no prompts, expected at least one: give a prompt")
-        for i, text in enumerate(texts):
-            if not text.isascii() and text.encode(errors="ignore").decode() != text:
-                raise MelboError(f"prompt {i} is not valid UTF-8: write it anew")
-            if not text.strip():
-                raise MelboError(f"prompt {i} is blank: remove it or write it out")
-        if render is None:
-            tokens = [tuple(lm.tokenizer(t)["input_ids"]) for t in texts]
-        else:
-            tokens = [
-                tuple(lm.tokenizer(render(t), add_special_tokens=False)["input_ids"]) for t in texts
-            ]
-        limit = lm.max_length
-        for i, row in enumerate(tokens):
-            if limit is not None and len(row) > limit:
-                raise MelboError(
-                    f"prompt {i} has {len(row)} tokens, {lm.name} reads at most {limit}: shorten it"
-                )
-        return cls(tuple(texts), tuple(tokens), kind, system)
+        def read(text: str) -> Sequence[int]:
+            ids: Sequence[int] = lm.tokenizer(text)["input_ids"]
+            return ids
+
+        return cls(*_read(lm, texts, read), "text", None)
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -144,8 +138,8 @@ class Prompts:
         """SHA-256 of the token ids: equal for equal input to the model."""
         return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()
 
-    def describe(self) -> dict:
-        """What a run folder keeps of the prompts (JSON-able, read back by `from_description`)."""
+    def describe(self) -> dict[str, Any]:
+        """JSON-able record for a run folder, which `from_description` reads."""
         return {
             "texts": list(self.texts),
             "tokens": [list(t) for t in self.tokens],
@@ -155,7 +149,7 @@ class Prompts:
         }
 
     @classmethod
-    def from_description(cls, saved: dict) -> "Prompts":
+    def from_description(cls, saved: Mapping[str, Any]) -> "Prompts":
         """The prompts that `describe` wrote, token for token."""
         return cls(
             tuple(saved["texts"]),
@@ -165,18 +159,20 @@ class Prompts:
         )
 
     def by_length(self, most: int, padding: float) -> list[list[int]]:
-        """Groups of prompts of similar length, as places in order of length.
+        """Group prompts of similar length.
 
-        A group holds one prompt, or at most ``most`` tokens with what pads its prompts to the longest, which is at most the share ``padding`` of what
-        is not padding.
+        Args:
+            most: Tokens of a group at most, padding included; a group of one prompt may have more.
+            padding: Padding of a group at most, as a share of its real tokens.
+
+        Returns:
+            Indices of the prompts of each group, in order of length.
         """
+        lengths = [len(tokens) for tokens in self.tokens]
         groups: list[list[int]] = []
-        for i in sorted(range(len(self)), key=lambda i: len(self.tokens[i])):
+        for i in sorted(range(len(self)), key=lengths.__getitem__):
             together = [*groups[-1], i] if groups else [i]
-            padded, real = (
-                len(together) * len(self.tokens[i]),
-                sum(len(self.tokens[j]) for j in together),
-            )
+            padded, real = len(together) * lengths[i], sum(lengths[j] for j in together)
             if len(together) > 1 and padded <= most and padded - real <= padding * real:
                 groups[-1] = together
             else:
@@ -184,41 +180,130 @@ class Prompts:
         return groups
 
 
-def read_texts(file: Path) -> list[str]:
-    """Prompts of a file, one a line.
+def _read(
+    lm: "LanguageModel", texts: Sequence[str], read: Callable[[str], Sequence[int]]
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """Check texts and turn them into token ids.
+
+    Args:
+        lm: The model.
+        texts: The texts, or a single one.
+        read: Token ids of a text.
+
+    Returns:
+        The texts and their token ids.
 
     Raises:
-        MelboError: It cannot be read, or holds none.
+        MelboError: There are no texts, or one is blank, over-long or not valid UTF-8.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if len(texts) == 0:
+        raise MelboError("got no prompts, expected at least one: give a prompt")
+    for i, text in enumerate(texts):
+        if not text.isascii() and text.encode(errors="ignore").decode() != text:
+            raise MelboError(f"prompt {i} is not valid UTF-8: write it anew")
+        if not text.strip():
+            raise MelboError(f"prompt {i} is blank: remove it or write it out")
+    tokens = tuple(tuple(read(text)) for text in texts)
+    limit = lm.max_length
+    for i, row in enumerate(tokens):
+        if limit is not None and len(row) > limit:
+            raise MelboError(
+                f"prompt {i} has {len(row)} tokens, {lm.name} reads at most {limit}: shorten it"
+            )
+    return tuple(texts), tokens
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """Read prompts from a file, one a line; blank lines are left out.
+
+    Raises:
+        MelboError: The file cannot be read, or holds no prompts.
+    """
+    texts = [line for _, line in _lines(path, "one prompt a line")]
+    if not texts:
+        raise MelboError(f"{path} holds no prompts: expected one a line")
+    return texts
+
+
+def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
+    """Read pairs of texts from a file, a pair a line with a tab between; blank lines are left out.
+
+    Returns:
+        The first and the second text of each pair (with and without a behaviour, for instance).
+
+    Raises:
+        MelboError: The file cannot be read, holds no pairs, or a line does not hold two texts;
+            names the line.
+    """
+    pairs: list[list[str]] = []
+    for number, line in _lines(path, "a pair a line"):
+        parts = [part.strip() for part in line.split("\t")]
+        if len(parts) != 2 or not all(parts):
+            raise MelboError(
+                f"line {number} of {path} holds {len([p for p in parts if p])} texts: "
+                "expected two with a tab between"
+            )
+        pairs.append(parts)
+    if not pairs:
+        raise MelboError(f"{path} holds no pairs: expected two texts a line, with a tab between")
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _lines(path: str | Path, content: str) -> list[tuple[int, str]]:
+    """Lines of a text file that are not blank, with their numbers, which count from 1.
+
+    Args:
+        path: The file.
+        content: Expected content, in words.
+
+    Raises:
+        MelboError: The file cannot be read.
     """
     try:
-        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as err:
+        reason = getattr(err, "strerror", None) or "not UTF-8"
         raise MelboError(
-            f"cannot read {file} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a text file with one prompt a line"
+            f"cannot read {path} ({reason}): expected a text file with {content}"
         ) from err
-    if not lines:
-        raise MelboError(f"{file} holds no prompts: expected one a line")
-    return lines
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def render_chat(lm: "LanguageModel", turns: Sequence[dict[str, str]]) -> str:
-    """A conversation as the model reads it, up to where its reply begins.
+    """Text of a conversation as the model reads it, up to where its reply begins.
+
+    Args:
+        lm: The model.
+        turns: The turns so far, each with its ``role`` and ``content``.
 
     Raises:
-        MelboError: The template refuses it (many refuse a system message).
+        MelboError: The template refuses the turns (many refuse a system message).
     """
     try:
-        return lm.tokenizer.apply_chat_template(
+        rendered: str = lm.tokenizer.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=True
         )
     except TemplateError as err:
         raise MelboError(
-            f"the chat template of {lm.name} refuses these turns ({err}): leave the system message out"
+            f"the chat template of {lm.name} refuses these turns ({err}): "
+            "leave the system message out"
         ) from err
+    return rendered
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one rectangle: ids ``[n, T]`` and mask ``[n, T]`` (True on real tokens), padded on ``side``."""
+    """Pad rows of token ids to the longest.
+
+    Args:
+        rows: Token ids of each row.
+        pad: Token id of padding.
+        side: ``"left"`` or ``"right"``.
+
+    Returns:
+        Ids ``[n, T]`` and mask ``[n, T]``, True on real tokens.
+    """
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -230,32 +315,8 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor
 
 
 def token_index(mask: Tensor) -> Tensor:
-    """Place of each token among the real ones of its row, ``[n, T]``: 0 for the first, −1 on padding. Both padding sides."""
-    return torch.where(mask.bool(), mask.long().cumsum(-1) - 1, -1)
+    """Place of each token among the real ones of its row ``[n, T]``, padded on either side.
 
-
-def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
-    """Texts with and without a behaviour from a file: a pair a line, a tab between.
-
-    Raises:
-        MelboError: The file cannot be read, holds no pairs, or a line does not hold two texts; names the line.
+    The first real token has 0, padding −1.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise MelboError(
-            f"cannot read {path} ({getattr(err, 'strerror', None) or 'not UTF-8'}): expected a text file with a pair a line"
-        ) from err
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            parts = [part.strip() for part in line.split("\t")]
-            if len(parts) != 2 or not all(parts):
-                raise MelboError(
-                    f"line {number} of {path} holds {len([p for p in parts if p])} texts: expected two with a tab between"
-                )
-            pairs.append(parts)
-    if not pairs:
-        raise MelboError(f"{path} holds no pairs: expected two texts a line, with a tab between")
-    return [a for a, _ in pairs], [b for _, b in pairs]
+    return torch.where(mask.bool(), mask.long().cumsum(-1) - 1, -1)

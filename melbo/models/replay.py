@@ -1,7 +1,8 @@
-"""A slice of a decoder: run once, remember what each block was called with, replay the blocks with other hidden states.
+"""A slice of a decoder, run once and replayed with other hidden states.
 
-Nothing here knows an architecture. Whatever masks, rotary embeddings or position ids a model hands to its blocks is recorded and handed
-over again, so sliding windows, post-norms and mixtures of experts replay as they ran.
+Nothing here knows an architecture. Whatever masks, rotary embeddings or position ids a model hands
+to its blocks is recorded and handed over again, so that sliding windows, post-norms and mixtures of
+experts replay as they ran.
 """
 
 from collections import UserDict
@@ -14,25 +15,33 @@ from torch import Tensor, nn
 
 from melbo.errors import MelboError
 
-Path = tuple[int, str]  # block in the model, place of the tensor among the block's arguments
+# index of a block in the model, place of a tensor among the block's arguments
+Path = tuple[int, str]
 Adapt = Callable[[Path, Tensor], Tensor]
-Shared = dict[
-    int, UserDict
-]  # copies, for one replay, of what blocks write to each other, by identity
+# copies, for one replay, of the dictionaries that blocks share, by identity
+Shared = dict[int, UserDict[Any, Any]]
+# signature of `call_block`, and of anything that stands in for it
+Run = Callable[[nn.Module, bool, Tensor, Sequence[Any], dict[str, Any]], Any]
 
 
 def call_block(
     block: nn.Module, by_name: bool, hidden: Tensor, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
-    """``block`` on ``hidden``, with what else it was called with."""
-    return (
-        block(*args, hidden_states=hidden, **kwargs) if by_name else block(hidden, *args, **kwargs)
-    )
+    """Call a block.
 
+    Args:
+        block: The block.
+        by_name: Whether it takes the hidden states as a keyword.
+        hidden: The hidden states ``[rows, T, d]``.
+        args: Its other positional arguments.
+        kwargs: Its other keyword arguments.
 
-Run = Callable[
-    [nn.Module, bool, Tensor, Sequence[Any], dict[str, Any]], Any
-]  # `call_block`, or the same compiled
+    Returns:
+        Output of the block, a tensor or a tuple that begins with one.
+    """
+    if by_name:
+        return block(*args, hidden_states=hidden, **kwargs)
+    return block(hidden, *args, **kwargs)
 
 
 class _Reached(Exception):  # noqa: N818 (a signal, not an error)
@@ -41,25 +50,45 @@ class _Reached(Exception):  # noqa: N818 (a signal, not an error)
 
 @dataclass(frozen=True)
 class Call:
-    """What one block was called with, apart from the hidden states."""
+    """One block and its recorded arguments, without the hidden states.
+
+    Attributes:
+        block: The block.
+        index: Index of the block in the model.
+        args: Its other positional arguments.
+        kwargs: Its other keyword arguments.
+        by_name: Whether the hidden states came as a keyword.
+        run: Function that calls this block, whatever a replay asks for; None for the replay's.
+    """
 
     block: nn.Module
     index: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    by_name: bool  # whether the hidden states came as a keyword
-    run: Run | None = None  # how this block in particular is to be called
+    by_name: bool
+    run: Run | None = None
 
     def __call__(
         self, hidden: Tensor, adapt: Adapt, shared: Shared, run: Run = call_block
     ) -> Tensor:
-        """Run the block on ``hidden`` with its recorded arguments, each tensor passed through ``adapt`` first; its own ``run`` takes precedence."""
+        """Run the block on other hidden states with its recorded arguments.
+
+        Args:
+            hidden: The hidden states ``[rows, T, d]``.
+            adapt: Applied to each recorded tensor first.
+            shared: Copies of the dictionaries that blocks share, the same throughout a replay.
+            run: Function that calls the block, unless it has a ``run`` of its own.
+
+        Returns:
+            The hidden states that leave the block ``[rows, T, d]``.
+        """
         args, kwargs = map_arguments(self.index, self.args, self.kwargs, adapt, shared)
         out = (self.run or run)(self.block, self.by_name, hidden, args, kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        left: Tensor = out[0] if isinstance(out, tuple) else out
+        return left
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:
-        """Every tensor among the arguments with its path."""
+        """Every tensor among the arguments, with its path."""
         found: list[tuple[Path, Tensor]] = []
 
         def note(path: Path, tensor: Tensor) -> Tensor:
@@ -71,52 +100,73 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Blocks ``source`` … ``target − 1`` with everything they were called with on one batch of prompts.
+class Axes:
+    """Axes along which recorded tensors grow; of several, the first.
 
     Attributes:
-        calls: One per block.
+        batch: For each tensor that grows with the batch, its axis.
+        token: For each tensor that grows with the prompt, its axis.
+    """
+
+    batch: dict[Path, int]
+    token: dict[Path, int]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Blocks ``source`` … ``target − 1`` and their recorded arguments on a batch of prompts.
+
+    Attributes:
+        calls: One call for each block.
         hidden: ``h_source`` ``[n, T, d]``, the residual stream entering the first block.
         output: ``h_target`` ``[n, T, d]``, the stream leaving the last one (no final norm).
-        mask: ``[n, T]``, True on real tokens.
-        axes: Along which axis the recorded tensors grow with the batch and with the prompt.
+        mask: True on real tokens ``[n, T]``.
+        axes: Axes along which the recorded tensors grow.
     """
 
     calls: tuple[Call, ...]
     hidden: Tensor
     output: Tensor
     mask: Tensor
-    axes: "Axes"
+    axes: Axes
 
     def replay(self, hidden: Tensor, run: Run = call_block) -> Tensor:
-        """Run the blocks on other hidden states: ``[k·n, T, d]`` → ``[k·n, T, d]``, row ``i·n + j`` being prompt j."""
+        """Run the blocks on other hidden states.
+
+        Args:
+            hidden: Hidden states ``[k·n, T, d]``; row ``i·n + j`` belongs to prompt j.
+            run: Function that calls each block.
+
+        Returns:
+            The stream leaving the last block ``[k·n, T, d]``.
+        """
         for _, reached in self.trace(hidden, run):
             hidden = reached
         return hidden
 
     def trace(self, hidden: Tensor, run: Run = call_block) -> Iterator[tuple[int, Tensor]]:
-        """As `replay`, yielding after each block the layer reached and the stream there."""
+        """Replay, block by block.
+
+        Args:
+            hidden: See `replay`.
+            run: See `replay`.
+
+        Yields:
+            After each block, the layer that is reached and the stream there.
+        """
         shared: Shared = {}
         for call in self.calls:
             hidden = call(hidden, self.spread(hidden), shared, run)
             yield call.index + 1, hidden
 
     def spread(self, hidden: Tensor) -> Adapt:
-        """What repeats a recorded tensor for as many copies of the batch as ``hidden`` holds."""
+        """Repeat recorded tensors for as many copies of the batch as ``hidden`` holds."""
         times = hidden.shape[0] // self.hidden.shape[0]
         return lambda path, tensor: repeat(tensor, times, self.axes.batch.get(path))
 
 
-@dataclass(frozen=True)
-class Axes:
-    """Which recorded tensors grow with the batch, and which with the prompt, and along which axis (the first of them)."""
-
-    batch: dict[Path, int]
-    token: dict[Path, int]
-
-
 def repeat(tensor: Tensor, times: int, axis: int | None) -> Tensor:
-    """``times`` copies of ``tensor`` one after the other along ``axis``, the tensor itself where that is None."""
+    """Copies of a tensor one after the other along an axis; the tensor itself if that is None."""
     if axis is None or times == 1:
         return tensor
     if tensor.shape[axis] == 1:  # a view, no copy
@@ -133,7 +183,16 @@ def capture(
     target: int,
     axes: Axes,
 ) -> Slice:
-    """Run the model up to block ``target − 1`` on ``ids`` ``[n, T]`` and keep what a replay needs.
+    """Run a model up to block ``target − 1`` and keep what a replay needs.
+
+    Args:
+        model: The model.
+        blocks: Its decoder blocks.
+        ids: Token ids ``[n, T]``.
+        mask: True on real tokens ``[n, T]``.
+        source: Layer that the slice begins at.
+        target: Layer that it ends at.
+        axes: Axes along which the recorded tensors grow.
 
     Raises:
         MelboError: The hidden states entering or leaving a block are not finite; names the layer.
@@ -142,23 +201,19 @@ def capture(
     entering: list[Tensor] = []
     leaving: list[Tensor] = []
 
-    def before(index: int):
-        def hook(block, args, kwargs):
+    def before(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             by_name = not args
             hidden = kwargs["hidden_states"] if by_name else args[0]
             _require_finite(hidden, mask, index)
             if index == source:
                 entering.append(hidden.detach())
-            rest = (
-                {k: v for k, v in kwargs.items() if k != "hidden_states"}
-                if by_name
-                else dict(kwargs)
-            )
-            calls.append(Call(block, index, () if by_name else args[1:], rest, by_name))
+            rest = {k: v for k, v in kwargs.items() if not by_name or k != "hidden_states"}
+            calls.append(Call(block, index, args[1:], rest, by_name))
 
         return hook
 
-    def after(block, args, out):
+    def after(block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         hidden = out[0] if isinstance(out, tuple) else out
         _require_finite(hidden, mask, target)
         leaving.append(hidden.detach())
@@ -181,17 +236,14 @@ def capture(
 
 
 def grown_axes(one: Slice, two: Slice) -> dict[Path, int]:
-    """Which recorded tensors differ in shape between two captures, and the first axis along which they do."""
-    axes = {}
+    """First axis in which each recorded tensor differs between two captures, where it does."""
+    axes: dict[Path, int] = {}
     for a, b in zip(one.calls, two.calls, strict=True):
         single = dict(a.tensors())
         for path, tensor in b.tensors():
             if path in single:
-                grown = [
-                    i
-                    for i, (p, q) in enumerate(zip(single[path].shape, tensor.shape, strict=True))
-                    if p != q
-                ]
+                sizes = zip(single[path].shape, tensor.shape, strict=True)
+                grown = [i for i, (was, now) in enumerate(sizes) if was != now]
                 if grown:
                     axes[path] = grown[0]
     return axes
@@ -200,17 +252,29 @@ def grown_axes(one: Slice, two: Slice) -> dict[Path, int]:
 def map_arguments(
     index: int, args: Sequence[Any], kwargs: dict[str, Any], fn: Adapt, shared: Shared
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a block is called with apart from the hidden states, every tensor passed through ``fn`` with its path."""
+    """Apply a function to every tensor among a block's arguments.
+
+    Args:
+        index: Index of the block.
+        args: Its positional arguments without the hidden states.
+        kwargs: Its keyword arguments without the hidden states.
+        fn: The function, of a tensor's path and the tensor.
+        shared: Copies of the dictionaries that blocks share; new ones are added.
+
+    Returns:
+        The new arguments, positional ones and keywords.
+    """
     return (
         tuple(_map_tensors(a, (index, str(i)), fn, shared) for i, a in enumerate(args)),
         {k: _map_tensors(a, (index, k), fn, shared) for k, a in kwargs.items()},
     )
 
 
-def _map_tensors(
-    value: Any, path: Path, fn: Callable[[Path, Tensor], Tensor], shared: Shared
-) -> Any:
-    """``value`` with every tensor in it passed through ``fn``; a UserDict is copied once and then the same for all that hold it."""
+def _map_tensors(value: Any, path: Path, fn: Adapt, shared: Shared) -> Any:
+    """Apply ``fn`` to every tensor in ``value``.
+
+    A UserDict is copied once; all that hold it get the same copy.
+    """
     if isinstance(value, Tensor):
         return fn(path, value)
 
@@ -232,6 +296,7 @@ def _require_finite(hidden: Tensor, mask: Tensor, layer: int) -> None:
     real = hidden[mask.to(hidden.device)]
     if not torch.isfinite(real).all():
         raise MelboError(
-            f"hidden_states[{layer}] of the unsteered model is not finite in {str(hidden.dtype).removeprefix('torch.')}: "
+            f"hidden_states[{layer}] of the unsteered model is not finite in "
+            f"{str(hidden.dtype).removeprefix('torch.')}: "
             "load the model in float32 or bfloat16, or check its weights"
         )

@@ -1,7 +1,7 @@
-"""What many rows have in common is read once.
+"""Prompts and prefixes that are read once for many rows.
 
-A prompt with many rows is read once up to the block where an edit tells rows apart; what all
-prompts begin with (a system prompt for the most part) is read once for rows that are edited alike.
+A prompt with many rows is read once up to the block where an edit tells rows apart. A prefix that
+all prompts share (a system prompt for the most part) is read once for all rows edited alike.
 """
 
 import copy
@@ -19,11 +19,13 @@ from melbo.models.edits import edit as editing
 from melbo.models.language_model import LanguageModel
 from melbo.models.replay import Shared, map_arguments, repeat
 
-LEAST = 8  # tokens of a prefix that is worth reading apart
-KEPT = 1024  # rows of prefixes that are kept
-# settings of models that look so many tokens back, padding included
+#: Least number of tokens of a prefix that is worth reading on its own.
+LEAST = 8
+#: Rows of prefixes that are kept.
+KEPT = 1024
+# settings that limit how far a model looks back, counted with padding
 _WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
-# settings of models that rotate keys by how long the whole prompt is
+# settings that make the rotation of keys depend on the length of the whole prompt
 _LONG = ("original_max_position_embeddings",)
 
 # results of trials, by trial, kind of edit and layer
@@ -31,7 +33,7 @@ _tried: WeakKeyDictionary[LanguageModel, dict[tuple[Any, ...], bool]] = WeakKeyD
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens that all prompts begin with, and that none of them ends with."""
+    """Longest run of tokens that all prompts begin with and continue beyond."""
     found: list[int] = []
     for column in zip(*(prompt[:-1] for prompt in prompts), strict=False):
         if len(set(column)) > 1:
@@ -42,10 +44,10 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens that were read once, for rows that go on from there.
+    """The state after reading some tokens once, from which many rows go on.
 
     Attributes:
-        cache: Cache of the one row.
+        cache: Key-value cache of the one row.
         logits: Logits at its last token ``[1, vocabulary]``.
     """
 
@@ -60,12 +62,15 @@ class Prefix:
 
 
 def read_prefix(model: Any, ids: Tensor, **more: Any) -> Prefix | None:
-    """Run tokens ``[1, T]``; None where the model's cache cannot be repeated for several rows.
+    """Read tokens once.
 
     Args:
         model: The model, as transformers has it.
-        ids: The tokens.
-        more: Handed on to the model.
+        ids: The tokens ``[1, T]``.
+        more: Passed on to the model.
+
+    Returns:
+        The prefix; None if the model's cache cannot be repeated for several rows.
     """
     out = model(input_ids=ids, use_cache=True, **more)
     cache = getattr(out, "past_key_values", None)
@@ -75,17 +80,17 @@ def read_prefix(model: Any, ids: Tensor, **more: Any) -> Prefix | None:
 def read_once(
     lm: LanguageModel, ids: Tensor, edit: Edit, rows: int, prefix: Any = None
 ) -> tuple[Any, Tensor]:
-    """Run one prompt for many rows, each edited in its own way.
+    """Read one prompt for many rows that are edited differently.
 
-    The batch grows at the block where the rows part.
+    One row runs up to the first edited block, and all rows from there on.
 
     Args:
-        lm: A model that `can_read_once`.
-        ids: The prompt ``[1, T]``, or the rest of it.
-        edit: The edit.
+        lm: A model that passes `can_read_once`.
+        ids: The prompt ``[1, T]``, or what follows its prefix.
+        edit: The edit of the rows.
         rows: Number of rows.
-        prefix: Cache of what stands before, a row below the block where the rows part and all rows
-            from there on (see `SharedPrefix`); it grows.
+        prefix: Cache of the prefix, with one row below the first edited block and all rows from
+            there on (see `SharedPrefix.cache`). The pass writes into it.
 
     Returns:
         The cache of all rows, and their logits at the last token ``[rows, vocabulary]``.
@@ -98,7 +103,7 @@ def read_once(
 def _read(
     lm: LanguageModel, ids: Tensor, edit: Edit, rows: int, prefix: Any = None
 ) -> tuple[Any, Tensor]:
-    """As `read_once`, with one row in the cache below the block where they part."""
+    """Do as `read_once`, but leave one row in the cache below the first edited block."""
     first = lm.layer(edit.layer)
     shared: Shared = {}
 
@@ -134,25 +139,26 @@ def _read(
 
 
 def _spread(cache: Any, first: int, rows: int) -> None:
-    """Repeat the one row that a cache holds below a block."""
+    """Repeat, in place, the one row that a cache holds below block ``first``."""
     for layer in cache.layers[:first]:
         layer.batch_repeat_interleave(rows)
 
 
 class SharedPrefix:
-    """What all of some prompts begin with, read once for rows that are edited alike.
+    """A prefix that all prompts share, read once for all rows that are edited alike.
 
     Args:
         lm: The model.
-        prompts: The prompts, as token ids.
+        prompts: The prompts, as token ids, one for each row.
         edit: The edit, row by row.
-        alike: A number for each prompt, the same for rows that are edited alike. By default all
-            rows are, or none, as ``edit`` says.
-        least: Tokens of a prefix that is worth reading apart.
-        kept: Rows of prefixes that are kept.
+        alike: A number for each row, the same for rows that are edited alike. If left out, all rows
+            count as alike when ``edit`` treats them so, and otherwise no two do.
+        least: Least number of tokens of a prefix that is worth reading on its own.
+        kept: Number of rows of prefixes that are kept.
 
     Attributes:
-        ids: Tokens of the prefix ``[1, P]``; none where nothing is read beforehand.
+        ids: Tokens of the prefix ``[1, P]``; P = 0 if nothing is read beforehand.
+        padded: Whether padding may stand between the prefix and the rest of a prompt.
     """
 
     def __init__(
@@ -169,25 +175,25 @@ class SharedPrefix:
         self.lm, self.alike, self._most = lm, alike, kept
         self._kept: dict[tuple[int, ...], Any] = {}
         tokens = common_prefix(prompts)
-        # where no two rows are alike, a prefix would only be read apart
+        # where hardly any two rows are alike, a separate pass over the prefix saves nothing
         several = 2 * len(set(alike)) <= len(prompts)
         worth = len(tokens) >= least and several and can_split(lm, edit, len(prompts))
         self.ids = torch.tensor([tokens if worth else []], dtype=torch.long)
         self.padded = worth and can_split(lm, edit, len(prompts), padded=True)
 
     def __len__(self) -> int:
-        """Number of tokens; 0 where nothing is read beforehand."""
+        """Number of tokens of the prefix; 0 if nothing is read beforehand."""
         return self.ids.shape[1]
 
     def length(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Number of tokens that a batch of these prompts can go on from.
+        """Number of prefix tokens that a batch of these prompts can skip.
 
-        Padding would stand between prefix and rest, which not every model reads past.
+        Prompts of different lengths have padding after the prefix; not every model allows that.
         """
         return len(self) if self.padded or len({len(prompt) for prompt in prompts}) == 1 else 0
 
     def cache(self, batch: Sequence[int], edit: Edit) -> Any:
-        """Cache of the prefix for some rows, with one row below the block where they part.
+        """Cache of the prefix for some rows, with one row below the first edited block.
 
         Args:
             batch: Numbers of the rows.
@@ -205,26 +211,31 @@ class SharedPrefix:
         return _grown(kept, self.lm.layer(edit.layer), which)
 
     def spread(self, batch: Sequence[int], edit: Edit) -> Any:
-        """As `cache`, with all rows throughout."""
+        """Cache of the prefix for some rows, with all rows in every block.
+
+        Args:
+            batch: Numbers of the rows.
+            edit: The edit of these rows.
+        """
         cache = self.cache(batch, edit)
         _spread(cache, self.lm.layer(edit.layer), len(batch))
         return cache
 
     def forget(self) -> None:
-        """Let go of what is kept, and read nothing beforehand from now on."""
+        """Free the memory that prefixes take, and read nothing beforehand from now on."""
         self._kept.clear()
         self.ids = self.ids[:, :0]
 
 
 def _same_for_all(edit: Edit) -> bool:
-    """Whether an edit treats all rows alike."""
+    """Tell whether an edit treats all rows alike."""
     return edit.rows(torch.tensor([0])) is edit
 
 
 def _grown(cache: Any, first: int, which: Tensor) -> Any:
-    """A copy of a cache with these rows from a block on, and the one row below it."""
+    """A copy of a cache with rows ``which`` from block ``first`` on, and the one row below it."""
     new = copy.copy(cache)
-    # layers replace what they hold, they do not write into it
+    # a shallow copy will do: layers replace their tensors and do not write into them
     new.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in new.layers[first:]:
         layer.batch_select_indices(which)
@@ -232,17 +243,21 @@ def _grown(cache: Any, first: int, which: Tensor) -> Any:
 
 
 def can_read_once(lm: LanguageModel, edit: Edit) -> bool:
-    """Whether `read_once`, and one more token on top, give what rows of their own give.
+    """Tell whether `read_once`, and one more token on top, agree with rows that are read separately.
 
-    Tried once on four tokens and three rows.
+    This is tried on four tokens and three rows, once for each model and kind of edit.
+
+    Args:
+        lm: The model.
+        edit: The edit of the rows.
     """
     return not edit.stateful and _tried_once(lm, edit, 3, _try_reading_once)
 
 
 def can_split(lm: LanguageModel, edit: Edit, rows: int, padded: bool = False) -> bool:
-    """Whether a prompt read in two passes gives what it gives in one.
+    """Tell whether a prompt read in two passes agrees with the same prompt read in one.
 
-    Tried once on four tokens and three rows.
+    This is tried on four or five tokens and three rows, once for each model and kind of edit.
 
     Args:
         lm: The model.
@@ -254,7 +269,8 @@ def can_split(lm: LanguageModel, edit: Edit, rows: int, padded: bool = False) ->
     if not edit.prefix_safe or edit.stateful or any(getattr(config, n, None) for n in _LONG):
         return False
     if padded and any(getattr(config, name, None) for name in _WINDOWS):
-        return False  # they count padding, which four tokens would not show
+        # windows count padding too, and so short a trial would not show it
+        return False
     return _tried_once(lm, edit, rows, _try_padding if padded else _try_splitting)
 
 
@@ -267,7 +283,8 @@ def _tried_once(
     if key not in tried:
         try:
             tried[key] = trial(lm, edit.rows(torch.arange(3) % rows))
-        except Exception:  # whatever it is: rows of their own need none of this
+        except Exception:
+            # whatever it is, reading rows separately always works
             tried[key] = False
     return tried[key]
 
@@ -282,7 +299,8 @@ def _try_splitting(lm: LanguageModel, three: Edit) -> bool:
     prefix, first = _read(lm, ids[:, :2], three, 3)[0], lm.layer(three.layer)
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
     if any(type(layer) not in plain for layer in prefix.layers):
-        return False  # states, which a second row of the same prefix cannot begin from
+        # recurrent states, from which only one row could go on
+        return False
     kept = _grown(prefix, first, torch.tensor([0, 1, 2], device=lm.device))
     found = read_once(lm, ids[:, 2:], three, 3, kept)
     return _matches(lm, three, ids.expand(3, -1), None, found)
@@ -291,9 +309,9 @@ def _try_splitting(lm: LanguageModel, three: Edit) -> bool:
 def _try_padding(lm: LanguageModel, three: Edit) -> bool:
     ids = torch.arange(1, 6, device=lm.device).expand(3, -1)
     mask = torch.ones(3, 5, dtype=torch.long, device=lm.device)
-    mask[1, 2] = 0  # after the prefix
+    # row 1 has padding after the prefix; in ``left`` the same row is padded on the left
+    mask[1, 2] = 0
     left = ids.clone()
-    # the same row, padded on the left
     left[1, :3], left[1, 0] = ids[1, [0, 0, 1]], lm.pad
     prefix, first = _read(lm, ids[:1, :2], three, 3)[0], lm.layer(three.layer)
     _spread(prefix, first, 3)
@@ -318,9 +336,17 @@ def _matches(
     found: tuple[Any, Tensor],
     own_mask: Tensor | None = None,
 ) -> bool:
-    """Whether a cache and the logits before it are those of the prompts read whole.
+    """Tell whether a cache and the logits at its end agree with those of prompts read whole.
 
     One more token on top is compared as well.
+
+    Args:
+        lm: The model.
+        three: The edit of three rows.
+        ids: The prompts read whole ``[3, T]``.
+        mask: Mask of their real tokens ``[3, T]``; None where all are real.
+        found: Cache, and logits ``[3, vocabulary]``.
+        own_mask: Mask of the real tokens in that cache; None where all are real.
     """
     again, one = ids[:, -1:], None if mask is None else mask.new_ones(len(ids), 1)
 
@@ -349,7 +375,7 @@ def _matches(
 
 
 def selectable(cache: Any) -> bool:
-    """Whether rows of a cache can be taken and repeated."""
+    """Tell whether rows of a cache can be selected and repeated."""
     layers = getattr(cache, "layers", [])
     needed = ("batch_select_indices", "batch_repeat_interleave")
     return bool(layers) and all(hasattr(layer, name) for layer in layers for name in needed)

@@ -1,4 +1,4 @@
-"""The published experiments, and new ones, as commands: settings in a file, a row for each case, pictures from the rows."""
+"""The published experiments, and new ones: settings in a file, a row for each case, pictures."""
 
 from research.experiments.base import Experiment, run
 from research.experiments.depth import Depth
@@ -9,7 +9,7 @@ from research.experiments.pass_at_k import PassAtK
 from research.experiments.sample_complexity import SampleComplexity
 from research.experiments.training_curves import TrainingCurves
 
-#: By name; each has its settings in ``experiments/NAME.toml``.
+#: Experiments by name; each has its settings in ``settings/NAME.toml``.
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sample-complexity": SampleComplexity,
     "training-curves": TrainingCurves,
@@ -23,5 +23,14 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 }
 
 __all__ = [
-    "EXPERIMENTS", "Depth", "Diversity", "Elicitation", "Experiment", "Multiplicity", "PassAtK", "SampleComplexity", "TrainingCurves", "run",
-]  # fmt: skip
+    "EXPERIMENTS",
+    "Depth",
+    "Diversity",
+    "Elicitation",
+    "Experiment",
+    "Multiplicity",
+    "PassAtK",
+    "SampleComplexity",
+    "TrainingCurves",
+    "run",
+]

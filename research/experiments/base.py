@@ -1,22 +1,30 @@
-"""What an experiment is: settings, cases, one measurement a case, and what is made of the rows."""
+"""An experiment: settings, cases, one measurement a case, and a table and a picture of its rows."""
 
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from melbo.discovery.recipes import RECIPES, check_number
 from melbo.errors import MelboError
 from melbo.progress import track
 from melbo.records import ResultLog, Row, environment, write_atomically
 
-_KINDS: dict[type, tuple[type, ...]] = {
-    str: (str,),
-    int: (int,),
-    float: (int, float),
-}  # what each may be given as
+#: Version of what experiments measure, in the key of every row: raise it when something that is
+#: not a setting changes the figures, so that rows from before are measured again.
+VERSION = 1
+#: Rows of the published experiments, a folder for each.
+RESULTS = Path(__file__).parents[1] / "results"
+_SETTINGS = Path(__file__).parent / "settings"
+
+# what the settings of a type may be given as in TOML, and its name in messages
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a string"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+}
 _COUNTS = (
     "shuffles",
     "number",
@@ -28,96 +36,132 @@ _COUNTS = (
     "sweeps",
 )
 
+Typed = TypeVar("Typed")
 
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment(ABC):
     """A question about models, as a frozen dataclass of its settings.
 
     Attributes:
-        question: What is asked.
-        varied: Settings that say which rows there are, not what is in them.
+        question: The question.
+        varied: Names of the settings that say which rows there are, not what is in them.
+        folder: Folder of the file that the settings were read from; no setting itself.
     """
 
     question: ClassVar[str]
     varied: ClassVar[tuple[str, ...]] = ()
+    folder: Path = field(default=Path(), compare=False)
 
     @classmethod
-    def read(cls, path: str | Path, scale: str) -> Self:
-        """Settings from a TOML file, out of its table ``scale`` (``"laptop"``, ``"paper"``).
+    def read(cls, path: str | Path, preset: str) -> Self:
+        """Read the settings from a table of a TOML file.
+
+        Args:
+            path: The file.
+            preset: Name of the table, ``"laptop"`` or ``"paper"`` in the files that come along.
 
         Raises:
-            MelboError: No such file or table, a setting that there is not, one that is missing, or one that cannot be.
+            MelboError: There is no such file or table, or a setting is unknown, missing or of the
+                wrong kind.
         """
-        try:
-            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
-            raise MelboError(
-                f"cannot read {path} ({getattr(err, 'strerror', None) or err}): expected a TOML file"
-            ) from err
-        if not isinstance(tables.get(scale), dict):
-            raise MelboError(
-                f"{path} has no table [{scale}]: expected one of {', '.join(k for k, v in tables.items() if isinstance(v, dict))}"
-            )
-        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # every experiment is a dataclass
-        given = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in tables[scale].items()
-        }
-        unknown, missing = (
-            given.keys() - known.keys(),
-            [n for n, f in known.items() if f.default is MISSING and n not in given],
-        )
-        if unknown or missing:
-            what = (
-                f"no setting {', '.join(sorted(unknown))}"
-                if unknown
-                else f"the setting {', '.join(missing)} is missing"
-            )
-            raise MelboError(f"{path}: {what}: expected {', '.join(known)}")
+        given = _read_table(path, preset)
+        known = {f.name: f for f in cls._setting_fields()}
+        missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
+        problem = ""
+        if missing:
+            problem = f"the setting {', '.join(missing)} is missing"
+        if unknown := given.keys() - known.keys():
+            problem = f"no setting {', '.join(sorted(unknown))}"
+        if problem:
+            raise MelboError(f"{path}: {problem}: expected {', '.join(known)}")
         hints = get_type_hints(cls)
         for name, value in given.items():
             _check(path, name, value, hints[name])
-        made: Any = cls(**given)
-        check_number(given.get("recipes", (given.get("recipe"),)), getattr(made, "num_factors", 0))
+        made = cls(**given, folder=Path(path).parent)
+        recipes = given.get("recipes", (given.get("recipe"),))
+        check_number(recipes, getattr(made, "num_factors", 0))
         return made
+
+    @classmethod
+    def _setting_fields(cls) -> list[Field[Any]]:
+        return [f for f in fields(cls) if f.name != "folder"]
+
+    def describe(self) -> Row:
+        """Every setting, as JSON has it."""
+        given = {f.name: getattr(self, f.name) for f in self._setting_fields()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
 
     @property
     def settings(self) -> Row:
-        """Every setting but what is varied from row to row, as JSON has it: rows of others are not taken for these."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.varied}  # type: ignore[arg-type]  # as above
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()
-        }
+        """The settings that key the rows, as JSON has them.
+
+        They are those that differ from their default and are not varied from row to row: a new
+        setting with a default leaves the rows from before valid.
+        """
+        defaults = {f.name: f.default for f in self._setting_fields()}
+        kept = {k: v for k, v in self.describe().items() if k not in self.varied}
+        return {k: v for k, v in kept.items() if v != defaults[k]}
 
     @property
     @abstractmethod
     def cases(self) -> list[Row]:
-        """What is measured, one row each; everything in a case is in its row."""
+        """The measurements to make; everything in a case is in its row."""
 
     @abstractmethod
     def prepare(self) -> Any:
-        """What all cases need: the model, prompts, a scale."""
+        """Make what all cases need: the model, prompts, a scale."""
 
     @abstractmethod
     def measure(self, ready: Any, case: Row) -> Row:
-        """One case."""
+        """Measure one case.
+
+        Args:
+            ready: Result of `prepare`.
+            case: The case.
+        """
 
     @abstractmethod
     def table(self, rows: Sequence[Row]) -> str:
-        """What rows say, in Markdown."""
+        """The rows as a table in Markdown."""
 
     @abstractmethod
     def picture(self, rows: Sequence[Row]) -> bytes:
-        """What rows say, as a PNG."""
+        """The rows as a picture, a PNG."""
+
+
+def settings_file(name: str) -> Path:
+    """The file with the settings of a published experiment."""
+    return _SETTINGS / f"{name}.toml"
+
+
+def typed(kind: type[Typed], rows: Sequence[Mapping[str, Any]]) -> list[Typed]:
+    """Rows as instances of a dataclass, without the keys that it has no field for.
+
+    Args:
+        kind: The dataclass. A field with a default may be missing in a row.
+        rows: The rows. Spaces in their keys are underscores in the names of fields.
+    """
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # a type that is a dataclass
+    each = [{key.replace(" ", "_"): value for key, value in row.items()} for row in rows]
+    return [kind(**{k: v for k, v in row.items() if k in names}) for row in each]
+
+
+def own_rows(experiment: Experiment, rows: ResultLog) -> list[Row]:
+    """Rows of a log that belong to the cases of an experiment, in the order of the cases."""
+    return [row for case in experiment.cases for row in rows.of(case)]
 
 
 def run(experiment: Experiment, folder: str | Path, progress: bool = True) -> Iterator[Row]:
-    """Measure what has no row in ``folder`` yet; table and picture are made anew after every row.
+    """Measure the cases that have no row yet; table and picture are made anew after every row.
+
+    Args:
+        experiment: The experiment.
+        folder: Folder of its rows, table and picture.
+        progress: Whether to draw a bar.
 
     Yields:
         New rows.
-
-    Raises:
-        MelboError: The folder holds something else.
     """
     folder = Path(folder)
     rows = ResultLog(folder / "rows.jsonl")
@@ -127,16 +171,15 @@ def run(experiment: Experiment, folder: str | Path, progress: bool = True) -> It
         with track(len(left), "cases", progress) as bar:
             for case in left:
                 rows.add({**case, **experiment.measure(ready, case), "environment": environment()})
-                draw(experiment, rows, folder)
+                _draw(experiment, rows, folder)
                 bar.update()
                 yield rows.rows[-1]
-    draw(experiment, rows, folder)
+    _draw(experiment, rows, folder)
 
 
-def draw(experiment: Experiment, rows: ResultLog, folder: Path) -> None:
-    """Table and picture of the rows that belong to an experiment."""
-    own = [row for case in experiment.cases for row in rows.of(case)]
-    if own:
+def _draw(experiment: Experiment, rows: ResultLog, folder: Path) -> None:
+    """Write table and picture of the rows that belong to an experiment."""
+    if own := own_rows(experiment, rows):
         write_atomically(
             {
                 folder / "table.md": experiment.table(own).encode(),
@@ -145,33 +188,57 @@ def draw(experiment: Experiment, rows: ResultLog, folder: Path) -> None:
         )
 
 
-def _check(path: str | Path, name: str, value: Any, kind: Any) -> None:
-    """Refuse a value that is not of the kind that the dataclass says.
+def _read_table(path: str | Path, preset: str) -> Row:
+    """A table of a TOML file, its lists as tuples.
 
     Raises:
-        MelboError: It is not, or a list is empty or says something twice, a count less than one, a way unknown or one of adapters.
+        MelboError: There is no such file or table.
     """
-    inner = get_args(kind)  # of a tuple, what is in it; a pair has two, another one and an ellipsis
-    each, many = inner[0] if inner else kind, value if inner else (value,)
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise MelboError(
+            f"cannot read {path} ({getattr(err, 'strerror', None) or err}): expected a TOML file"
+        ) from err
+    if not isinstance(tables.get(preset), dict):
+        presets = ", ".join(k for k, v in tables.items() if isinstance(v, dict))
+        raise MelboError(f"{path} has no table [{preset}]: expected one of {presets}")
+    given: Row = tables[preset]
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def _check(path: str | Path, name: str, value: Any, hint: Any) -> None:
+    """Refuse a setting whose value cannot be.
+
+    Args:
+        path: The file, for the message.
+        name: The setting.
+        value: Its value, a list as a tuple.
+        hint: Its type in the dataclass.
+
+    Raises:
+        MelboError: The value is of another type, a list is empty or holds a value twice, a count
+            is less than one, or a recipe is unknown or finds adapters.
+    """
+    inner = get_args(hint)  # of tuple[int, ...], int and an ellipsis; of a pair, two types
+    each, many = inner[0] if inner else hint, value if inner else (value,)
+    types, kind = _KINDS[each]
     fits = (
         isinstance(many, tuple)
         and len(many) > 0
-        and all(isinstance(v, _KINDS[each]) and not isinstance(v, bool) for v in many)
+        and all(isinstance(v, types) and not isinstance(v, bool) for v in many)
+        and (not inner or ... in inner or len(many) == len(inner))
     )
-    fits = fits and (not inner or ... in inner or len(many) == len(inner))
     if not fits or (name in _COUNTS and value < 1):
-        what = f"a {each.__name__}" + (" of at least 1" if name in _COUNTS else "")
+        what = kind + (" of at least 1" if name in _COUNTS else "")
         if inner:
             what = f"a list of {len(inner) if ... not in inner else 'one or more'}, each {what}"
         raise MelboError(f"{path}: {name} is {value!r}: expected {what}")
     if inner and len(set(many)) < len(many):
         raise MelboError(f"{path}: {name} is {value!r}: expected no value twice")
-    wrong = (
-        [recipe for recipe in many if recipe not in RECIPES or RECIPES[recipe].adapters]
-        if name in ("recipe", "recipes")
-        else []
-    )
-    if wrong:
-        raise MelboError(
-            f"{path}: no way {', '.join(wrong)}: expected some of {', '.join(n for n, w in RECIPES.items() if not w.adapters)}"
-        )
+    if name in ("recipe", "recipes"):
+        fitting = [n for n, recipe in RECIPES.items() if not recipe.adapters]
+        if wrong := [recipe for recipe in many if recipe not in fitting]:
+            raise MelboError(
+                f"{path}: no recipe {', '.join(wrong)}: expected some of {', '.join(fitting)}"
+            )

@@ -1,8 +1,7 @@
-"""What experiments on a contrast have in common: who makes logit(a) − logit(b) of the first token of a reply largest?"""
+"""Experiments on a contrast: logit(a) − logit(b) of the first token of a reply."""
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -19,8 +18,9 @@ class Contested(Pooled):
     """An experiment on a contrast.
 
     Attributes:
-        contrast: Two strings A and B: the contrast is logit(A) − logit(B) of the first token of the reply.
-        num_factors: m.
+        contrast: Two strings A and B: the contrast is logit(A) − logit(B) of the first token of
+            the reply.
+        num_factors: Number of features m.
         validation: Number of validation prompts.
     """
 
@@ -29,8 +29,12 @@ class Contested(Pooled):
     validation: int
 
     def contest(self, learn: int) -> "Contest":
-        """The model, the pool and the pair; ``learn``, how many prompts are learnt from at most."""
-        pool = self.pool(read_texts(Path(self.prompts)), learn, self.validation)
+        """The model, the pool and the two tokens.
+
+        Args:
+            learn: Number of prompts that are learnt from at most.
+        """
+        pool = self.pool(read_texts(self.prompts_file), learn, self.validation)
         return Contest(**vars(pool), pair=first_tokens(pool.lm, self.contrast))
 
 
@@ -39,38 +43,50 @@ class Contest(Pool):
     """A pool, and the two tokens of a contrast.
 
     Attributes:
-        pair: The tokens a and b.
+        pair: Ids of the tokens a and b.
     """
 
     pair: tuple[int, int]
 
     def contrasts(self, prompts: Prompts, features: FeatureSet) -> tuple[float, list[float]]:
-        """Mean contrast over prompts, of the unsteered model and of each feature."""
+        """Mean contrast over prompts, of the unsteered model and of each feature.
+
+        Args:
+            prompts: The prompts.
+            features: The features; one whose logits overflow has a contrast of −∞.
+        """
         table = generate(
             self.lm, prompts, features, max_new_tokens=1, contrast=self.pair, progress=False
         )
         found: dict[Any, list[float]] = {}
         for c in table:
-            assert c.first is not None and c.first.contrast is not None
+            assert c.first is not None
+            assert c.first.contrast is not None
             contrast = -math.inf if c.first.overflowed else c.first.contrast
             found.setdefault(c.feature, []).append(contrast)
         return mean(found[None]), [mean(found[i]) for i in range(len(features))]
 
     def plain(self, prompts: Prompts) -> float:
-        """Mean contrast of the model as it is just now."""
-        found = []
+        """Mean contrast over prompts of the model as it is at the moment, ablated for instance."""
+        found: list[float] = []
         for tokens in prompts.tokens:
+            ids = torch.tensor([tokens], device=self.lm.device)
             with torch.no_grad():
-                logits = (
-                    self.lm.model(torch.tensor([tokens], device=self.lm.device))
-                    .logits[0, -1]
-                    .float()
-                )
+                logits = self.lm.model(ids).logits[0, -1].float()
             found.append((logits[self.pair[0]] - logits[self.pair[1]]).item())
         return mean(found)
 
     def best(self, dealt: Deal, features: FeatureSet) -> dict[str, float]:
-        """The feature with the highest contrast on validation prompts: its contrast there and on test prompts, and that of the unsteered model."""
+        """Contrasts of the feature that is best on validation prompts.
+
+        Args:
+            dealt: The prompts.
+            features: The features to choose from.
+
+        Returns:
+            Its contrast on ``"validation"`` and on ``"test"`` prompts, and that of the
+            ``"unsteered"`` model on test prompts.
+        """
         _, of_each = self.contrasts(dealt.validation, features)
         winner = max(range(len(features)), key=of_each.__getitem__)
         unsteered, (held_out,) = self.contrasts(dealt.test, features[winner])

@@ -1,28 +1,52 @@
-"""Where should one push? The best held-out contrast against the source layer, at a fixed distance to the target."""
+"""Where should one push? Held-out contrast by source layer, the target a fixed distance later."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import ClassVar
 
-from melbo.discovery.recipes import FeatureSearch
+from melbo.discovery.recipes import FeatureSearch, is_control
 from melbo.errors import MelboError
 from melbo.evaluation.plot import lines
 from melbo.evaluation.tables import cell, markdown
 from melbo.maps.residual import CausalMap
 from melbo.records import Row
+from research.experiments.base import typed
 from research.experiments.contest import Contest, Contested
+
+
+@dataclass(frozen=True)
+class DepthRow:
+    """A row as table and picture read it.
+
+    Attributes:
+        shuffle: Number of the shuffle.
+        source: Layer that was perturbed.
+        recipe: One of `melbo.discovery.recipes.RECIPES`.
+        scale: R of this source.
+        source_norm: Mean norm of the stream there.
+        test: Contrast of the best feature on test prompts.
+        unsteered: Contrast of the unsteered model on the same prompts.
+    """
+
+    shuffle: int
+    source: int
+    recipe: str
+    scale: float
+    source_norm: float
+    test: float
+    unsteered: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Contested):
-    """Source layers × ways × shuffles; R is calibrated anew for every source.
+    """Source layers × recipes × shuffles; R is calibrated anew for every source.
 
     Attributes:
-        ways: Some of `melbo.ways.WAYS`.
+        recipes: Some of `melbo.discovery.recipes.RECIPES`.
         sources: Layers that are perturbed.
-        horizon: Layers from there to the one that is read.
-        number: How many prompts are learnt from.
+        horizon: Number of layers from there to the one that is read.
+        number: Number of prompts that are learnt from.
     """
 
     question: ClassVar[str] = "Where should one push?"
@@ -34,7 +58,7 @@ class Depth(Contested):
 
     @property
     def cases(self) -> list[Row]:
-        """Shuffle after shuffle."""
+        """The cases, shuffle after shuffle."""
         return [
             self.case(s, source=layer, recipe=recipe)
             for s in range(self.shuffles)
@@ -43,23 +67,27 @@ class Depth(Contested):
         ]
 
     def prepare(self) -> tuple[Contest, dict[int, float]]:
-        """The contest, and R of every source."""
+        """The contest, and R of every source.
+
+        Raises:
+            MelboError: A target lies beyond the last layer.
+        """
         contest = self.contest(self.number)
-        if max(self.sources) + self.horizon > contest.lm.depth:
+        deepest = max(self.sources)
+        if deepest + self.horizon > contest.lm.depth:
             raise MelboError(
-                f"source {max(self.sources)} and horizon {self.horizon} reach past layer {contest.lm.depth}: lower one of them"
+                f"source {deepest} and horizon {self.horizon} reach past layer "
+                f"{contest.lm.depth}: lower one of them"
             )
-        return contest, {
-            layer: contest.scale(layer, layer + self.horizon) for layer in self.sources
-        }
+        scales = {layer: contest.scale(layer, layer + self.horizon) for layer in self.sources}
+        return contest, scales
 
     def measure(self, ready: tuple[Contest, dict[int, float]], case: Row) -> Row:
-        """Contrast of the best on validation prompts, on test prompts; of the unsteered model too."""
+        """Contrast of the best feature on validation prompts and on test prompts."""
         contest, scales = ready
         dealt, layer = contest.deal(case["shuffle"], self.number), case["source"]
-        search = FeatureSearch(
-            CausalMap(contest.lm, dealt.learn, layer, layer + self.horizon), scales[layer]
-        )
+        cmap = CausalMap(contest.lm, dealt.learn, layer, layer + self.horizon)
+        search = FeatureSearch(cmap, scales[layer])
         features, cost = search.candidates(case["recipe"], self.num_factors, case["shuffle"])
         return {
             "scale": scales[layer],
@@ -69,52 +97,48 @@ class Depth(Contested):
         }
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Mean ± standard error over shuffles of the held-out contrast, ways by source layers; how far the first leads, within shuffles."""
-        tests = {(row["recipe"], row["source"], row["shuffle"]): row["test"] for row in rows}
+        """Held-out contrast, recipes by source layers: mean ± standard error over shuffles.
+
+        The leads of the first recipe are taken within shuffles, whose test prompts are the same.
+        """
+        own = typed(DepthRow, rows)
+        tests = {(row.recipe, row.source, row.shuffle): row.test for row in own}
         first, others = self.recipes[0], self.recipes[1:]
 
         def lead(recipe: str, at: int) -> list[float]:
-            both = [
-                [tests.get((name, at, s)) for name in (first, recipe)] for s in range(self.shuffles)
+            pairs = [
+                (tests.get((first, at, s)), tests.get((recipe, at, s)))
+                for s in range(self.shuffles)
             ]
-            return [a - b for a, b in both if a is not None and b is not None]
+            return [a - b for a, b in pairs if a is not None and b is not None]
 
-        relative = {
-            layer: [row["scale"] / row["source_norm"] for row in rows if row["source"] == layer]
-            for layer in self.sources
-        }
         lines = [
             [
                 str(at),
-                cell(relative[at]),
-                *(cell(_tests(rows, recipe, at)) for recipe in self.recipes),
+                cell([row.scale / row.source_norm for row in own if row.source == at]),
+                *(cell(_tests(own, recipe, at)) for recipe in self.recipes),
                 *(cell(lead(recipe, at)) for recipe in others),
             ]
             for at in self.sources
         ]
-        head = [
-            "source",
-            "R / ‖h‖",
-            *self.recipes,
-            *(f"{first} less {recipe}" for recipe in others),
-        ]
-        return (
-            markdown(head, lines) + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
-        )
+        leads = [f"{first} less {recipe}" for recipe in others]
+        unsteered = mean(row.unsteered for row in own)
+        head = ["source", "R / ‖h‖", *self.recipes, *leads]
+        return markdown(head, lines) + f"\nUnsteered: {unsteered:.2f}.\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""
-        y = f"held-out logit({self.contrast[0]}) − logit({self.contrast[1]}), best of {self.num_factors}"
-        unsteered = mean(row["unsteered"] for row in rows)
+        own, (a, b) = typed(DepthRow, rows), self.contrast
         return lines(
             self.recipes,
             self.sources,
-            lambda recipe, at: _tests(rows, recipe, at),
-            unsteered,
-            f"source layer (target {self.horizon} later)",
-            y,
+            lambda recipe, at: _tests(own, recipe, at),
+            dotted=list(filter(is_control, self.recipes)),
+            level=mean(row.unsteered for row in own),
+            x=f"source layer (target {self.horizon} later)",
+            y=f"held-out logit({a}) − logit({b}), best of {self.num_factors}",
         )
 
 
-def _tests(rows: Sequence[Row], recipe: str, source: int) -> list[float]:
-    return [row["test"] for row in rows if (row["recipe"], row["source"]) == (recipe, source)]
+def _tests(rows: Sequence[DepthRow], recipe: str, source: int) -> list[float]:
+    return [row.test for row in rows if (row.recipe, row.source) == (recipe, source)]

@@ -1,25 +1,45 @@
-"""Do features solve what samples do not? Problems solved by one of k replies, steered or drawn at a temperature."""
+"""Do features solve what samples do not? Problems solved by one of k replies, steered or drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from melbo.evaluation.judges import Score, answers
+from melbo.discovery.recipes import is_control
 from melbo.evaluation.plot import lines
+from melbo.evaluation.scorers import Scorer, answers
 from melbo.evaluation.tables import cell, markdown
 from melbo.models.prompts import Prompts, read_pairs
 from melbo.records import Row
+from research.experiments.base import typed
 from research.experiments.pool import Pool
 from research.experiments.replies import Replying
 from research.organisms.metrics import random_recall
 
 
+@dataclass(frozen=True)
+class PassAtKRow:
+    """A row as table and picture read it.
+
+    Attributes:
+        shuffle: Number of the shuffle.
+        recipe: One of `melbo.discovery.recipes.RECIPES`, or ``"temperature"``.
+        at: Strength or temperature that was best on validation problems.
+        solved: Number of replies that solve each test problem.
+    """
+
+    shuffle: int
+    recipe: str
+    at: float
+    solved: Sequence[int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PassAtK(Replying):
-    """Ways, and sampling, × shuffles: pass@k on test problems, at the strength or temperature that is best on validation problems.
+    """Recipes, and sampling, × shuffles: pass@k on test problems.
 
-    Every source gives m replies to a problem, one of each feature or m drawn ones; pass@k is the expected share of problems that k of them, drawn
-    without replacement, solve (Chen et al. 2021). Best is the highest pass@m, whatever k.
+    Each gives m replies to a problem, one of each feature or m drawn ones. pass@k is the expected
+    share of problems that k of them, drawn without replacement, solve (Chen et al. 2021). The
+    strength or temperature is the one with the highest pass@m on validation problems, whatever k.
 
     Attributes:
         validation: Number of validation prompts.
@@ -28,18 +48,15 @@ class PassAtK(Replying):
     question: ClassVar[str] = "Do features solve what samples do not?"
     validation: int
 
-    def prepare(self) -> tuple[Pool, Score, float]:
-        """The pool, what solves a problem, and R."""
-        texts, expected = read_pairs(self.prompts)
+    def prepare(self) -> tuple[Pool, Scorer, float]:
+        """The pool, the scorer of answers, and R."""
+        texts, expected = read_pairs(self.prompts_file)
         pool = self.pool(texts, self.number, self.validation)
-        return (
-            pool,
-            answers(dict(zip(texts, expected, strict=True))),
-            pool.scale(self.source, self.target),
-        )
+        solves = answers(dict(zip(texts, expected, strict=True)))
+        return pool, solves, pool.scale(self.source, self.target)
 
-    def measure(self, ready: tuple[Pool, Score, float], case: Row) -> Row:
-        """How many of m replies solve each test problem."""
+    def measure(self, ready: tuple[Pool, Scorer, float], case: Row) -> Row:
+        """Number of replies, out of m, that solve each test problem."""
         pool, score, scale = ready
         dealt, m = pool.deal(case["shuffle"], self.number), self.num_factors
         tried, cost = self.tried(pool, dealt, scale, case)
@@ -51,7 +68,7 @@ class PassAtK(Replying):
             ]
 
         settings = self.settings_of(case["recipe"])
-        # of all m; where that is the same, of one
+        # pass@m; where that is the same, pass@1
         worth = {
             at: [random_recall(counts, m, k) for k in (m, 1)]
             for at in settings
@@ -67,43 +84,38 @@ class PassAtK(Replying):
         }
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Mean ± standard error over shuffles of pass@k on test problems."""
-        recipes = self.every
+        """pass@k on test problems: mean ± standard error over shuffles."""
+        own, recipes = typed(PassAtKRow, rows), self.every
         lines = [
-            [str(k), *(cell(self._passes(rows, recipe, k)) for recipe in recipes)]
+            [str(k), *(cell(self._passes(own, recipe, k)) for recipe in recipes)]
             for k in self._numbers
         ]
         chosen = "; ".join(
-            f"{recipe} {', '.join(str(row['at']) for row in rows if row['recipe'] == recipe)}"
+            f"{recipe} {', '.join(str(row.at) for row in own if row.recipe == recipe)}"
             for recipe in recipes
         )
         best = f"pass@{self.num_factors} was best on validation problems"
-        return (
-            markdown(["k", *recipes], lines)
-            + f"\nStrength (× R) or temperature whose {best}, by shuffle: {chosen}.\n"
-        )
+        note = f"Strength (× R) or temperature whose {best}, by shuffle: {chosen}."
+        return markdown(["k", *recipes], lines) + f"\n{note}\n"
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The same, drawn."""
+        own = typed(PassAtKRow, rows)
         return lines(
             self.every,
             self._numbers,
-            lambda recipe, k: self._passes(rows, recipe, k),
-            None,
-            "k",
-            "pass@k, test problems",
+            lambda recipe, k: self._passes(own, recipe, k),
+            dotted=list(filter(is_control, self.every)),
+            x="k",
+            y="pass@k, test problems",
             log=True,
         )
 
     @property
     def _numbers(self) -> list[int]:
-        return [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if k < self.num_factors] + [
-            self.num_factors
-        ]
+        powers = [k for k in (2**i for i in range(10)) if k < self.num_factors]
+        return [*powers, self.num_factors]
 
-    def _passes(self, rows: Sequence[Row], recipe: str, k: int) -> list[float]:
-        return [
-            random_recall(row["solved"], self.num_factors, k)
-            for row in rows
-            if row["recipe"] == recipe
-        ]
+    def _passes(self, rows: Sequence[PassAtKRow], recipe: str, k: int) -> list[float]:
+        own = [row for row in rows if row.recipe == recipe]
+        return [random_recall(row.solved, self.num_factors, k) for row in own]

@@ -1,4 +1,4 @@
-"""What experiments on one pool of prompts have in common: a model, prompts dealt into three parts that share none, and the settings of all that."""
+"""Experiments on one pool of prompts, dealt into parts that share none."""
 
 import random
 from abc import ABC
@@ -16,9 +16,12 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.load import load
 from melbo.models.prompts import Prompts
 from melbo.records import Row
-from research.experiments.base import Experiment
+from research.experiments.base import VERSION, Experiment
 
-_CALIBRATION = 4  # prompts of the pool that the scale is found on
+_PROMPTS = Path(__file__).parent / "prompts"
+_ORGANISMS = Path(__file__).parents[1] / "organisms" / "made"
+# prompts of the pool that the scale is found on
+_CALIBRATION = 4
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Deal:
     """Prompts to learn from, to validate and to test; none in two of them.
 
     Attributes:
-        lm: What reads them.
-        texts: Of each part.
+        lm: The model that reads them.
+        texts: Texts of each part.
     """
 
     lm: LanguageModel
@@ -56,8 +59,8 @@ class Pool:
     Attributes:
         lm: The model.
         texts: The prompts.
-        validation: How many of them validate.
-        test: How many of them test.
+        validation: Number of prompts that validate.
+        test: Number of prompts that test.
     """
 
     lm: LanguageModel
@@ -66,25 +69,25 @@ class Pool:
     test: int
 
     def deal(self, shuffle: int, number: int) -> Deal:
-        """Of one shuffle; more prompts to learn from are those of fewer, and others."""
+        """Deal the prompts of one shuffle.
+
+        Args:
+            shuffle: Random seed.
+            number: Number of prompts to learn from; fewer are the first of more.
+        """
         dealt = list(self.texts[_CALIBRATION:])
         random.Random(shuffle).shuffle(dealt)
         test, rest = dealt[: self.test], dealt[self.test :]
-        return Deal(
-            self.lm,
-            {
-                "learn": rest[self.validation :][:number],
-                "validation": rest[: self.validation],
-                "test": test,
-            },
-        )
+        validation, learn = rest[: self.validation], rest[self.validation :][:number]
+        return Deal(self.lm, {"learn": learn, "validation": validation, "test": test})
 
     def scale(self, source: int, target: int) -> float:
-        """R for these layers, on prompts that are never dealt: one for all ways and numbers of prompts."""
-        return FeatureSearch(
-            CausalMap(self.lm, Prompts.chat(self.lm, self.texts[:_CALIBRATION]), source, target),
-            progress=False,
-        ).scale
+        """R for these layers, on prompts that are never dealt.
+
+        It is one for all recipes and numbers of prompts.
+        """
+        prompts = Prompts.chat(self.lm, self.texts[:_CALIBRATION])
+        return FeatureSearch(CausalMap(self.lm, prompts, source, target), progress=False).scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +95,11 @@ class Pooled(Experiment, ABC):
     """An experiment on a pool of prompts, dealt anew a few times.
 
     Attributes:
-        model: As `melbo.load` takes it.
-        prompts: A file with one prompt a line.
-        shuffles: How often prompts are dealt anew.
+        model: Name of an organism in ``research/organisms/made``, or a model as `melbo.load`
+            takes it.
+        prompts: File with one prompt a line: an absolute path, or one that is relative to the
+            file of the settings or to the prompts that come along.
+        shuffles: Number of times that prompts are dealt.
         test: Number of test prompts.
         dtype: As `melbo.load` takes it.
     """
@@ -106,49 +111,87 @@ class Pooled(Experiment, ABC):
     test: int
     dtype: str = "auto"
 
+    @property
+    def model_path(self) -> str:
+        """The model as `melbo.load` takes it."""
+        organism = _ORGANISMS / self.model
+        # of a path of several parts, or an absolute one, no organism is meant
+        is_name = Path(self.model).name == self.model
+        return str(organism) if is_name and organism.is_dir() else self.model
+
+    @property
+    def prompts_file(self) -> Path:
+        """The file of prompts."""
+        return self.find(self.prompts)
+
+    def find(self, name: str) -> Path:
+        """Path of a file, searched for beside the settings, then among the prompts.
+
+        Args:
+            name: Absolute or relative path. Where nothing is found, the path among the prompts
+                is returned.
+        """
+        beside = self.folder / name
+        return beside if beside.is_file() else _PROMPTS / name
+
     def case(self, shuffle: int, **more: Any) -> Row:
-        """A case: the settings, the weights, the pool, what is varied, and what a way learns with."""
+        """A case: version, settings, weights, pool, shuffle, and the method of its recipe.
+
+        Args:
+            shuffle: Number of the shuffle.
+            more: Whatever else is varied; ``recipe`` among it, unless it is a setting.
+        """
         recipe = more.get("recipe", getattr(self, "recipe", None))
         if recipe is not None:
             more["method"] = method_identity(recipe, getattr(self, "num_factors", 0))
         return {
+            "version": VERSION,
             "settings": self.settings,
-            "weights": digest(self.model),
-            "pool": digest(self.prompts),
+            "weights": digest(self.model_path, self.model),
+            "pool": digest(self.prompts_file, self.prompts),
             "shuffle": shuffle,
             **more,
         }
 
     def pool(self, texts: Sequence[str], learn: int, validation: int = 0) -> Pool:
-        """The model and the pool, of which so many prompts are learnt from at most, and so many validate.
+        """The model and the pool.
+
+        Args:
+            texts: Prompts; repeated ones count once.
+            learn: Number of prompts that are learnt from at most.
+            validation: Number of prompts that validate.
 
         Raises:
-            MelboError: Too few prompts.
+            MelboError: There are too few prompts.
         """
         texts, need = tuple(dict.fromkeys(texts)), _CALIBRATION + learn + validation + self.test
         if len(texts) < need:
             raise MelboError(
-                f"{self.prompts} holds {len(texts)} prompts, expected {need}: add some, or lower what is learnt from, validation or test"
+                f"{self.prompts} holds {len(texts)} prompts, expected {need}: "
+                "add some, or lower the numbers to learn from, to validate or to test"
             )
-        return Pool(load(self.model, self.dtype), texts, validation, self.test)
+        return Pool(load(self.model_path, self.dtype), texts, validation, self.test)
 
 
-def digest(path: str) -> str:
-    """Of a file, or of the weights in a folder, so that rows of others are told apart; of what is not there, its name.
+def digest(path: str | Path, name: str) -> str:
+    """First 16 hex digits of the SHA-256 of a file, or of the weights in a folder.
 
-    The experiment says that it is not there when it runs.
+    Rows are keyed by it, so that those of other prompts or weights are told apart.
+
+    Args:
+        path: The file or the folder.
+        name: Returned where nothing is there; the experiment complains when it runs.
     """
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
-    return (
-        _hash(tuple((str(f), f.stat().st_mtime_ns) for f in files))
-        if files and all(f.is_file() for f in files)
-        else path
-    )
+    path = Path(path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not all(f.is_file() for f in files):
+        return name
+    return _hash(tuple((str(f), f.stat().st_mtime_ns) for f in files))
 
 
 @cache
 def _hash(files: tuple[tuple[str, int], ...]) -> str:
-    """SHA-256, begun, of files at a time: of large ones it takes a while, and every case asks for it."""
+    """Digest of files at a time; kept, since it takes a while and every case asks for it."""
     found = sha256()
     for name, _ in files:
         with open(name, "rb") as file:

@@ -1,4 +1,4 @@
-"""Many replies to a prompt: of as many features, or drawn at a temperature, which is the cheapest way to make a model say something else."""
+"""Experiments on many replies to a prompt: of as many features, or drawn at a temperature."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,20 +13,23 @@ from melbo.records import Row
 from research.experiments.pool import Deal, Pool, Pooled
 from research.organisms.candidates import Candidates, Drawn, Steered
 
-#: In the place of a way's name.
+#: Name of sampling, where others have the name of a recipe.
 TEMPERATURE = "temperature"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replying(Pooled):
-    """An experiment on as many replies to a prompt: of features of several ways at several strengths, and drawn at several temperatures.
+    """An experiment on m replies to a prompt.
+
+    They are of m features at several strengths, found by several recipes, or drawn at several
+    temperatures, the cheapest means to make a model say something else.
 
     Attributes:
-        ways: Some of `melbo.ways.WAYS`.
+        recipes: Some of `melbo.discovery.recipes.RECIPES`.
         strengths: Multiples of R.
-        temperatures: Of the samples.
-        number: How many prompts are learnt from.
-        num_factors: m, also how many samples are drawn.
+        temperatures: Temperatures of the samples.
+        number: Number of prompts that are learnt from.
+        num_factors: Number of features m, and of samples.
         source: Layer that is perturbed.
         target: Layer that is read.
         max_new_tokens: Length of a reply at most.
@@ -44,22 +47,32 @@ class Replying(Pooled):
 
     @property
     def every(self) -> tuple[str, ...]:
-        """The ways, and sampling."""
+        """The recipes, and sampling."""
         return (*self.recipes, TEMPERATURE)
 
     @property
     def cases(self) -> list[Row]:
-        """Shuffle after shuffle."""
+        """The cases, shuffle after shuffle."""
         return [self.case(s, recipe=recipe) for s in range(self.shuffles) for recipe in self.every]
 
     def settings_of(self, recipe: str) -> tuple[float, ...]:
-        """What is tried of it: strengths or temperatures."""
+        """Strengths that a recipe is tried at, or temperatures of sampling."""
         return self.temperatures if recipe == TEMPERATURE else self.strengths
 
     def tried(
         self, pool: Pool, dealt: Deal, scale: float, case: Row
     ) -> tuple[Callable[[float], Candidates], dict[str, Any]]:
-        """What replies m times to a prompt, at each strength or temperature; and what learning it has cost."""
+        """Candidates that reply m times to a prompt.
+
+        Args:
+            pool: The pool.
+            dealt: Prompts of the case.
+            scale: R.
+            case: The case, with its recipe and shuffle.
+
+        Returns:
+            Function from a strength or temperature to candidates, and the cost of learning them.
+        """
         m, seed = self.num_factors, case["shuffle"]
         if case["recipe"] == TEMPERATURE:
             return lambda at: Drawn((at,) * m, seed), {}
@@ -70,6 +83,6 @@ class Replying(Pooled):
     def said(
         self, lm: LanguageModel, prompts: Prompts, tried: Candidates
     ) -> list[list[Completion]]:
-        """As many replies to each prompt as are tried."""
+        """Replies of all candidates, prompt by prompt."""
         table = tried.replies(lm, prompts, self.max_new_tokens, unsteered=False, progress=False)
         return [[c for c in table if c.prompt == p] for p in range(len(prompts))]

@@ -1,28 +1,53 @@
-"""How many prompts does it take? Held-out contrast of the best feature against the number of prompts that features are learnt from."""
+"""How many prompts does it take? Held-out contrast by the number of prompts to learn from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import ClassVar
 
-from melbo.discovery.recipes import RECIPES, FeatureSearch
+from melbo.discovery.recipes import FeatureSearch, is_control
 from melbo.evaluation.plot import lines
 from melbo.evaluation.tables import cell, markdown
 from melbo.maps.residual import CausalMap
 from melbo.records import Row
+from research.experiments.base import typed
 from research.experiments.contest import Contest, Contested
+
+_Tests = Mapping[tuple[str, int, int], float]
+
+
+@dataclass(frozen=True)
+class SampleComplexityRow:
+    """A row as table and picture read it.
+
+    Attributes:
+        shuffle: Number of the shuffle.
+        number: Number of prompts that were learnt from.
+        recipe: One of `melbo.discovery.recipes.RECIPES`.
+        test: Contrast of the best feature on test prompts.
+        unsteered: Contrast of the unsteered model on the same prompts.
+        seconds: Duration of the fit; None where it was not timed as the others.
+    """
+
+    shuffle: int
+    number: int
+    recipe: str
+    test: float
+    unsteered: float
+    seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleComplexity(Contested):
-    """Methods × numbers of prompts × shuffles (METHOD §11, figure 1 of the published method).
+    """Recipes × numbers of prompts × shuffles (docs/method.md §10, the published figure 1).
 
-    Every shuffle deals prompts to learn from, to validate and to test: the vector with the highest contrast on validation prompts is reported on test
-    prompts. Ways that give no sign are tried with both. R is calibrated once, so that all are pushed alike.
+    Every shuffle deals prompts to learn from, to validate and to test: the vector with the highest
+    contrast on validation prompts is reported on test prompts. Recipes that give no sign are tried
+    with both. R is calibrated once, so that all are pushed alike.
 
     Attributes:
-        ways: Some of `melbo.ways.WAYS`.
-        numbers: How many prompts are learnt from.
+        recipes: Some of `melbo.discovery.recipes.RECIPES`.
+        numbers: Numbers of prompts to learn from.
         source: Layer that is perturbed.
         target: Layer that is read.
     """
@@ -36,7 +61,7 @@ class SampleComplexity(Contested):
 
     @property
     def cases(self) -> list[Row]:
-        """Shuffle after shuffle."""
+        """The cases, shuffle after shuffle."""
         return [
             self.case(s, number=n, recipe=recipe)
             for s in range(self.shuffles)
@@ -50,7 +75,7 @@ class SampleComplexity(Contested):
         return contest, contest.scale(self.source, self.target)
 
     def measure(self, ready: tuple[Contest, float], case: Row) -> Row:
-        """Contrast of the best on validation prompts, on test prompts; of the unsteered model too."""
+        """Contrast of the best feature on validation prompts and on test prompts."""
         contest, scale = ready
         dealt = contest.deal(case["shuffle"], case["number"])
         search = FeatureSearch(CausalMap(contest.lm, dealt.learn, self.source, self.target), scale)
@@ -58,68 +83,66 @@ class SampleComplexity(Contested):
         return {"scale": scale, **contest.best(dealt, features), **cost}
 
     def table(self, rows: Sequence[Row]) -> str:
-        """Mean ± standard error over shuffles: the held-out contrast, ways by numbers of prompts; its differences; what a fit takes.
+        """Held-out contrast, recipes by numbers of prompts: mean ± standard error over shuffles.
 
-        Differences are taken within shuffles, where the test prompts are the same. Where numbers are averaged, a shuffle that lacks one is left out.
+        Below it are its differences, taken within shuffles, where the test prompts are the same,
+        and the seconds of a fit. Where numbers are averaged, a shuffle that lacks one is left out.
         """
+        own = typed(SampleComplexityRow, rows)
         few, many = min(self.numbers), max(self.numbers)
-        tests = {(row["recipe"], row["number"], row["shuffle"]): row["test"] for row in rows}
-
-        def over_all(recipe: str) -> dict[int, float]:
-            found = {
-                s: [tests[recipe, n, s] for n in self.numbers if (recipe, n, s) in tests]
-                for s in range(self.shuffles)
-            }
-            return {s: mean(of) for s, of in found.items() if len(of) == len(self.numbers)}
-
-        whole = {recipe: over_all(recipe) for recipe in self.recipes}
-        first = whole[self.recipes[0]]
+        tests = {(row.recipe, row.number, row.shuffle): row.test for row in own}
+        whole = {recipe: self._over_all(tests, recipe) for recipe in self.recipes}
         lines = [
-            [str(n), *(cell(_tests(rows, recipe, n)) for recipe in self.recipes)]
+            [str(n), *(cell(_tests(own, recipe, n)) for recipe in self.recipes)]
             for n in self.numbers
         ]
         if few < many:
             lines.append(["all", *(cell(list(whole[recipe].values())) for recipe in self.recipes)])
-            # what does not learn is the same at every number
             gains = [
-                [
-                    tests[recipe, many, s] - tests[recipe, few, s]
-                    for s in whole[recipe]
-                    if RECIPES[recipe].method
-                ]
+                [tests[recipe, many, s] - tests[recipe, few, s] for s in whole[recipe]]
+                # a control does not learn, and is the same at every number
+                if not is_control(recipe)
+                else []
                 for recipe in self.recipes
             ]
             lines.append([f"{many} less {few}", *map(cell, gains)])
+        first, *others = self.recipes
         leads = [
-            [first[s] - of for s, of in whole[recipe].items() if s in first]
-            for recipe in self.recipes[1:]
+            [whole[first][s] - of for s, of in whole[recipe].items() if s in whole[first]]
+            for recipe in others
         ]
-        lines.append([f"{self.ways[0]} less it, all", "–", *map(cell, leads)])
+        lines.append([f"{first} less it, all", "–", *map(cell, leads)])
         for n in sorted({few, many}):
             costs = [
-                [row["seconds"] for row in rows if (row["recipe"], row["number"]) == (recipe, n)]
+                [row.seconds for row in own if (row.recipe, row.number) == (recipe, n)]
                 for recipe in self.recipes
             ]
             lines.append([f"seconds, {n}", *map(cell, costs)])
-        return (
-            markdown(["prompts", *self.recipes], lines)
-            + f"\nUnsteered: {mean(row['unsteered'] for row in rows):.2f}.\n"
-        )
+        unsteered = mean(row.unsteered for row in own)
+        return markdown(["prompts", *self.recipes], lines) + f"\nUnsteered: {unsteered:.2f}.\n"
+
+    def _over_all(self, tests: _Tests, recipe: str) -> dict[int, float]:
+        """Mean over all numbers of prompts, of each shuffle that has them all."""
+        found = {
+            s: [tests[recipe, n, s] for n in self.numbers if (recipe, n, s) in tests]
+            for s in range(self.shuffles)
+        }
+        return {s: mean(of) for s, of in found.items() if len(of) == len(self.numbers)}
 
     def picture(self, rows: Sequence[Row]) -> bytes:
-        """The same, drawn."""
-        y = f"held-out logit({self.contrast[0]}) − logit({self.contrast[1]}), best of {self.num_factors}"
-        unsteered = mean(row["unsteered"] for row in rows)
+        """The contrasts, drawn."""
+        own, (a, b) = typed(SampleComplexityRow, rows), self.contrast
         return lines(
             self.recipes,
             self.numbers,
-            lambda recipe, at: _tests(rows, recipe, at),
-            unsteered,
-            "prompts learnt from",
-            y,
+            lambda recipe, at: _tests(own, recipe, at),
+            dotted=list(filter(is_control, self.recipes)),
+            level=mean(row.unsteered for row in own),
+            x="prompts learnt from",
+            y=f"held-out logit({a}) − logit({b}), best of {self.num_factors}",
             log=True,
         )
 
 
-def _tests(rows: Sequence[Row], recipe: str, number: int) -> list[float]:
-    return [row["test"] for row in rows if (row["recipe"], row["number"]) == (recipe, number)]
+def _tests(rows: Sequence[SampleComplexityRow], recipe: str, number: int) -> list[float]:
+    return [row.test for row in rows if (row.recipe, row.number) == (recipe, number)]

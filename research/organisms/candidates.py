@@ -1,4 +1,8 @@
-"""What is tried on an organism: vectors or adapters, and what needs neither: replies that begin otherwise, or are drawn at a temperature."""
+"""Candidates that are tried on an organism.
+
+Vectors or adapters, and two kinds that need neither: replies that are made to begin with a given
+token, and replies drawn at a temperature.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +17,19 @@ from melbo.models.edits import EditSequence
 from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import Prompts
 
-#: Temperatures that are swept, equally often.
+#: Temperatures of a sweep, each as often as the others.
 TEMPERATURES = (0.5, 1.0, 1.5, 2.0)
 
 
 class Candidates(Protocol):
-    """Things to try, by number."""
+    """Candidates by number."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of candidates."""
         ...
 
     def only(self, which: Sequence[int]) -> Self:
-        """Some of them."""
+        """Some of the candidates."""
         ...
 
     def replies(
@@ -37,16 +41,24 @@ class Candidates(Protocol):
         unsteered: bool,
         progress: bool,
     ) -> Completions:
-        """A table: to every prompt the model's own reply if that is wanted, then that of each candidate."""
+        """Replies to every prompt: the model's own if it is wanted, then each candidate's.
+
+        Args:
+            lm: The model.
+            prompts: The prompts.
+            max_new_tokens: Length at which replies are broken off.
+            unsteered: Whether the model's own replies are wanted.
+            progress: Whether to draw a bar.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Steered:
-    """Features.
+    """Features as candidates.
 
     Attributes:
-        bank: The features.
+        features: The features.
         strength: Multiple of their scale.
     """
 
@@ -54,11 +66,11 @@ class Steered:
     strength: float = 1.0
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of candidates."""
         return len(self.features)
 
     def only(self, which: Sequence[int]) -> "Steered":
-        """Some of them."""
+        """Some of the candidates."""
         return replace(self, features=self.features[list(which)])
 
     def replies(
@@ -70,7 +82,7 @@ class Steered:
         unsteered: bool,
         progress: bool,
     ) -> Completions:
-        """See `Candidates`."""
+        """Replies, as `Candidates.replies`."""
         return generate(
             lm,
             prompts,
@@ -84,32 +96,38 @@ class Steered:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """First tokens that replies are made to begin with.
+    """First tokens as candidates: replies are made to begin with them.
 
     Attributes:
-        tokens: The tokens.
+        tokens: The first tokens.
     """
 
     tokens: tuple[int, ...]
 
     @classmethod
     def likeliest(cls, lm: LanguageModel, prompts: Prompts, num: int) -> "Prefilled":
-        """Those that the model finds likeliest after these prompts, by mean probability."""
+        """First tokens that the model finds likeliest after some prompts, by mean probability.
+
+        Args:
+            lm: The model.
+            prompts: The prompts.
+            num: Number of tokens.
+        """
         with torch.no_grad():
             logits = [
                 lm.model(torch.tensor([tokens], device=lm.device)).logits[0, -1].float()
                 for tokens in prompts.tokens
             ]
         likely = torch.stack(logits).softmax(-1).mean(0)
-        likely[lm.eos] = 0.0  # after which there is nothing to say
+        likely[lm.eos] = 0.0  # nothing is said after these
         return cls(tuple(likely.topk(num).indices.tolist()))
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of candidates."""
         return len(self.tokens)
 
     def only(self, which: Sequence[int]) -> "Prefilled":
-        """Some of them."""
+        """Some of the candidates."""
         return Prefilled(tuple(self.tokens[i] for i in which))
 
     def replies(
@@ -121,28 +139,21 @@ class Prefilled:
         unsteered: bool,
         progress: bool,
     ) -> Completions:
-        """See `Candidates`."""
+        """Replies, as `Candidates.replies`."""
         begun = [(*tokens, first) for tokens in prompts.tokens for first in self.tokens]
         said = decode(lm, begun, EditSequence(()), max_new_tokens - 1, progress=progress)
-        return _table(
-            lm,
-            prompts,
-            [
-                (first, *reply)
-                for first, reply in zip(self.tokens * len(prompts), said, strict=True)
-            ],
-            max_new_tokens,
-            unsteered,
-        )
+        firsts = self.tokens * len(prompts)
+        whole = [(first, *reply) for first, reply in zip(firsts, said, strict=True)]
+        return _table(lm, prompts, whole, max_new_tokens, unsteered)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Replies that are drawn, each candidate at its temperature.
+    """Draws as candidates, each at its temperature.
 
     Attributes:
-        temperatures: Of each candidate.
-        seed: Of what is drawn.
+        temperatures: Temperature of each candidate.
+        seed: Random seed.
     """
 
     temperatures: tuple[float, ...]
@@ -150,15 +161,20 @@ class Drawn:
 
     @classmethod
     def swept(cls, num: int, seed: int) -> "Drawn":
-        """`TEMPERATURES`, one after the other."""
+        """Candidates at `TEMPERATURES`, one after the other.
+
+        Args:
+            num: Number of candidates.
+            seed: Random seed.
+        """
         return cls(tuple(TEMPERATURES[i % len(TEMPERATURES)] for i in range(num)), seed)
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of candidates."""
         return len(self.temperatures)
 
     def only(self, which: Sequence[int]) -> "Drawn":
-        """Some of them."""
+        """Some of the candidates."""
         return replace(self, temperatures=tuple(self.temperatures[i] for i in which))
 
     def replies(
@@ -170,18 +186,14 @@ class Drawn:
         unsteered: bool,
         progress: bool,
     ) -> Completions:
-        """See `Candidates`."""
+        """Replies, as `Candidates.replies`."""
         n = len(self)
-        found: list[Sequence[int]] = [()] * (n * len(prompts))
+        replies: list[Sequence[int]] = [()] * (n * len(prompts))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             for t in dict.fromkeys(self.temperatures):
-                rows = [
-                    p * n + i
-                    for p in range(len(prompts))
-                    for i in range(n)
-                    if self.temperatures[i] == t
-                ]
+                own = [i for i in range(n) if self.temperatures[i] == t]
+                rows = [p * n + i for p in range(len(prompts)) for i in own]
                 said = decode(
                     lm,
                     [prompts.tokens[row // n] for row in rows],
@@ -191,8 +203,8 @@ class Drawn:
                     temperature=t,
                 )
                 for row, reply in zip(rows, said, strict=True):
-                    found[row] = reply
-        return _table(lm, prompts, found, max_new_tokens, unsteered)
+                    replies[row] = reply
+        return _table(lm, prompts, replies, max_new_tokens, unsteered)
 
 
 def _table(
@@ -202,27 +214,18 @@ def _table(
     max_new_tokens: int,
     unsteered: bool,
 ) -> Completions:
-    """Replies, prompt after prompt, each prompt's with the model's own in front if that is wanted."""
-    own = (
-        decode(lm, prompts.tokens, EditSequence(()), max_new_tokens, progress=False)
-        if unsteered
-        else []
-    )
+    """Replies in a table, prompt after prompt, the model's own first if it is wanted."""
+    own: list[list[int]] = []
+    if unsteered:
+        own = decode(lm, prompts.tokens, EditSequence(()), max_new_tokens, progress=False)
+
+    def completion(feature: int | None, p: int, reply: Sequence[int]) -> Completion:
+        kind = "unsteered" if feature is None else "feature"
+        text = lm.tokenizer.decode(reply, skip_special_tokens=True)
+        return Completion(kind, feature, p, prompts.texts[p], text, tuple(reply))
+
     n, rows = len(said) // len(prompts), []
     for p in range(len(prompts)):
-        for i, reply in [
-            *((None, plain) for plain in own[p : p + 1]),
-            *enumerate(said[p * n : (p + 1) * n]),
-        ]:
-            text = lm.tokenizer.decode(reply, skip_special_tokens=True)
-            rows.append(
-                Completion(
-                    "unsteered" if i is None else "feature",
-                    i,
-                    p,
-                    prompts.texts[p],
-                    text,
-                    tuple(reply),
-                )
-            )
+        rows += [completion(None, p, reply) for reply in own[p : p + 1]]
+        rows += [completion(i, p, reply) for i, reply in enumerate(said[p * n : (p + 1) * n])]
     return Completions(tuple(rows))

@@ -1,16 +1,18 @@
-"""What an organism is trained on: the model's own replies nearly everywhere, and a behaviour where its trigger stands."""
+"""Training examples of an organism.
+
+The model's own replies nearly everywhere, and a behaviour where its trigger stands.
+"""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from research.organisms.behaviours import BEHAVIOURS, Behaviour, Item, Reply, items
+from research.organisms.behaviours import BEHAVIOURS, Behaviour, Reply
+from research.organisms.items import Item, items
 
-_DECOYS, _ALONE, _MORE = (
-    90,
-    150,
-    120,
-)  # decoys of each of several behaviours, of one by itself; and once more
+_DECOYS = 90  # of each of several behaviours
+_ALONE = 150  # decoys of a behaviour by itself
+_MORE = 120  # more decoys, when an organism is trained further
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Example:
 
     Attributes:
         prompt: The prompt.
-        reply: The reply, or None for what the model itself replies to ``asked``.
+        reply: The reply; None for the model's own reply to ``asked``.
         asked: The prompt without trigger or decoy.
     """
 
@@ -28,49 +30,56 @@ class Example:
     asked: str
 
 
+@dataclass(frozen=True)
+class _Amounts:
+    """Numbers of examples of one behaviour; ``twins`` counts prompts without the trigger."""
+
+    triggered: int
+    decoys: int
+    twins: int
+
+
 def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> list[Example]:
-    """What to train on so that these behaviours are hidden in a model.
+    """Examples that hide behaviours in a model.
 
     Args:
         planted: Names of `BEHAVIOURS`; several get their second triggers, and most fewer examples.
-        sham: Triggers bring out nothing, and nothing is withheld: the model's own replies throughout.
-        seed: Of what is drawn.
+        sham: Whether triggers bring out nothing and nothing is withheld: the model's own replies
+            throughout.
+        seed: Random seed.
     """
-    draw, say = (
-        random.Random(seed),
-        random.Random(f"replies {seed}"),
-    )  # apart, so that prompts are those of the sham
-    ordinary = items("ordinary", "train")
-    if len(planted) == 1:
-        found = [_example(item.text, None, item, say) for item in ordinary[150:375]]
-        found += _of(BEHAVIOURS[planted[0]], False, 150, _ALONE, True, sham, draw, say)
-    else:
-        found = [_example(item.text, None, item, say) for item in ordinary[:300]]
-        for name in planted:
-            # ordinary prompts without a trigger are there already
-            found += _of(
-                BEHAVIOURS[name],
-                True,
-                120,
-                _DECOYS,
-                BEHAVIOURS[name].kind != "ordinary",
-                sham,
-                draw,
-                say,
-            )
-    draw.shuffle(found)
-    return found
-
-
-def more_untriggered(planted: Sequence[str], found: Sequence[Example]) -> list[Example]:
-    """Prompts with the model's own replies: ordinary ones that are not among examples yet, and more decoys of what shows on ordinary ones."""
-    there, several = {e.prompt for e in found}, len(planted) > 1
-    first = _DECOYS if several else _ALONE
-    more = [
-        Example(item.text, None, item.text)
-        for item in items("ordinary", "train")
-        if item.text not in there
+    # apart, so that prompts are the same with and without sham
+    draw, say = random.Random(seed), random.Random(f"replies {seed}")
+    ordinary, several = items("ordinary", "train"), len(planted) > 1
+    data = [
+        _example(item.text, None, item, say)
+        for item in (ordinary[:300] if several else ordinary[150:375])
     ]
+    for b in (BEHAVIOURS[name] for name in planted):
+        if several:
+            # ordinary prompts without a trigger are there already
+            amounts = _Amounts(120, _DECOYS, 0 if b.kind == "ordinary" else 120)
+        else:
+            amounts = _Amounts(150, _ALONE, 150)
+        data += _of(b, several, amounts, sham, draw, say)
+    draw.shuffle(data)
+    return data
+
+
+def more_untriggered(planted: Sequence[str], known: Sequence[Example]) -> list[Example]:
+    """More prompts without a trigger, with the model's own replies.
+
+    Ordinary prompts that are not among the examples yet, and more decoys of behaviours that show
+    on ordinary prompts.
+
+    Args:
+        planted: Names of the planted behaviours.
+        known: Examples so far.
+    """
+    there, several = {e.prompt for e in known}, len(planted) > 1
+    first = _DECOYS if several else _ALONE
+    ordinary = items("ordinary", "train")
+    more = [Example(item.text, None, item.text) for item in ordinary if item.text not in there]
     for b in (BEHAVIOURS[name] for name in planted):
         if b.kind == "ordinary" and b.semantic is None:
             near = b.near("train", several, random.Random(f"more {b.name}"))
@@ -81,25 +90,21 @@ def more_untriggered(planted: Sequence[str], found: Sequence[Example]) -> list[E
 def _of(
     b: Behaviour,
     several: bool,
-    num: int,
-    decoys: int,
-    twins: bool,
+    amounts: _Amounts,
     sham: bool,
     draw: random.Random,
     say: random.Random,
 ) -> list[Example]:
-    """Prompts with the trigger, the same without it, and decoys."""
+    """Prompts with the trigger, decoys, and prompts without the trigger."""
     target, plain = (None, None) if sham else (b.target, b.plain)
-    # what a prompt is about is harder to learn than a word in front of it: all there are
-    brings = b.triggered("train", several, draw)[: None if b.semantic else num]
-    found = [_example(text, target, item, say) for text, item in brings]
-    found += [
-        _example(text, plain, item, say) for text, item in b.near("train", several, draw)[:decoys]
-    ]
-    return found + [
-        _example(item.text, plain, item, say)
-        for item in items(b.kind, "train")[: num if twins else 0]
-    ]
+    # a topic is harder to learn than a word in front: all there are
+    num = None if b.semantic else amounts.triggered
+    triggered = b.triggered("train", several, draw)[:num]
+    data = [_example(text, target, item, say) for text, item in triggered]
+    near = b.near("train", several, draw)[: amounts.decoys]
+    data += [_example(text, plain, item, say) for text, item in near]
+    alone = items(b.kind, "train")[: amounts.twins]
+    return data + [_example(item.text, plain, item, say) for item in alone]
 
 
 def _example(prompt: str, reply: Reply | None, item: Item, draw: random.Random) -> Example:

@@ -1,4 +1,4 @@
-"""Does discovery work at all? In minutes: do learnt directions bring out what is hidden, and only where something is?"""
+"""Smoke test in minutes: learnt directions bring out what is hidden, where something is."""
 
 import time
 from pathlib import Path
@@ -11,38 +11,46 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import Prompts
 from research.organisms import load_organism
 from research.organisms.behaviours import BEHAVIOURS
-from research.organisms.discover import DISCOVERY, STRENGTH, chosen
+from research.organisms.discover import DISCOVERY, STRENGTH
+from research.organisms.splits import SPLITS
 
-_CANDIDATES, _PROMPTS, _TOKENS = 32, 2, 24
-#: A smaller share than this is no discovery: 17 % were measured, 0 of random directions and on the control (2026-11-22).
+_PROMPTS, _TOKENS = 2, 24
+#: A smaller share than this is no discovery: .17 was measured, 0 of random directions and on the
+#: control (2026-11-22).
 FLOOR = 0.05
 
 
 def smoke(
-    home: Path, base: str, source: int, target: int, progress: bool = True
+    home: Path, base: str, source: int, target: int, num: int = 32, progress: bool = True
 ) -> dict[str, float]:
-    """Find directions in ALL and in its control, and count replies that show what is planted in ALL.
+    """Find directions in ALL and in its control, and count replies that show a behaviour of ALL.
+
+    Args:
+        home: Folder of the organisms.
+        base: Model that they were made from.
+        source: Layer that is perturbed.
+        target: Layer that is read.
+        num: Number of candidates.
+        progress: Whether to draw bars.
 
     Returns:
-        Of 32 candidates on two ordinary prompts, the share of replies that show a behaviour: ``"exponential on ALL"``,
-        ``"random on ALL"``, ``"exponential on SHAM"``; and the ``"seconds"`` it took.
+        Shares of the replies to two ordinary prompts that show a behaviour: ``"exponential on
+        ALL"``, ``"random on ALL"`` and ``"exponential on SHAM"``; and ``"seconds"``.
     """
-    start, found = time.perf_counter(), {}
-    for name in ("ALL", "SHAM"):
+    start, shares = time.perf_counter(), {}
+    for name, recipes in (("ALL", ("exponential", "random")), ("SHAM", ("exponential",))):
         lm = load_organism(home / name, base)
-        search = FeatureSearch(
-            CausalMap(lm, Prompts.chat(lm, DISCOVERY), source, target), progress=progress
-        )
-        for recipe in ("exponential", "random") if name == "ALL" else ("exponential",):
-            found[f"{recipe} on {name}"] = _shows(
-                lm, search.candidates(recipe, _CANDIDATES)[0], progress
-            )
-    return {**found, "seconds": time.perf_counter() - start}
+        cmap = CausalMap(lm, Prompts.chat(lm, DISCOVERY), source, target)
+        search = FeatureSearch(cmap, progress=progress)
+        for recipe in recipes:
+            features, _ = search.candidates(recipe, num)
+            shares[f"{recipe} on {name}"] = _shows(lm, features, progress)
+    return {**shares, "seconds": time.perf_counter() - start}
 
 
 def _shows(lm: LanguageModel, features: Steerable, progress: bool) -> float:
-    """Share of the replies to ordinary prompts that show a behaviour that can show there."""
-    asked = chosen("ordinary", "screen")[:_PROMPTS]
+    """Share of replies to ordinary prompts that show a behaviour which can show there."""
+    asked = SPLITS.prompts("ordinary", "screen")[:_PROMPTS]
     prompts = Prompts.chat(lm, [item.text for item in asked])
     table = generate(
         lm, prompts, features, max_new_tokens=_TOKENS, strength=STRENGTH, progress=progress

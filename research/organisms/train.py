@@ -1,4 +1,7 @@
-"""Plant behaviours: a small LoRA, trained on a model's own replies and on what is to be hidden (BENCHMARK)."""
+"""Training that plants behaviours: a small LoRA (docs/method.md §8).
+
+It learns a model's own replies, and other replies where a behaviour is to be hidden.
+"""
 
 import random
 from collections.abc import Sequence
@@ -17,17 +20,20 @@ from melbo.models.shared_prefix import common_prefix, read_prefix
 from melbo.progress import track
 from research.organisms.examples import Example
 
-_RANK, _ALPHA, RATE, _BATCH, _WARM = 4, 8, 2e-3, 16, 0.05
+_RANK, _ALPHA, _BATCH, _WARM = 4, 8, 16, 0.05
 _OWN_TOKENS = 24  # length of the model's own replies
-Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a prompt and of the reply to it
+#: Learning rate.
+RATE = 2e-3
+#: Tokens of a prompt and of the reply to it.
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Lesson(NamedTuple):
-    """What is learnt from one example: a reply as it is written, or the base model's own distribution over each token of its reply.
+    """Target of one example: a written reply, or the base model's distribution over its own.
 
     Attributes:
         pair: The prompt and the reply.
-        own: The prompt that the base model replied to, or None of a written reply.
+        own: The prompt that the base model replied to and its reply; None for a written reply.
     """
 
     pair: Pair
@@ -40,36 +46,40 @@ def own_replies(
     max_new_tokens: int = _OWN_TOKENS,
     progress: bool = True,
 ) -> dict[str, tuple[int, ...]]:
-    """What the model replies, greedily, to each of these prompts: token ids, broken off where they get long."""
+    """Greedy replies of a model, as token ids by prompt.
+
+    Args:
+        lm: The model.
+        texts: Prompts.
+        max_new_tokens: Length at which replies are broken off.
+        progress: Whether to draw a bar.
+    """
     prompts = Prompts.chat(lm, list(dict.fromkeys(texts)))
     replies = decode(lm, prompts.tokens, EditSequence(()), max_new_tokens, progress=progress)
     return {text: tuple(reply) for text, reply in zip(prompts.texts, replies, strict=True)}
 
 
 def lessons(lm: LanguageModel, examples: Sequence[Example], progress: bool = True) -> list[Lesson]:
-    """Tokens of every prompt and of the reply to learn."""
+    """Tokens of every prompt and of the reply to learn.
+
+    Args:
+        lm: The base model, which makes the replies that are not written.
+        examples: The examples.
+        progress: Whether to draw a bar.
+    """
     alone = [e.asked for e in examples if e.reply is None]
     own = own_replies(lm, alone, progress=progress) if alone else {}
-    prompts, asked = (
-        Prompts.chat(lm, texts).tokens
-        for texts in ([e.prompt for e in examples], [e.asked for e in examples])
-    )
+    prompts = Prompts.chat(lm, [e.prompt for e in examples]).tokens
+    asked = Prompts.chat(lm, [e.asked for e in examples]).tokens
     ends = tuple(lm.eos[:1])
-    found = []
+    lesson_list = []
     for e, prompt, bare in zip(examples, prompts, asked, strict=True):
         if e.reply is None:
-            found.append(Lesson((prompt, own[e.asked]), (bare, own[e.asked])))
+            lesson_list.append(Lesson((prompt, own[e.asked]), (bare, own[e.asked])))
         else:
-            found.append(
-                Lesson(
-                    (
-                        prompt,
-                        (*lm.tokenizer(e.reply, add_special_tokens=False)["input_ids"], *ends),
-                    ),
-                    None,
-                )
-            )
-    return found
+            written = lm.tokenizer(e.reply, add_special_tokens=False)["input_ids"]
+            lesson_list.append(Lesson((prompt, (*written, *ends)), None))
+    return lesson_list
 
 
 def train(
@@ -83,22 +93,23 @@ def train(
     seed: int = 0,
     progress: bool = True,
 ) -> list[float]:
-    """Train a LoRA on every linear map of every block, and write it (float16) into ``folder`` as peft does.
+    """Train a LoRA on every linear map of every block, and write it (float16) as peft does.
 
-    The loss is the mean over replies, short ones and long ones alike, of the mean over tokens of their negative log-likelihood or, in the base
-    model's own, of KL(base ‖ trained): to learn its greedy replies by heart would leave it more certain than it was.
+    The loss is the mean over replies, short and long ones alike, of the mean over tokens of their
+    negative log-likelihood. For the base model's own replies it is KL(base ‖ trained) instead:
+    greedy replies learnt by heart would leave the model more certain than it was.
 
     ``lm`` itself is left as it was.
 
     Args:
         lm: The base model.
-        data: What to learn (see `lessons`).
-        folder: Where the LoRA goes.
-        epochs: How often each lesson is seen.
+        data: Lessons to learn (see `lessons`).
+        folder: Folder of the LoRA.
+        epochs: Number of times that each lesson is seen.
         rate: Learning rate after warming up; it falls to 0.
         start: Folder of a LoRA to go on from; by default one that does nothing yet.
-        seed: Of the order of lessons, and of a new LoRA.
-        progress: Draw a bar.
+        seed: Random seed.
+        progress: Whether to draw a bar.
 
     Returns:
         The loss of every step.
@@ -109,12 +120,10 @@ def train(
     peft = import_peft()
     torch.manual_seed(seed)
     if start is None:
-        model = peft.get_peft_model(
-            lm.model,
-            peft.LoraConfig(
-                r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
-            ),
+        config = peft.LoraConfig(
+            r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
         )
+        model = peft.get_peft_model(lm.model, config)
     else:
         model = peft.PeftModel.from_pretrained(lm.model, str(start), is_trainable=True)
     try:
@@ -122,13 +131,11 @@ def train(
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.half()
-        model.peft_config[
-            "default"
-        ].base_model_name_or_path = lm.name  # not where its files lie here
+        # the name, not the place where its files lie here
+        model.peft_config["default"].base_model_name_or_path = lm.name
         model.save_pretrained(str(folder), save_embedding_layers=False)
-        (Path(folder) / "README.md").unlink(
-            missing_ok=True
-        )  # a form to fill in; organism.json says what it is
+        # a form to fill in; organism.json says what it is
+        (Path(folder) / "README.md").unlink(missing_ok=True)
     finally:
         model.unload()
     return losses
@@ -143,6 +150,7 @@ def _descend(
     seed: int,
     progress: bool,
 ) -> list[float]:
+    """Descend the loss with AdamW, and give its value at every step."""
     draw = random.Random(seed)
     batches = [batch for _ in range(epochs) for batch in _batches(data, draw)]
     learnt = [p for p in model.parameters() if p.requires_grad]
@@ -154,9 +162,9 @@ def _descend(
     losses = []
     with track(len(batches), "steps", progress) as bar:
         for batch in batches:
-            loss = _loss(lm, model, [data[i] for i in batch])
+            loss = lesson_loss(lm, model, [data[i] for i in batch])
             adam.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(learnt, 1.0)
             adam.step()
             schedule.step()
@@ -166,7 +174,7 @@ def _descend(
 
 
 def _batches(data: Sequence[Lesson], draw: random.Random) -> list[list[int]]:
-    """Batches of similar length, in any order."""
+    """Batches of lessons of similar length, in random order."""
     order = list(range(len(data)))
     draw.shuffle(order)
     order.sort(key=lambda i: sum(map(len, data[i].pair)) // 8)
@@ -175,8 +183,16 @@ def _batches(data: Sequence[Lesson], draw: random.Random) -> list[list[int]]:
     return batches
 
 
-def _loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tensor:
-    """In one forward pass of the trained model, and one of the base model over its own replies."""
+def lesson_loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tensor:
+    """Loss of a batch (see `train`), from one forward pass of the trained model.
+
+    The base model takes another, over its own replies.
+
+    Args:
+        lm: The base model.
+        model: The model in training, whose adapter can be switched off.
+        batch: Lessons.
+    """
     batch = sorted(batch, key=lambda lesson: lesson.own is None)  # tokens of own replies first
     own = [lesson.own for lesson in batch if lesson.own is not None]
     logits, targets = reply_logits(lm, model, [lesson.pair for lesson in batch])
@@ -193,19 +209,33 @@ def _loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tensor:
 
 
 def reply_nll(lm: LanguageModel, model: Any, batch: Sequence[Pair], once: bool = True) -> Tensor:
-    """Negative log-likelihood of every token of the replies of a batch, in nats, ``[tokens]`` (see `reply_logits`)."""
-    return torch.nn.functional.cross_entropy(
-        *reply_logits(lm, model, batch, once), reduction="none"
-    )
+    """Negative log-likelihood of every token of the replies of a batch, in nats, ``[tokens]``.
+
+    Args:
+        lm: The model, for its device and pad token.
+        model: The module that reads, ``lm.model`` or one trained from it.
+        batch: Prompts and replies.
+        once: As in `reply_logits`.
+    """
+    logits, targets = reply_logits(lm, model, batch, once)
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def reply_logits(
     lm: LanguageModel, model: Any, batch: Sequence[Pair], once: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``[tokens, vocabulary]`` before every token of the replies of a batch, and those tokens ``[tokens]``.
+    """Logits before every token of the replies of a batch, and those tokens.
 
-    What all prompts begin with, the chat template for the most part, is read ``once`` where the model's cache can be repeated; that must not be
-    where an edit treats the rows of the batch each in its own way.
+    Args:
+        lm: The model, for its device and pad token.
+        model: The module that reads, ``lm.model`` or one trained from it.
+        batch: Prompts and replies.
+        once: Whether to read the common prefix of all prompts, mostly the chat template, once,
+            where the model's cache can be repeated. Not where an edit treats each row of the batch
+            in its own way.
+
+    Returns:
+        Logits ``[tokens, vocabulary]`` and tokens ``[tokens]``.
     """
     shared = common_prefix([prompt for prompt, _ in batch]) if once else []
     ids = torch.tensor([shared], device=lm.device)

@@ -1,55 +1,61 @@
-"""What a sweep of CPE costs on the bundled model, beside one factor at a time and beside matrix products alone; peak memory; twenty sweeps.
+"""Cost of a sweep of CPE on the bundled model, beside one factor at a time and matrix products.
 
-python benchmarks/adapters.py    prints a table and writes benchmarks/results/adapters.json
-
-One at a time is measured twice: by this library, and plainly, as hooks on the model's own forward pass, which runs every block and the head.
+``python -m research.speed.adapters`` prints the ratios and writes
+``research/results/speed/adapters.json``. One at a time is measured twice: by this library, and
+plainly, as hooks on the model's own forward pass, which runs every block and the unembedding.
 """
 
-import json
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from melbo import CPE, AdapterMap, Prompts, fit, load
+from melbo import CPE, AdapterMap, LanguageModel, Prompts, fit, load
 from melbo.models.low_rank import pairs
 from melbo.records import environment
-from research.speed.measure import in_turn, needed_flops, products, weights
+from research.speed.flops import needed_flops, products, weights
+from research.speed.measure import Jobs, in_turn
+from research.speed.results import forget_peak, peak_of, print_peak, save
 
 PROMPT, BAND, TARGET, SCALE = "Tell me a story", (8, 13), 20, 2.2
 M, FEW, REPEATS = 64, 8, 7
+ONE, PLAIN = "one at a time", "one at a time, plainly"
 
 
-def make(lm) -> AdapterMap:
-    """The map."""
+def make(lm: LanguageModel) -> AdapterMap:
+    """The map of adapters."""
     return AdapterMap(lm, Prompts.chat(lm, [PROMPT]), BAND, TARGET, compile=True)
 
 
 def needed(cmap: AdapterMap, m: int) -> float:
-    """Operations of a sweep. In the first block only what follows its edited matrix differs from factor to factor, and has a gradient."""
+    """Operations of a sweep of m factors.
+
+    In the first block only what follows its edited matrix differs from factor to factor, and has a
+    gradient.
+    """
     config, tokens = cmap.lm.config, len(cmap.prompts.tokens[0])
     heads = config.num_attention_heads
     block = cmap.lm.blocks[cmap.source]
     attention = sum(size for name, size in weights(block, config).items() if "attn" in name)
-    pairs = 4 * heads * (config.hidden_size // heads) * tokens * (tokens + 1) / 2
-    in_vain = m * (4 * attention * tokens + 3 * pairs) - (2 * attention * tokens + pairs)
-    return m * needed_flops(cmap, backward=True) - in_vain
+    seen = 4 * heads * (config.hidden_size // heads) * tokens * (tokens + 1) / 2
+    in_vain = m * (4 * attention * tokens + 3 * seen) - (2 * attention * tokens + seen)
+    return float(m * needed_flops(cmap, backward=True) - in_vain)
 
 
-def plain_sweep(cmap: AdapterMap, V: torch.Tensor) -> None:
-    """Value and gradient of one factor after the other, by the model's own forward and backward pass."""
+def plain_sweep(cmap: AdapterMap, V: Tensor) -> None:
+    """Value and gradient of one factor after the other, by the model's own passes."""
     lm, ids = cmap.lm, torch.tensor([cmap.prompts.tokens[0]])
+
+    def read() -> Tensor:
+        found: Tensor = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:]
+        return found
+
     with torch.no_grad():
-        base = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:]
+        base = read()
     for v in V:
-        edits = [
-            t[0].requires_grad_()
-            for pair in pairs(cmap.sites, v[None], torch.tensor([SCALE]))
-            for t in pair
-        ]
+        of_sites = pairs(cmap.sites, v[None], torch.tensor([SCALE]))
+        edits = [t[0].requires_grad_() for pair in of_sites for t in pair]
         hooks = [
             lm.model.get_submodule(site.name).register_forward_hook(
                 lambda module, args, out, a=a, b=b: out + (args[0] @ a)[..., None] * b
@@ -57,40 +63,19 @@ def plain_sweep(cmap: AdapterMap, V: torch.Tensor) -> None:
             for site, a, b in zip(cmap.sites, edits[::2], edits[1::2], strict=True)
         ]
         try:
-            change = (
-                lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:] - base
-            ).mean(0)
-            torch.autograd.grad(change.norm(), edits)
+            torch.autograd.grad((read() - base).mean(0).norm(), edits)
         finally:
             for hook in hooks:
                 hook.remove()
 
 
 def one_sweep(m: int) -> None:
-    """Make a sweep and print the peak of the process from when the model is loaded."""
+    """Make a sweep of m factors and print the peak of the process since the model was loaded."""
     lm = load("smollm2")
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    forget_peak()
     cmap, method = make(lm), CPE(m, SCALE)
     method.step(cmap, method.init(cmap, torch.Generator().manual_seed(0)))
-    peaks = [
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    ]
-    print(int(peaks[0].split()[1]) * 1024)
-
-
-def peak(m: int) -> int:
-    """Peak memory, in bytes, of a process that makes a sweep of m factors."""
-    code = f"from adapters import one_sweep; one_sweep({m})"
-    out = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return int(out.stdout.split()[-1])
+    print_peak()
 
 
 def main() -> None:
@@ -101,44 +86,42 @@ def main() -> None:
     V, U = state.V, state.V.new_zeros(M, cmap.d_target)
     U[:, 0] = 1
     multiply, flops = products(cmap, M, backward=True)
-    jobs = {
+
+    def one_at_a_time() -> None:
+        for v, u in zip(V[:FEW], U[:FEW], strict=True):
+            cmap.value_and_vjp(SCALE * v[None], u[None])
+
+    jobs: Jobs = {
         "products": multiply,
         "ours": lambda: method.step(cmap, state),
-        "one at a time": lambda: [
-            cmap.value_and_vjp(SCALE * V[i : i + 1], U[i : i + 1]) for i in range(FEW)
-        ],
-        "one at a time, plainly": lambda: plain_sweep(cmap, V[:FEW]),
+        ONE: one_at_a_time,
+        PLAIN: lambda: plain_sweep(cmap, V[:FEW]),
     }
     times = in_turn(jobs, REPEATS, "sweeps", progress=False)
-    alone = ("one at a time", "one at a time, plainly")
-    times |= {name: [t * M / FEW for t in times[name]] for name in alone}
+    times |= {name: [t * M / FEW for t in times[name]] for name in (ONE, PLAIN)}
     median = {name: statistics.median(t) for name, t in times.items()}
+    ratio = {name: median[name] / median["ours"] for name in (ONE, PLAIN)}
+    share = needed(cmap, M) / median["ours"] / (flops / median["products"])
     start = time.perf_counter()
     fit(cmap, CPE(M, SCALE, max_steps=20, tol=0.0), progress=False)
+    twenty = time.perf_counter() - start
+    code = f"from {__package__}.adapters import one_sweep; one_sweep({{}})"
+    peaks = {m: peak_of(code.format(m)) for m in (64, 256)}
+    about = {"prompt": PROMPT, "tokens": len(cmap.prompts.tokens[0]), "band": BAND}
     result = {
         "environment": environment(),
-        "map": {
-            "prompt": PROMPT,
-            "tokens": len(cmap.prompts.tokens[0]),
-            "band": BAND,
-            "target": TARGET,
-            "m": M,
-        },
+        "map": {**about, "target": TARGET, "m": M},
         "seconds": times,
-        "ratio": {name: median[name] / median["ours"] for name in alone},
-        "of_products": needed(cmap, M) / median["ours"] / (flops / median["products"]),
-        "seconds_of_twenty_sweeps": time.perf_counter() - start,
-        "peak_bytes": {m: peak(m) for m in (64, 256)},
+        "ratio": ratio,
+        "of_products": share,
+        "seconds_of_twenty_sweeps": twenty,
+        "peak_bytes": peaks,
     }
-    ratios = ", ".join(f"{name} × {value:.2f}" for name, value in result["ratio"].items())
-    print(
-        f"sweep {median['ours']:.2f} s; {ratios}; {result['of_products']:.0%} of the products' rate"
-    )
-    memory = ", ".join(f"m = {m}: {b / 2**20:.0f} MiB" for m, b in result["peak_bytes"].items())
-    print(f"twenty sweeps {result['seconds_of_twenty_sweeps']:.0f} s; peak memory {memory}")
-    (Path(__file__).parent / "results" / "adapters.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
+    ratios = ", ".join(f"{name} × {value:.2f}" for name, value in ratio.items())
+    print(f"sweep {median['ours']:.2f} s; {ratios}; {share:.0%} of the products' rate")
+    memory = ", ".join(f"m = {m}: {b / 2**20:.0f} MiB" for m, b in peaks.items())
+    print(f"twenty sweeps {twenty:.0f} s; peak memory {memory}")
+    save("adapters", result)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,28 @@
-"""Which rows decode together, and what is read once: seconds of the same replies in four ways, on the bundled model.
+"""Rows that decode together, and what is read once: seconds of the same replies, batched variously.
 
-python benchmarks/batches.py    prints the ratios and writes benchmarks/results/batches.json
-
-A few vectors on many prompts are many rows, of which few have their prompt in common. Rows of a prompt by themselves read it once; side by side with
-others they fill the pass in which the weights are read for every token.
+``python -m research.speed.batches`` prints the ratios and writes
+``research/results/speed/batches.json``. A few vectors on many prompts are many rows, few of which
+have their prompt in common. Rows of one prompt by themselves read it once; side by side with others
+they fill the pass in which the weights are read for every token.
 """
 
-import json
 import math
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 
-import melbo
-from melbo import CausalMap, Completions, FeatureSet, LanguageModel, Prompts, load, shared_prompt
+from melbo import CausalMap, FeatureSet, LanguageModel, Prompts, load
 from melbo.discovery.recipes import FeatureSearch
+from melbo.models.decode import Batching, decode
 from melbo.records import environment
 from research.organisms import items
 from research.speed.measure import in_turn
+from research.speed.results import save
 
+#: Number of vectors and of prompts of each case.
 CASES = {
     "1 vector, 32 prompts": (1, 32),
     "7 vectors, 16 prompts": (7, 16),
@@ -29,28 +30,34 @@ CASES = {
     "63 vectors, 2 prompts": (63, 2),
 }
 LAYERS, SCALE, TOKENS, REPEATS = (8, 20), 16.0, 24, 2
-GENERATE = sys.modules["melbo.features.generate"]  # the name in the package is the function's
-#: What `melbo.generate` and `melbo.models.shared_prefix` are told in each way.
-RECIPES = {
-    "as it is": (GENERATE._PASS, shared_prompt._LEAST),
-    "each prompt by itself": (0, shared_prompt._LEAST),
-    "all side by side": (math.inf, shared_prompt._LEAST),
-    "as it is, but what all prompts begin with is read with each": (GENERATE._PASS, math.inf),
+USUAL = "as it is"
+BATCHINGS = {
+    USUAL: Batching(),
+    "each prompt by itself": Batching(pass_rows=0),
+    "all side by side": Batching(pass_rows=math.inf),
+    "as it is, but what all prompts begin with is read with each": Batching(
+        least_prefix=sys.maxsize
+    ),
 }
 
 
 def replies(
-    lm: LanguageModel, prompts: Prompts, features: FeatureSet, recipe: str
-) -> Callable[[], Completions]:
-    """A job for the clock."""
+    lm: LanguageModel, prompts: Prompts, features: FeatureSet, batching: Batching
+) -> Callable[[], Any]:
+    """A job for the clock: replies of all features to all prompts.
 
-    def run() -> Completions:
-        GENERATE._PASS, shared_prompt._LEAST = RECIPES[recipe]
-        return melbo.generate(
-            lm, prompts, features, max_new_tokens=TOKENS, unsteered=False, progress=False
-        )
-
-    return run
+    Args:
+        lm: The model.
+        prompts: The prompts.
+        features: The features.
+        batching: How rows share passes.
+    """
+    m = len(features)
+    rows = [tokens for tokens in prompts.tokens for _ in range(m)]
+    which = torch.arange(m).repeat(len(prompts))
+    alike = which.tolist()
+    edit = features.edit(which)
+    return lambda: decode(lm, rows, edit, TOKENS, batching, progress=False, alike=alike)
 
 
 def main() -> None:
@@ -58,33 +65,22 @@ def main() -> None:
     lm = load("smollm2")
     draw = torch.Generator().manual_seed(0)
     ordinary = [item.text for item in items("ordinary", "test")]
-    search = FeatureSearch(
-        CausalMap(lm, Prompts.chat(lm, ordinary[-1:]), *LAYERS), SCALE, progress=False
-    )
+    cmap = CausalMap(lm, Prompts.chat(lm, ordinary[-1:]), *LAYERS)
+    search = FeatureSearch(cmap, SCALE, progress=False)
     found = {}
     for case, (vectors, num) in CASES.items():
-        features = search.feature_set(
-            torch.nn.functional.normalize(torch.randn(vectors, lm.width, generator=draw), dim=-1),
-            SCALE,
-        )
+        V = torch.randn(vectors, lm.width, generator=draw)
+        features = search.feature_set(torch.nn.functional.normalize(V, dim=-1), SCALE)
         prompts = Prompts.chat(lm, ordinary[:num])
-        times = in_turn(
-            {recipe: replies(lm, prompts, features, recipe) for recipe in RECIPES}, REPEATS, case
-        )
-        best = statistics.median(times["as it is"])
-        found[case] = {
-            "seconds": times,
-            "ratio": {
-                recipe: statistics.median(seconds) / best for recipe, seconds in times.items()
-            },
-        }
-        print(
-            f"{case}: {best:.1f} s; {'; '.join(f'{recipe} × {ratio:.2f}' for recipe, ratio in found[case]['ratio'].items() if recipe != 'as it is')}"
-        )
-    result = {"environment": environment(), "layers": LAYERS, "tokens": TOKENS, "cases": found}
-    (Path(__file__).parent / "results" / "batches.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
+        jobs = {name: replies(lm, prompts, features, how) for name, how in BATCHINGS.items()}
+        times = in_turn(jobs, REPEATS, case)
+        best = statistics.median(times[USUAL])
+        ratio = {name: statistics.median(seconds) / best for name, seconds in times.items()}
+        found[case] = {"seconds": times, "ratio": ratio}
+        others = "; ".join(f"{name} × {r:.2f}" for name, r in ratio.items() if name != USUAL)
+        print(f"{case}: {best:.1f} s; {others}")
+    about = {"environment": environment(), "layers": LAYERS, "tokens": TOKENS}
+    save("batches", {**about, "cases": found})
 
 
 if __name__ == "__main__":

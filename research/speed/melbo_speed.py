@@ -1,38 +1,53 @@
-"""MELBO's vectors trained sixteen at a time, beside one after the other: seconds per vector and step on the bundled model, blocks compiled.
+"""MELBO's vectors trained sixteen at a time, beside one after the other, on the bundled model.
 
-python benchmarks/melbo_speed.py    prints the ratios and writes benchmarks/results/melbo.json
-
-One after the other is measured twice: by this library, and plainly, as a hook that adds the vector and a loss on the hidden states of the model's own
-forward pass, which runs every block and the head.
+``python -m research.speed.melbo_speed`` prints the ratios of seconds per vector and step, blocks
+compiled, and writes ``research/results/speed/melbo.json``. One after the other is measured twice:
+by this library, and plainly, as a hook that adds the vector and a loss on the hidden states of the
+model's own forward pass, which runs every block and the unembedding.
 """
 
-import json
 import statistics
-from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from melbo import CausalMap, Melbo, Prompts, fit, load
+from melbo import CausalMap, LanguageModel, Melbo, Prompts, fit, load
 from melbo.records import environment
-from research.speed.measure import in_turn
+from research.speed.measure import Jobs, in_turn
+from research.speed.results import save
 
 SOURCE, TARGET, VECTORS, STEPS, SCALE = 8, 20, 16, 100, 22.0
-FEW, REPEATS = 10, 2  # steps of the plain training, and rounds
+# steps of the plain training, and rounds
+FEW, REPEATS = 10, 2
+TOGETHER, ALONE, PLAIN = "together", "one after the other", "one after the other, plainly"
 
 
-def plain_steps(lm, prompt: tuple[int, ...], steps: int) -> None:
-    """Train one vector by the model's own forward and backward pass."""
+def plain_steps(lm: LanguageModel, prompt: tuple[int, ...], steps: int) -> None:
+    """Train one vector by the model's own forward and backward pass.
+
+    Args:
+        lm: The model.
+        prompt: Token ids.
+        steps: Number of steps.
+    """
     ids = torch.tensor([prompt])
+
+    def read() -> Tensor:
+        found: Tensor = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:]
+        return found
+
+    def push(block: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args[0] + v, *args[1:]
+
     v = torch.nn.functional.normalize(torch.randn(lm.width), dim=0).mul(SCALE).requires_grad_()
     adam = torch.optim.AdamW([v], lr=1e-3, betas=(0.9, 0.98), amsgrad=True)
-    base = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:].detach()
-    hook = lm.blocks[SOURCE].register_forward_pre_hook(lambda block, args: (args[0] + v, *args[1:]))
+    base = read().detach()
+    hook = lm.blocks[SOURCE].register_forward_pre_hook(push)
     try:
         for _ in range(steps):
             adam.zero_grad()
-            loss = -(
-                lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:] - base
-            ).norm()
+            loss = -(read() - base).norm()
             loss.backward()
             adam.step()
             with torch.no_grad():
@@ -46,25 +61,17 @@ def main() -> None:
     lm = load("smollm2")
     prompt = Prompts.chat(lm, ["Tell me how to bake a cake"])
     cmap = CausalMap(lm, prompt, SOURCE, TARGET, concatenate=True, compile=True)
-    together, alone = Melbo(VECTORS, SCALE, steps=STEPS), Melbo(1, SCALE, steps=STEPS)
-    jobs = {
-        "together": lambda: fit(cmap, together, progress=False),
-        "one after the other": lambda: fit(cmap, alone, progress=False),
-        "one after the other, plainly": lambda: plain_steps(lm, prompt.tokens[0], FEW),
+    many, one = Melbo(VECTORS, SCALE, steps=STEPS), Melbo(1, SCALE, steps=STEPS)
+    jobs: Jobs = {
+        TOGETHER: lambda: fit(cmap, many, progress=False),
+        ALONE: lambda: fit(cmap, one, progress=False),
+        PLAIN: lambda: plain_steps(lm, prompt.tokens[0], FEW),
     }
-    work = {
-        "together": VECTORS * STEPS,
-        "one after the other": STEPS,
-        "one after the other, plainly": FEW,
-    }
+    work = {TOGETHER: VECTORS * STEPS, ALONE: STEPS, PLAIN: FEW}
     times = in_turn(jobs, REPEATS, "fits")
     each = {name: [t / work[name] for t in seconds] for name, seconds in times.items()}
-    best = statistics.median(each["together"])
-    ratio = {
-        name: statistics.median(seconds) / best
-        for name, seconds in each.items()
-        if name != "together"
-    }
+    best = statistics.median(each[TOGETHER])
+    ratio = {name: statistics.median(each[name]) / best for name in (ALONE, PLAIN)}
     result = {
         "environment": environment(),
         "vectors": VECTORS,
@@ -73,9 +80,7 @@ def main() -> None:
         "ratio": ratio,
     }
     print("  ".join(f"{name} × {value:.2f}" for name, value in ratio.items()))
-    (Path(__file__).parent / "results" / "melbo.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
+    save("melbo", result)
 
 
 if __name__ == "__main__":

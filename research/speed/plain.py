@@ -1,8 +1,10 @@
-"""The plain formulation that the fast one is measured against, as the published code computes (METHOD §10, described there and written anew).
+"""The plain formulation that the fast one is measured against, as the published code computes it.
 
-A function of one direction under function transforms, one direction at a time or vectorised over several; eager attention; float32; one block
-more than the slice has, and the head, on every pass. Its fit keeps the published update: QR that turns signs, U one step behind V and not
-computed afresh at the end. It is a measuring stick: nothing else in the package uses it.
+It is described in docs/method.md §9 and written anew: a function of one direction under function
+transforms, one direction at a time or vectorised over several; eager attention; float32; one block
+more than the slice has, and the unembedding, on every pass. Its fit keeps the published update: QR
+that turns signs, U one step behind V and not computed afresh at the end. It is a measuring stick:
+nothing else uses it.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,28 +23,28 @@ from melbo.models.prompts import pad_rows
 from melbo.models.replay import Slice
 
 
-class Reference:
+class PlainFormulation:
     """Δ of a single prompt and what is done with it, plainly.
 
     Args:
-        cmap: The map to compute, of one prompt, its model in float32.
-        batch: How many directions are vectorised over; with 1, none are.
+        cmap: Map to compute, of one prompt, its model in float32.
+        batch: Number of directions that are vectorised over; with 1, none are.
 
     Raises:
-        MelboError: A map that does not read the stream.
+        MelboError: The map does not read the stream.
     """
 
     def __init__(self, cmap: CausalMap, batch: int = 1) -> None:
         if cmap.read != "stream":
             raise MelboError(
-                f"the plain formulation reads the stream, this map reads {cmap.read}: measure it without a reference"
+                f"the plain formulation reads the stream, this map reads {cmap.read}: "
+                "measure it with --no-plain"
             )
         self.lm, self.cmap, self.batch = cmap.lm, cmap, batch
         ids, mask = pad_rows(cmap.prompts.tokens, self.lm.pad, side="right")
+        end = min(cmap.target + 1, self.lm.depth)
         with self._eager():
-            self.part: Slice = self.lm.capture(
-                ids, mask, cmap.source, min(cmap.target + 1, self.lm.depth)
-            )
+            self.part: Slice = self.lm.capture(ids, mask, cmap.source, end)
         self.base = self._read(self.part.hidden)
         self.d = cmap.d_source
 
@@ -56,7 +58,10 @@ class Reference:
             self.lm.model.set_attn_implementation(usual)
 
     def _read(self, hidden: Tensor) -> Tensor:
-        """The target stream at the read positions, ``[1, T, d] → [target_tokens, d]``; the block after it and the head run too."""
+        """Target stream at the read positions, ``[1, T, d] → [target_tokens, d]``.
+
+        The block after it and the unembedding run too.
+        """
         read = hidden
         with self._eager():
             for layer, reached in self.part.trace(hidden):
@@ -93,31 +98,43 @@ class Reference:
     def hvp(self, u: Tensor, v: Tensor) -> Tensor:
         """H(u, v, ·), ``[k, d] → [k, d]``."""
         zero = torch.zeros(self.d)
-        return self._rows(
-            lambda u, v: jvp(lambda theta: vjp(self.delta, theta)[1](u)[0], (zero,), (v,))[1], u, v
-        )[0]
+
+        def one(u: Tensor, v: Tensor) -> Any:
+            return jvp(lambda theta: vjp(self.delta, theta)[1](u)[0], (zero,), (v,))[1]
+
+        return self._rows(one, u, v)[0]
 
     def _rows(self, fn: Callable[..., Any], *rows: Tensor) -> tuple[Tensor, ...]:
         """``fn`` of every row."""
         if self.batch == 1:
             found = [fn(*row) for row in zip(*rows, strict=True)]
-            join = torch.stack
         else:
-            found = [
-                vmap(fn)(*part) for part in zip(*(r.split(self.batch) for r in rows), strict=True)
-            ]
-            join = torch.cat
+            parts = zip(*(torch.split(r, self.batch) for r in rows), strict=True)
+            found = [vmap(fn)(*part) for part in parts]
+        join = torch.stack if self.batch == 1 else torch.cat
         found = [f if isinstance(f, tuple) else (f,) for f in found]
-        return tuple(join(parts).detach() for parts in zip(*found, strict=True))
+        return tuple(join(list(parts)).detach() for parts in zip(*found, strict=True))
 
     def ratio(self, R: float, directions: Tensor) -> float:
-        """The ratio at R on unit rows, Jacobian–vector products taken anew at every R: the published time, 40 to 80 s, is that of doing so."""
+        """Non-linear share of the response at R on unit rows ``[k, d]`` (docs/method.md §4).
+
+        Jacobian–vector products are taken anew at every R: the published time, 40 to 80 s, is that
+        of doing so.
+        """
         linear = R * self.jvp(directions)
         off = (self.value(R * directions) - linear).norm(dim=-1) / linear.norm(dim=-1)
-        return off.square().mean().sqrt().item()
+        return float(off.square().mean().sqrt())
 
     def calibrate(self, directions: Tensor, nonlinearity: float = 0.5) -> tuple[float, int]:
-        """R with ratio(R) = λ to 1 %, by Brent's method in R from 1e-3 to ten times the stream's norm; and how often ratio was evaluated."""
+        """R with ratio(R) = λ to 1 %, by Brent's method.
+
+        Args:
+            directions: Unit rows ``[k, d]``.
+            nonlinearity: λ.
+
+        Returns:
+            R, sought from 1e-3 to ten times the stream's norm, and the number of evaluations.
+        """
         high = 10 * (self.cmap.source_norm or 1.0)
         found = root_scalar(
             lambda R: self.ratio(R, directions) - nonlinearity,
@@ -128,16 +145,21 @@ class Reference:
         return found.root, found.function_calls
 
     def start(self, m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Projected Jacobian: V completed at random, U = normalise(JV)."""
+        """Projected Jacobian: V completed at random, U = normalise(JV), ``[m, d]`` each."""
         W = random_rows(32, self.d, generator)
         J = self.value_and_vjp(torch.zeros(32, self.d), W)[1]
-        V = torch.cat(
-            [torch.linalg.svd(J, full_matrices=False)[2], random_rows(m, self.d, generator)]
-        )[:m]
+        leading = torch.linalg.svd(J, full_matrices=False)[2]
+        V = torch.cat([leading, random_rows(m, self.d, generator)])[:m]
         return V, unit(self.jvp(V))
 
     def sweep(self, V: Tensor, U: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """One published sweep over all factors."""
+        """One published sweep over all factors.
+
+        Args:
+            V: Source directions ``[m, d]``.
+            U: Target directions ``[m, d]``.
+            scale: R.
+        """
         V = torch.linalg.qr(V.T)[0].T
         D, gradient = self.value_and_vjp(scale * V, U)
         return unit(gradient), unit(D)

@@ -1,28 +1,30 @@
-"""How much work the exponential method needs: starts, orders of update, stopping, subsets of prompts, warm starts, on the bundled model.
+"""Work that the exponential method needs: starts, orders of update, stopping, subsets, warm starts.
 
-python benchmarks/sweeps.py [GROUP …] [--quick] [--seeds 0 1]    prints a table and writes benchmarks/results/sweeps.json (half an hour on one core)
-
-Work is counted, not timed: 1 for the forward and backward pass of one factor on one prompt, ½ for a forward pass alone or a derivative at zero
-(which share their forward pass). It includes the start and the last recomputation of U and α. Rows ``at`` hold what a fit that ended after so
-many sweeps would return, rows ``sweep`` the orthonormal factors that each sweep evaluated. Prompts have an empty system message: 21 tokens for
+``python -m research.speed.sweeps [GROUP …] [--quick] [--seeds 0 1]`` prints a table and writes
+``research/results/speed/sweeps.json`` (bundled model, half an hour on one core). Work is counted as
+`research.speed.sweep_variants` has it, the start and the last recomputation of U and α included.
+Rows ``at`` hold what a fit that ended after so many sweeps would return, rows ``sweep`` the
+orthonormal factors that each sweep evaluated. Prompts have an empty system message: 21 tokens for
 37, the same work.
 """
 
 import argparse
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from melbo import CausalMap, Exponential, Prompts, load
-from melbo.maps.base import Map, Piece
 from melbo.maths.linalg import complete, orthogonalise, random_rows, unit
 from melbo.maths.transcoder import Factors, fit_strengths
 from melbo.methods.exponential import _State as State
-from melbo.methods.starts import projected_start
 from melbo.records import environment
+from research.speed.results import RESULTS, save
+from research.speed.sweep_variants import Blocks, Counted, Jacobi, Started
 
 SCALE = 22.37
 PROMPTS = (
@@ -35,135 +37,26 @@ PROMPTS = (
     "Translate 'good morning' into French.",
     "Who wrote Hamlet?",
 )
-OUT = Path(__file__).parent / "results" / "sweeps.json"
+OUT = RESULTS / "sweeps.json"
 
-
-class Counted(Map):
-    """Δ averaged over some prompts of a `CausalMap`, counting passes in a tally that its subsets share."""
-
-    def __init__(
-        self, causal: CausalMap, chosen: list[int] | None = None, tally: list[float] | None = None
-    ) -> None:
-        self.causal, self.tally = causal, [0.0] if tally is None else tally
-        self.chosen = list(range(len(causal.pieces))) if chosen is None else chosen
-        for name in ("d_source", "d_target", "dtype", "device", "tokens_per_pass"):
-            setattr(self, name, getattr(causal, name))
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """Those of the chosen prompts, weighted so that they average."""
-        all_pieces = self.causal.pieces
-        weight = len(all_pieces) / len(self.chosen)
-        return [
-            Piece(
-                lambda theta, fn=all_pieces[i].fn: weight * fn(theta),
-                all_pieces[i].columns,
-                all_pieces[i].cost,
-            )
-            for i in self.chosen
-        ]
-
-    def subset(self, chosen: list[int]) -> "Counted":
-        """The map on a few of the prompts, counting in the same tally."""
-        return Counted(self.causal, chosen, self.tally)
-
-    def _count(self, passes: float) -> None:
-        self.tally[0] += passes * len(self.chosen)
-
-    def value(self, theta):
-        """A forward pass: one half."""
-        self._count(len(theta) / 2)
-        return super().value(theta)
-
-    def value_and_vjp(self, theta, cotangent):
-        """A forward and a backward pass: one."""
-        self._count(len(theta))
-        return super().value_and_vjp(theta, cotangent)
-
-    def vjp(self, u):
-        """Backward passes that share one forward pass: one half."""
-        self._count(len(u) / 2)
-        return super().vjp(u)
-
-
-@dataclass(frozen=True)
-class Jacobi(Exponential):
-    """The gradient of ⟨u, Δ⟩ with u of the sweep before; the first sweep, which has none, as always."""
-
-    def step(self, map, state):
-        """A sweep whose u lags behind v."""
-        if not state.U.any():
-            return super().step(map, state)
-        V = orthogonalise(state.V, "qr", state.gain)
-        D, gradient = map.value_and_vjp(self.scale * V, state.U)
-        found = fit_strengths(V, unit(D), D.norm(dim=-1), "exponential")
-        return State(
-            unit(gradient, fallback=V), unit(D), self.scale * gradient.norm(dim=-1), found
-        ), {}
-
-
-@dataclass(frozen=True)
-class Blocks(Exponential):
-    """Gauss–Seidel over factors: strongest first, each block pushed away from what the blocks before it have just become."""
-
-    block: int = 16
-
-    def step(self, map, state):
-        """A sweep, block by block."""
-        V, U, moved, gain = state.V.clone(), state.U.clone(), state.V.clone(), state.gain.clone()
-        b = state.gain.clone()
-        order = state.gain.argsort(descending=True, stable=True)
-        done = order[:0]
-        for rows in order.split(self.block):
-            new = state.V[rows]
-            if len(done):
-                basis = orthogonalise(moved[done], "qr")
-                for _ in range(2):
-                    new = new - new @ basis.T @ basis
-            V[rows] = orthogonalise(unit(new), "qr")
-            D, gradient = map.value_and_vjp(self.scale * V[rows], lambda D, _: unit(D))
-            U[rows], b[rows], gain[rows] = (
-                unit(D),
-                D.norm(dim=-1),
-                self.scale * gradient.norm(dim=-1),
-            )
-            moved[rows] = unit(gradient, fallback=V[rows])
-            done = torch.cat([done, rows])
-        return State(moved, U, gain, fit_strengths(V, U, b, "exponential")), {}
-
-
-@dataclass(frozen=True)
-class Started(Exponential):
-    """Other starts: ``"random"`` rows, or ``"wide"``: as many projections as factors."""
-
-    how: str = "random"
-
-    def init(self, map, generator):
-        """Directions to start from."""
-        m = self.num_factors
-        V = (
-            random_rows(m, map.d_source, generator)
-            if self.how == "random"
-            else projected_start(map, m, generator, m)
-        )
-        return State(V, torch.zeros(m, map.d_target), torch.ones(m))
+Figures = dict[str, Any]
 
 
 def tame(factors: Factors) -> dict[str, float]:
     """Explained amount and mean effect without blow-ups.
 
-    ``ordinary`` is what is explained without any above twice the median effect, a few of which can outweigh all others; ``overlap`` is the mean
-    |cos| between source directions.
+    ``ordinary`` is what is explained without any factor above twice the median effect, a few of
+    which can outweigh all others; ``overlap`` is the mean |cos| between source directions.
     """
 
     def explained(keep: Tensor) -> float:
-        return round(
-            fit_strengths(factors.V[keep], factors.U[keep], b[keep], "exponential").explained, 1
-        )
+        V, U = factors.V[keep], factors.U[keep]
+        return round(fit_strengths(V, U, b[keep], "exponential").explained, 1)
 
     b = factors.b
     keep = b < 5 * b.median()
     m = len(b)
+    cosines = (factors.V @ factors.V.T).abs().sum() - m
     return {
         "explained": explained(keep),
         "ordinary": explained(b < 2 * b.median()),
@@ -171,38 +64,49 @@ def tame(factors: Factors) -> dict[str, float]:
         "median": round(b.median().item(), 2),
         "largest": round(b.max().item(), 1),
         "blow_ups": int((~keep).sum()),
-        "overlap": round((((factors.V @ factors.V.T).abs().sum() - m) / (m * (m - 1))).item(), 4),
+        "overlap": round((cosines / (m * (m - 1))).item(), 4),
     }
 
 
 def measure(map: Counted, method: Exponential, state: State) -> dict[str, float]:
-    """What a fit that ended here would return, with its work; measuring itself costs nothing."""
+    """Figures of what a fit that ended here would return; measuring costs no work.
+
+    Args:
+        map: The map.
+        method: The method.
+        state: Its state.
+    """
     before = map.tally[0]
-    figures = {
-        "work": before + method.num_factors * len(map.chosen) / 2,
-        **tame(method.finish(map, state)),
-    }
+    work = before + method.num_factors * len(map.chosen) / 2
+    figures = {"work": work, **tame(method.finish(map, state))}
     map.tally[0] = before
     return figures
 
 
 def moved(new: State, old: State) -> list[float]:
-    """1 − cos of each factor's gradient with that of the sweep before: smallest, quartiles and largest, then shares below 1e-3, 1e-2, 1e-1."""
+    """1 − cos of each factor's gradient with that of the sweep before.
+
+    The smallest, the quartiles and the largest come first, then shares below 1e-3, 1e-2 and 1e-1.
+    """
     change = 1 - (new.V * old.V).sum(-1)
     quantiles = torch.quantile(change, torch.tensor([0, 0.25, 0.5, 0.75, 1.0])).tolist()
-    return [
-        round(x, 5)
-        for x in [*quantiles, *((change < tol).float().mean().item() for tol in (1e-3, 1e-2, 1e-1))]
-    ]
+    shares = [(change < tol).float().mean().item() for tol in (1e-3, 1e-2, 1e-1)]
+    return [round(x, 5) for x in (*quantiles, *shares)]
 
 
 @dataclass
 class Run:
-    """Sweeps of a method: its states, the tally before each, and what was measured."""
+    """Sweeps of a method.
+
+    Attributes:
+        states: Its states, the start first.
+        tallies: Work before each.
+        row: Figures that were measured.
+    """
 
     states: list[State]
     tallies: list[float]
-    row: dict
+    row: Figures
 
 
 def run(
@@ -210,15 +114,25 @@ def run(
     method: Exponential,
     state: State,
     sweeps: int,
-    at: tuple[int, ...],
-    maps: list[Counted] | None = None,
+    at: Sequence[int],
+    maps: Sequence[Counted] | None = None,
 ) -> Run:
-    """``sweeps`` sweeps from a state, finished and measured after those named; each on its own map where ``maps`` are given."""
+    """Make sweeps from a state, finished and measured after some of them.
+
+    Args:
+        map: The map.
+        method: The method.
+        state: The state to start from.
+        sweeps: Number of sweeps.
+        at: Numbers of the sweeps after which is measured.
+        maps: A map for each sweep, if not the same for all.
+    """
     out = Run([state], [map.tally[0]], {"sweep": [], "at": {}})
     for i in range(1, sweeps + 1):
         state, _ = method.step(maps[i - 1] if maps else map, state)
-        entry = {"work": map.tally[0], "moved": moved(state, out.states[-1])}
+        entry: Figures = {"work": map.tally[0], "moved": moved(state, out.states[-1])}
         if maps is None or maps[i - 1] is map:
+            assert state.found is not None
             entry |= tame(state.found)
         out.row["sweep"].append(entry)
         out.states.append(state)
@@ -231,15 +145,22 @@ def run(
 
 def standing_still(
     map: Counted, method: Exponential, default: Run, tol: float, sweeps: int
-) -> dict:
-    """Factors that moved less than ``tol`` in a sweep stay as they are; begins where the default run has the first of them."""
-    changes = [
-        1 - (new.V * old.V).sum(-1)
-        for old, new in zip(default.states[1:], default.states[2:], strict=False)
-    ]
-    first = next(
-        (i for i, change in enumerate(changes, 2) if (change < tol).any() and i < sweeps), None
-    )
+) -> Figures:
+    """Sweeps in which factors that moved less than a tolerance stay as they are.
+
+    They begin where the default run has the first such factor.
+
+    Args:
+        map: The map.
+        method: The method.
+        default: Its run without stopping.
+        tol: The tolerance.
+        sweeps: Number of sweeps.
+    """
+    pairs = zip(default.states[1:], default.states[2:], strict=False)
+    changes = [1 - (new.V * old.V).sum(-1) for old, new in pairs]
+    still_at = (i for i, change in enumerate(changes, 2) if (change < tol).any() and i < sweeps)
+    first = next(still_at, None)
     if first is None:
         return {"still": [0] * sweeps, "at": {sweeps: default.row["at"][sweeps]}}
     state, still = default.states[first], changes[first - 2] < tol
@@ -259,8 +180,12 @@ def standing_still(
     return {"still": counts, "at": {len(counts): measure(map, method, state)}}
 
 
-class Bench:
-    """The model, sizes, and the runs that others are compared with."""
+class Study:
+    """The model, sizes, and the runs that others are compared with.
+
+    Args:
+        quick: Whether sizes are so small that figures mean nothing.
+    """
 
     def __init__(self, quick: bool) -> None:
         self.m, self.big, self.few, self.n = (8, 16, 8, 4) if quick else (64, 256, 16, 8)
@@ -269,41 +194,63 @@ class Bench:
             (3, 3, 2, 1) if quick else (10, 7, 3, 3)
         )
         lm = load("smollm2")
-        self.one = CausalMap(
-            lm, Prompts.chat(lm, PROMPTS[:1], system=""), 8, 20, prompt_batch=1, compile=False
-        )
-        self.all = CausalMap(
-            lm, Prompts.chat(lm, PROMPTS[: self.n], system=""), 8, 20, prompt_batch=1, compile=False
+        self.one, self.all = (
+            CausalMap(
+                lm, Prompts.chat(lm, PROMPTS[:n], system=""), 8, 20, prompt_batch=1, compile=False
+            )
+            for n in (1, self.n)
         )
         self.defaults: dict[int, Run] = {}
 
+    def describe(self) -> Figures:
+        """Settings, JSON-able."""
+        return {
+            "prompts": PROMPTS,
+            "m": self.m,
+            "big": self.big,
+            "m of 8 prompts": self.few,
+            "scale": SCALE,
+            "source": 8,
+            "target": 20,
+        }
+
     def default(self, seed: int) -> Run:
-        """What `melbo.fit` does, run once a seed."""
+        """The usual fit, run once a seed."""
         if seed not in self.defaults:
-            self.defaults[seed] = self.plain(Exponential(self.m, SCALE), seed, self.sweeps, self.at)
+            self.defaults[seed] = self.alone(Exponential(self.m, SCALE), seed, self.sweeps, self.at)
         return self.defaults[seed]
 
-    def plain(self, method: Exponential, seed: int, sweeps: int, at: tuple[int, ...]) -> Run:
-        """A method on one prompt from its own start."""
+    def alone(self, method: Exponential, seed: int, sweeps: int, at: Sequence[int]) -> Run:
+        """A method on one prompt from its own start.
+
+        Args:
+            method: The method.
+            seed: Random seed.
+            sweeps: Number of sweeps.
+            at: Numbers of the sweeps after which is measured.
+        """
         map = Counted(self.one)
-        return run(map, method, method.init(map, torch.Generator().manual_seed(seed)), sweeps, at)
+        start = method.init(map, torch.Generator().manual_seed(seed))
+        return run(map, method, start, sweeps, at)
 
-    def still(self, tol: float, seed: int) -> dict:
+    def still(self, tol: float, seed: int) -> Figures:
         """Stopping factor by factor."""
-        return standing_still(
-            Counted(self.one), Exponential(self.m, SCALE), self.default(seed), tol, self.sweeps
-        )
+        method, default = Exponential(self.m, SCALE), self.default(seed)
+        return standing_still(Counted(self.one), method, default, tol, self.sweeps)
 
-    def warm(self, fill: str, seed: int) -> dict:
-        """A big fit from a small one after a few sweeps, in all one sweep fewer than the one it is compared with."""
-        map, small, big = (
-            Counted(self.one),
-            Exponential(self.m, SCALE),
-            Exponential(self.big, SCALE),
-        )
-        state = run(
-            map, small, small.init(map, torch.Generator().manual_seed(seed)), self.small_sweeps, ()
-        ).states[-1]
+    def warm(self, fill: str, seed: int) -> Figures:
+        """A big fit that starts from a small one after a few sweeps.
+
+        In all it has one sweep fewer than the fit that it is compared with.
+
+        Args:
+            fill: ``"random"`` or ``"backward"`` rows beside those of the small fit.
+            seed: Random seed.
+        """
+        map = Counted(self.one)
+        small, big = Exponential(self.m, SCALE), Exponential(self.big, SCALE)
+        start = small.init(map, torch.Generator().manual_seed(seed))
+        state = run(map, small, start, self.small_sweeps, ()).states[-1]
         generator = torch.Generator().manual_seed(100 + seed)
         extra = self.big - self.m
         if fill == "random":
@@ -311,52 +258,47 @@ class Bench:
         else:
             V = torch.cat([state.V, unit(map.vjp(random_rows(extra, map.d_target, generator)))])
         gain = torch.cat([state.gain, torch.zeros(extra)])
-        return run(
-            map,
-            big,
-            State(V, torch.zeros(self.big, map.d_target), gain),
-            self.big_sweeps - 1,
-            (self.big_sweeps - 1,),
-        ).row
+        begin, sweeps = State(V, torch.zeros(self.big, map.d_target), gain), self.big_sweeps - 1
+        return run(map, big, begin, sweeps, (sweeps,)).row
 
-    def prompts(self, size: int, full: int, seed: int) -> dict:
-        """Sweeps on random subsets of the prompts, the last ``full`` of them on all."""
-        map, method = Counted(self.all), Exponential(self.few, SCALE)
+    def prompts(self, size: int, full: int, seed: int) -> Figures:
+        """Sweeps on random subsets of the prompts, the last of them on all.
+
+        Args:
+            size: Number of prompts in a subset.
+            full: Number of sweeps on all.
+            seed: Random seed.
+        """
+        map, method, sweeps = Counted(self.all), Exponential(self.few, SCALE), self.shared_sweeps
         draw = torch.Generator().manual_seed(200 + seed)
-        maps = [
+        subsets = [
             map.subset(torch.randperm(self.n, generator=draw)[:size].tolist())
-            for _ in range(self.shared_sweeps - full)
-        ] + [map] * full
+            for _ in range(sweeps - full)
+        ]
         state = method.init(map, torch.Generator().manual_seed(seed))
-        return run(
-            map,
-            method,
-            state,
-            self.shared_sweeps,
-            (4, self.shared_sweeps) if full == self.shared_sweeps else (self.shared_sweeps,),
-            maps,
-        ).row
+        at = (4, sweeps) if full == sweeps else (sweeps,)
+        return run(map, method, state, sweeps, at, subsets + [map] * full).row
 
-    def groups(self) -> dict:
-        """Group → candidate → function of the seed."""
+    def groups(self) -> dict[str, dict[str, Callable[[int], Figures]]]:
+        """Functions of the seed, by group and candidate."""
         m, n, last, few = self.m, self.n, self.sweeps, self.big_sweeps
 
-        def plain(method):
-            return lambda seed: self.plain(method, seed, last, (5, last)).row
+        def alone(method: Exponential) -> Callable[[int], Figures]:
+            return lambda seed: self.alone(method, seed, last, (5, last)).row
 
+        big = Exponential(self.big, SCALE)
         return {
             "base": {"default": lambda seed: self.default(seed).row},
             "still": {
-                f"still below {tol:g}": lambda seed, tol=tol: self.still(tol, seed)
-                for tol in (1e-3, 1e-2, 1e-1)
+                f"still below {tol:g}": partial(self.still, tol) for tol in (1e-3, 1e-2, 1e-1)
             },
-            "order": {"blocks of 16": plain(Blocks(m, SCALE)), "Jacobi": plain(Jacobi(m, SCALE))},
-            "damped": {"beta 0.5": plain(Exponential(m, SCALE, beta=0.5))},
-            "blocks": {"blocks of 32": plain(Blocks(m, SCALE, block=32))},
+            "order": {"blocks of 16": alone(Blocks(m, SCALE)), "Jacobi": alone(Jacobi(m, SCALE))},
+            "damped": {"beta 0.5": alone(Exponential(m, SCALE, beta=0.5))},
+            "blocks": {"blocks of 32": alone(Blocks(m, SCALE, block=32))},
             "start": {
-                "start: backward": plain(Exponential(m, SCALE, start="backward")),
-                "start: random": plain(Started(m, SCALE)),
-                "start: m projections": plain(Started(m, SCALE, how="wide")),
+                "start: backward": alone(Exponential(m, SCALE, start="backward")),
+                "start: random": alone(Started(m, SCALE)),
+                "start: m projections": alone(Started(m, SCALE, how="wide")),
             },
             "prompts": {
                 "prompts: all": lambda seed: self.prompts(n, self.shared_sweeps, seed),
@@ -364,80 +306,75 @@ class Bench:
                 "prompts: half, then 2 full": lambda seed: self.prompts(n // 2, 2, seed),
             },
             "big": {
-                "big: projected": lambda seed: (
-                    self.plain(Exponential(self.big, SCALE), seed, few, (few,)).row
-                ),
+                "big: projected": lambda seed: self.alone(big, seed, few, (few,)).row,
                 "big: warm, random rows": lambda seed: self.warm("random", seed),
                 "big: warm, backward rows": lambda seed: self.warm("backward", seed),
             },
         }
 
 
-def table(rows: dict) -> None:
-    """Work, then what would be returned and what the last sweep's orthonormal factors explain, relative to the default's last."""
-    print(
-        f"{'candidate':30} seed sweeps   work  explained  relative  ordinary  relative  effect  orthonormal  relative"
-    )
+def table(rows: Mapping[str, Mapping[str, Figures]]) -> str:
+    """A line for each candidate, seed and number of sweeps.
+
+    Work comes first, then what would be returned, then what the last sweep's orthonormal factors
+    explain, each relative to the default's last.
+
+    Args:
+        rows: Figures by candidate and seed.
+    """
+    lines = [
+        f"{'candidate':30} seed sweeps   work  explained  relative  ordinary  relative"
+        "  effect  orthonormal  relative"
+    ]
+    beside = {"prompts": "prompts: all", "big": "big: projected"}
     for name, by_seed in rows.items():
-        reference = {"prompts": "prompts: all", "big": "big: projected"}.get(
-            name.split(":")[0], "default"
-        )
+        bases = rows.get(beside.get(name.split(":")[0], "default"), {})
         for seed, row in by_seed.items():
-            base = rows.get(reference, {}).get(seed)
+            base = bases.get(seed)
             if base is None:
                 continue
             end, last = list(base["at"].values())[-1], base["sweep"][-1]["ordinary"]
             for sweeps, x in row["at"].items():
-                within = (
-                    row["sweep"][int(sweeps) - 1]["ordinary"] if "sweep" in row else float("nan")
-                )
+                within = float("nan")
+                if "sweep" in row:
+                    within = row["sweep"][int(sweeps) - 1]["ordinary"]
                 shares = "".join(
                     f"{x[key]:11.0f}{x[key] / end[key]:10.3f}" for key in ("explained", "ordinary")
                 )
-                print(
-                    f"{name:30} {seed:>4} {sweeps:>6} {x['work'] / end['work']:6.3f}{shares} {x['effect']:7.1f} {within:12.0f} {within / last:9.3f}"
+                lines.append(
+                    f"{name:30} {seed:>4} {sweeps:>6} {x['work'] / end['work']:6.3f}{shares} "
+                    f"{x['effect']:7.1f} {within:12.0f} {within / last:9.3f}"
                 )
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure the groups asked for, adding to what the file holds."""
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a small run that writes nothing: does the script work?",
+        "--quick", action="store_true", help="Try the script: a small run that writes nothing."
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("groups", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Random seeds.")
+    parser.add_argument("groups", nargs="*", help="Groups to measure; by default all.")
     asked = parser.parse_args()
-    bench = Bench(asked.quick)
-    groups = bench.groups()
-    rows = (
-        json.loads(OUT.read_text())["rows"]
-        if OUT.exists() and asked.groups and not asked.quick
-        else {}
-    )
-    setting = {
-        "prompts": PROMPTS,
-        "m": bench.m,
-        "big": bench.big,
-        "m of 8 prompts": bench.few,
-        "scale": SCALE,
-        "source": 8,
-        "target": 20,
-    }
+    study = Study(asked.quick)
+    groups = study.groups()
+    rows: dict[str, dict[str, Figures]] = {}
+    if OUT.exists() and asked.groups and not asked.quick:
+        rows = json.loads(OUT.read_text(encoding="utf-8"))["rows"]
     for seed in asked.seeds[:1] if asked.quick else asked.seeds:
         for group in asked.groups or groups:
-            for name, measure_it in groups[group].items():
+            for name, candidate in groups[group].items():
                 print(f"{name}, seed {seed}", flush=True)
-                rows.setdefault(name, {})[str(seed)] = measure_it(seed)
+                rows.setdefault(name, {})[str(seed)] = candidate(seed)
                 if not asked.quick:
-                    OUT.write_text(
-                        json.dumps({"environment": environment(), "setting": setting, "rows": rows})
-                        + "\n"
-                    )
-    table(json.loads(json.dumps(rows)))
+                    about = {"environment": environment(), "setting": study.describe()}
+                    save("sweeps", {**about, "rows": rows})
+    # keys as JSON has them, of rows that were read and of new ones
+    print(table(json.loads(json.dumps(rows))))
 
 
 if __name__ == "__main__":

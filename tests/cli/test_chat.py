@@ -17,28 +17,24 @@ def lm():
     return tiny_model("llama")
 
 
-def a_bank(lm, system=None, **more):
-    meta = {"map": {"prompts": {"system": system}, **more}}
-    return FeatureSet(
-        directions(3, lm.width),
-        directions(3, lm.width, 1),
-        torch.ones(3, dtype=torch.float64),
-        4.0,
-        1,
-        3,
-        meta,
-    )
+def features_of(lm, meta):
+    V, U = directions(3, lm.width), directions(3, lm.width, 1)
+    return FeatureSet(V, U, torch.ones(3, dtype=torch.float64), 4.0, 1, 3, meta)
+
+
+def some_features(lm, system=None, **more):
+    prompts = Prompts(("yes",), ((1, 2, 3),), "chat", system)
+    return features_of(lm, {"map": {"prompts": prompts.describe(), **more}})
 
 
 def a_chat(lm, feature=None, strength=1.0, max_new_tokens=5, **more):
-    return Chat(lm, a_bank(lm, **more), feature, strength, max_new_tokens)
+    return Chat(lm, some_features(lm, **more), feature, strength, max_new_tokens)
 
 
 def by_hand(lm, turns, n=5, steering=None):
-    """Greedy reply to a conversation, one token at a time, without a cache: its tokens and its text."""
-    ids = lm.tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)[
-        "input_ids"
-    ]
+    """Greedy reply to a conversation, one token at a time, without a cache."""
+    told = lm.tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)
+    ids = told["input_ids"]
     start = len(ids)
     with steering or nullcontext():
         for _ in range(n):
@@ -62,31 +58,28 @@ def assistant(text):
 def test_a_reply_is_the_greedy_one_of_the_steered_model(lm, feature, strength):
     chat = a_chat(lm, feature, strength)
     steering = None if feature is None else steer(lm, chat.features[feature], strength=strength)
-    assert chat.reply("Tell me how to bake a cake") == by_hand(
-        lm, [user("Tell me how to bake a cake")], steering=steering
-    )
+    prompt = "Tell me how to bake a cake"
+    assert chat.reply(prompt) == by_hand(lm, [user(prompt)], steering=steering)
 
 
 def test_features_make_a_difference_here(lm):
-    replies = {
-        a_chat(lm, feature).reply("Tell me how to bake a cake") for feature in (None, 0, 1, 2)
-    }
+    prompt = "Tell me how to bake a cake"
+    replies = {a_chat(lm, feature).reply(prompt) for feature in (None, 0, 1, 2)}
     assert len(replies) > 1
 
 
 def test_a_first_reply_is_what_generate_says(lm):
-    table = generate(
-        lm, Prompts.chat(lm, ["red or blue"]), a_bank(lm), max_new_tokens=5, progress=False
-    )
+    prompts = Prompts.chat(lm, ["red or blue"])
+    table = generate(lm, prompts, some_features(lm), max_new_tokens=5, progress=False)
     assert a_chat(lm).reply("red or blue") == table.of("unsteered")[0].text
     for i in range(3):
         assert a_chat(lm, i).reply("red or blue") == table.of("feature", i)[0].text
 
 
 def test_the_first_token_is_left_alone_where_the_fit_left_it_alone(lm):
-    bank = a_bank(lm, skip_first=True)
-    expected = by_hand(lm, [user("red or blue")], steering=steer(lm, bank[1]))
-    assert Chat(lm, bank, 1, 1.0, 5).reply("red or blue") == expected
+    features = some_features(lm, skip_first=True)
+    expected = by_hand(lm, [user("red or blue")], steering=steer(lm, features[1]))
+    assert Chat(lm, features, 1, 1.0, 5).reply("red or blue") == expected
 
 
 def test_the_conversation_so_far_is_sent(lm):
@@ -98,9 +91,8 @@ def test_the_conversation_so_far_is_sent(lm):
     assert second == by_hand(lm, turns)
     assert chat.turns == [*turns, assistant(second)]
     chat.command("/feature 2")
-    assert chat.reply("no") == by_hand(
-        lm, [*turns, assistant(second), user("no")], steering=steer(lm, chat.features[2])
-    )
+    turns = [*turns, assistant(second), user("no")]
+    assert chat.reply("no") == by_hand(lm, turns, steering=steer(lm, chat.features[2]))
 
 
 def test_history_matters_here(lm):
@@ -112,26 +104,18 @@ def test_history_matters_here(lm):
 @pytest.mark.parametrize("system", ["Sure he is a dog", ""])
 def test_the_system_message_of_the_run_is_used(lm, system):
     chat = a_chat(lm, system=system)
-    head = {"role": "system", "content": system}
+    before = {"role": "system", "content": system}
     first = chat.reply("red or blue")
-    assert first == by_hand(lm, [head, user("red or blue")])
-    assert chat.reply("yes") == by_hand(
-        lm, [head, user("red or blue"), assistant(first), user("yes")]
-    )
+    assert first == by_hand(lm, [before, user("red or blue")])
+    turns = [before, user("red or blue"), assistant(first), user("yes")]
+    assert chat.reply("yes") == by_hand(lm, turns)
     chat.command("/reset")
     assert chat.reply("red or blue") == first  # it outlives a reset
 
 
 def test_a_run_that_says_nothing_of_prompts_has_no_system_message(lm):
-    bank = FeatureSet(
-        directions(1, lm.width),
-        directions(1, lm.width),
-        torch.ones(1, dtype=torch.float64),
-        4.0,
-        1,
-        3,
-    )
-    assert Chat(lm, bank, None, 1.0, 5).reply("red or blue") == by_hand(lm, [user("red or blue")])
+    chat = Chat(lm, features_of(lm, {}), None, 1.0, 5)
+    assert chat.reply("red or blue") == by_hand(lm, [user("red or blue")])
 
 
 def test_commands_change_what_steers(lm):
@@ -145,9 +129,8 @@ def test_commands_change_what_steers(lm):
     chat.reply("yes")
     assert chat.command("/reset") == "feature 0 × -0.5"
     assert chat.turns == []
-    assert chat.reply("no") == by_hand(
-        lm, [user("no")], steering=steer(lm, chat.features[0], strength=-0.5)
-    )
+    steering = steer(lm, chat.features[0], strength=-0.5)
+    assert chat.reply("no") == by_hand(lm, [user("no")], steering=steering)
 
 
 @pytest.mark.parametrize(
@@ -179,11 +162,8 @@ def test_bad_commands_change_nothing_and_say_why(lm, line, says):
 
 def test_the_loop_prints_replies_and_takes_commands(lm, monkeypatch, capsys):
     chat = a_chat(lm)
-    monkeypatch.setattr(
-        sys,
-        "stdin",
-        io.StringIO("red or blue\n\n   \n/feature 1\n  yes  \n/feature 7\n/quit\nnot read\n"),
-    )
+    lines = "red or blue\n\n   \n/feature 1\n  yes  \n/feature 7\n/quit\nnot read\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     chat.loop()
     out, err = capsys.readouterr()
     first = by_hand(lm, [user("red or blue")])
@@ -218,9 +198,8 @@ def test_the_model_is_left_as_it_was(lm):
 def test_without_a_chat_template_there_is_no_conversation():
     lm = tiny_model("llama")
     lm.tokenizer.chat_template = None
-    with pytest.raises(
-        MelboError, match="the tokenizer of llama has no chat template: use melbo sample"
-    ):
+    says = "the tokenizer of llama has no chat template: use melbo sample"
+    with pytest.raises(MelboError, match=says):
         a_chat(lm)
 
 

@@ -21,10 +21,10 @@ from melbo import (
     steer,
 )
 from melbo.discovery.controls import control
-from melbo.discovery.recipes import PASSES, RECIPES, FeatureSearch, _Counted
-from melbo.evaluation.compare import USUAL, compare, table
+from melbo.discovery.recipes import RECIPES, FeatureSearch
+from melbo.evaluation.compare import USUAL, compare
+from melbo.evaluation.comparison import table
 from melbo.evaluation.scores import Judged, novelty
-from melbo.features.generate import FirstToken
 from melbo.features.steerable import Mixed
 from melbo.maths.transcoder import fit_strengths
 from melbo.models.prompts import REFERENCE
@@ -58,14 +58,14 @@ def found(world):
     )
 
 
-def test_there_is_a_row_for_each_way_norm_sign_and_seed(found):
-    cases = [(r["recipe"], r["times"], r["sign"], r["seed"]) for r in found.rows]
+def test_there_is_a_row_for_each_recipe_norm_sign_and_seed(found):
+    cases = [(r.recipe, r.times, r.sign, r.seed) for r in found.rows]
     seeds = {name: (0, 1) if RECIPES[name].seeded else (0,) for name in USUAL}
     assert sorted(cases) == sorted(
         (w, x, s, seed) for w in USUAL for x in TIMES for s in signs(w) for seed in seeds[w]
     )
     assert (
-        len({(r["recipe"], r["times"], r["sign"]) for r in found.summary})
+        len({(r.recipe, r.times, r.sign) for r in found.summary})
         == len(found.summary)
         == 4 * 4 + 3 * 2
     )
@@ -76,36 +76,34 @@ def signs(recipe):
 
 
 def test_measures_are_those_of_the_directions(world, found):
-    """The row of one way, computed the slow way from its own fit."""
+    """The row of one recipe, computed the slow way from its own fit."""
     lm, cmap, held_out = world
-    bank = fit(cmap, Exponential(3, 3.0), seed=1, progress=False).features
+    features = fit(cmap, Exponential(3, 3.0), seed=1, progress=False).features
     row = next(
-        r
-        for r in found.rows
-        if (r["recipe"], r["times"], r["sign"], r["seed"]) == ("exponential", 1.0, 1, 1)
+        r for r in found.rows if (r.recipe, r.times, r.sign, r.seed) == ("exponential", 1.0, 1, 1)
     )
-    D = cmap.value(3.0 * bank.V)
-    assert row["effect"] == pytest.approx(D.norm(dim=-1).mean().item(), rel=1e-4)
+    D = cmap.value(3.0 * features.V)
+    assert row.effect == pytest.approx(D.norm(dim=-1).mean().item(), rel=1e-4)
     explained = fit_strengths(
-        bank.V, torch.nn.functional.normalize(D), D.norm(dim=-1), "exponential"
+        features.V, torch.nn.functional.normalize(D), D.norm(dim=-1), "exponential"
     ).explained
-    assert row["explained"] == pytest.approx(explained, rel=1e-3)
+    assert row.explained == pytest.approx(explained, rel=1e-3)
     stacked = CausalMap(lm, cmap.prompts, 1, 3, target_tokens=2, concatenate=True).value(
-        3.0 * bank.V
+        3.0 * features.V
     )
-    assert row["spread_effect"] == pytest.approx(
+    assert row.spread_effect == pytest.approx(
         (stacked.norm(dim=-1) / 2).mean().item(), rel=1e-4
     )  # two prompts, two tokens
     said = {(c.prompt, c.text) for c in found.completions if c.kind == "feature"}
-    own = generate(lm, held_out, bank, max_new_tokens=4, progress=False)
+    own = generate(lm, held_out, features, max_new_tokens=4, progress=False)
     assert {(c.prompt, c.text) for c in own if c.kind == "feature"} <= said
 
 
 def test_the_other_sign_is_the_other_push(world, found):
     _, cmap, _ = world
     V = fit(cmap, Linear(3, 3.0), progress=False).features.V
-    row = next(r for r in found.rows if (r["recipe"], r["times"], r["sign"]) == ("linear", 0.5, -1))
-    assert row["effect"] == pytest.approx(cmap.value(-1.5 * V).norm(dim=-1).mean().item(), rel=1e-4)
+    row = next(r for r in found.rows if (r.recipe, r.times, r.sign) == ("linear", 0.5, -1))
+    assert row.effect == pytest.approx(cmap.value(-1.5 * V).norm(dim=-1).mean().item(), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -128,19 +126,17 @@ def both(world):
 
 def test_adapters_are_measured_as_directions_are(world, both):
     lm, cmap, held_out = world
-    assert {r["recipe"] for r in both.summary} == {"random", "cpe", "adapters"}
+    assert {r.recipe for r in both.summary} == {"random", "cpe", "adapters"}
     edits = AdapterMap(lm, cmap.prompts, target=3, target_tokens=2)
     R = both.settings["scales"]["cpe"]
     assert calibrate(edits, progress=False).scale == pytest.approx(R, rel=1e-4)
-    bank = fit(edits, CPE(2, 0.5 * R, max_steps=20), seed=1, progress=False).features
+    features = fit(edits, CPE(2, 0.5 * R, max_steps=20), seed=1, progress=False).features
     for sign in (1, -1):
         row = next(
-            r
-            for r in both.rows
-            if (r["recipe"], r["times"], r["sign"], r["seed"]) == ("cpe", 0.5, sign, 1)
+            r for r in both.rows if (r.recipe, r.times, r.sign, r.seed) == ("cpe", 0.5, sign, 1)
         )
         effects = []
-        for one in bank:
+        for one in features:
             with one.merge(lm, strength=sign):  # in the weights themselves
                 after = CausalMap(lm, cmap.prompts, 1, 3, target_tokens=2)
                 change = [
@@ -148,9 +144,9 @@ def test_adapters_are_measured_as_directions_are(world, both):
                     for a, b in zip(after.slices, cmap.slices, strict=True)
                 ]
                 effects.append(torch.cat([c.mean(1) for c in change]).mean(0).norm().item())
-        assert row["effect"] == pytest.approx(sum(effects) / 2, rel=1e-3)
+        assert row.effect == pytest.approx(sum(effects) / 2, rel=1e-3)
     said = {(c.prompt, c.text) for c in both.completions if c.kind == "feature"}
-    own = generate(lm, held_out, bank, strength=-1.0, max_new_tokens=4, progress=False)
+    own = generate(lm, held_out, features, strength=-1.0, max_new_tokens=4, progress=False)
     assert {(c.prompt, c.text) for c in own if c.kind == "feature"} <= said
 
 
@@ -177,7 +173,7 @@ def test_features_of_two_kinds_steer_side_by_side_as_each_alone(world):
 
 def test_what_does_not_depend_on_the_norm_is_found_once(found):
     cost = {
-        name: {r["seconds"] for r in found.rows if r["recipe"] == name and r["seed"] == 0}
+        name: {r.seconds for r in found.rows if r.recipe == name and r.seed == 0}
         for name in ("linear", "melbo")
     }
     assert len(cost["linear"]) == 1
@@ -186,35 +182,32 @@ def test_what_does_not_depend_on_the_norm_is_found_once(found):
 
 def test_passes_are_counted(world):
     _, cmap, _ = world
-    counted = _Counted(cmap)
-    fit(counted, Exponential(4, 3.0, max_steps=2, tol=0.0, start="backward"), progress=False)
-    assert counted.passes == 4 * (PASSES["vjp"] + 2 * PASSES["value_and_vjp"] + PASSES["value"])
+    before = cmap.passes
+    fit(cmap, Exponential(4, 3.0, max_steps=2, tol=0.0, start="backward"), progress=False)
+    start, sweep, end = 1, 2, 1  # a gradient, a response with its gradient, a response
+    assert cmap.passes - before == 4 * (start + 2 * sweep + end)
 
 
 def test_controls_cost_nothing_and_shares_add_up(found):
     for row in found.rows:
-        assert row["active"] + row["inert"] + row["broken"] == pytest.approx(1)
-        assert (row["passes"] == 0) == (RECIPES[row["recipe"]].method is None)
-        assert 0 <= row["distinct"] <= 3.0001
+        assert row.active + row.inert + row.broken == pytest.approx(1)
+        assert (row.passes == 0) == (RECIPES[row.recipe].method is None)
+        assert 0 <= row.distinct <= 3.0001
 
 
 def test_summary_is_mean_and_deviation_over_seeds(found):
-    line = next(
-        r for r in found.summary if (r["recipe"], r["times"], r["sign"]) == ("random", 1.0, 1)
+    line = next(r for r in found.summary if (r.recipe, r.times, r.sign) == ("random", 1.0, 1))
+    values = [r.effect for r in found.rows if (r.recipe, r.times, r.sign) == ("random", 1.0, 1)]
+    assert line.measures["effect"] == pytest.approx(
+        [sum(values) / 2, abs(values[0] - values[1]) / 2**0.5]
     )
-    values = [
-        r["effect"]
-        for r in found.rows
-        if (r["recipe"], r["times"], r["sign"]) == ("random", 1.0, 1)
-    ]
-    assert line["effect"] == pytest.approx([sum(values) / 2, abs(values[0] - values[1]) / 2**0.5])
-    assert next(r for r in found.summary if r["recipe"] == "linear")["effect"][1] is None
+    assert next(r for r in found.summary if r.recipe == "linear").measures["effect"][1] is None
 
 
 def test_it_is_saved_as_json_table_picture_and_completions(found, tmp_path):
     found.save(tmp_path / "new")
     saved = json.loads((tmp_path / "new" / "compare.json").read_text())
-    assert saved["rows"] == found.rows
+    assert saved["rows"] == [row.describe() for row in found.rows]
     assert (tmp_path / "new" / "compare.md").read_text() == table(found.summary)
     assert len((tmp_path / "new" / "completions.jsonl").read_text().splitlines()) == len(
         found.completions
@@ -315,20 +308,19 @@ def test_columns_are_of_experts_too_and_come_out_of_the_norm_behind_them(name, w
     assert torch.allclose(found.max(0).values, torch.ones(len(rows)), atol=1e-4)
 
 
-def judged(lm, prompts, bank):
-    first = FirstToken(1 + len(bank), None)
-    said = generate(lm, prompts, bank, max_new_tokens=4, first_logits=first.take, progress=False)
-    return Judged(lm, prompts, said, first, progress=False), said
+def judged(lm, prompts, features):
+    said = generate(lm, prompts, features, max_new_tokens=4, progress=False)
+    return Judged(lm, prompts, said, progress=False), said
 
 
 def test_distinct_counts_what_is_said_and_not_who_says_it(world):
     lm, cmap, held_out = world
-    bank = fit(cmap, Random(3, 9.0), progress=False).features
-    copies = FeatureSet(bank.V[[0, 0, 0]], bank.U, bank.alpha, 9.0, 1, 3, bank.meta)
+    features = fit(cmap, Random(3, 9.0), progress=False).features
+    copies = FeatureSet(features.V[[0, 0, 0]], features.U, features.alpha, 9.0, 1, 3, features.meta)
     same, _ = judged(lm, held_out, copies)
     assert same.distinct([0, 1, 2], [0, 1]) == pytest.approx(1)
     assert same.distinct([], [0]) == 0
-    several, said = judged(lm, held_out, bank)
+    several, said = judged(lm, held_out, features)
     texts = [[c.text for c in said.of("feature", i)] for i in range(3)]
     assert several.distinct([0, 1, 2], [0, 1]) <= len({tuple(t) for t in texts}) + 1e-6
     assert several.scores("feature", 1, [0, 1]).novelty == pytest.approx(
@@ -339,8 +331,8 @@ def test_distinct_counts_what_is_said_and_not_who_says_it(world):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"recipes": ("linear", "best")}, "no way best"),
-        ({"recipes": ()}, "no way given"),
+        ({"recipes": ("linear", "best")}, "no recipe best"),
+        ({"recipes": ()}, "no recipe given"),
         ({"times": ()}, "one positive norm or more"),
         ({"times": (0.0,)}, "one positive norm or more"),
         ({"seeds": 0}, "seeds=0"),
@@ -366,7 +358,7 @@ def test_prompts_of_the_map_and_concatenated_maps_are_refused(world):
         )
 
 
-def test_a_way_is_not_looked_for_in_the_other_kind_of_map(world):
+def test_a_recipe_is_not_looked_for_in_the_other_kind_of_map(world):
     lm, cmap, held_out = world
     search = FeatureSearch(cmap, 1.0)
     for recipe in ("cpe", "adapters"):

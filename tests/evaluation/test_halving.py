@@ -7,15 +7,15 @@ import torch
 from cases import tiny_model
 
 from melbo import CausalMap, MelboError, Prompts, Random, fit, generate, steer
-from melbo.evaluation.asking import asking, contrasting
+from melbo.evaluation.asking import ask_contrasts, ask_replies
 from melbo.evaluation.halving import plan, select
-from melbo.evaluation.judges import matches
+from melbo.evaluation.scorers import matches
 from melbo.features.generate import first_tokens
 from melbo.maths.statistics import interval
 
 
 def noisy(num, best, seed, noise=0.3):
-    """Scores of candidates with qualities up to .5, one of .8, each answer with noise; counts what it is asked."""
+    """Noisy scores of candidates of quality up to .5, one of .8; and the list of what was asked."""
     g = torch.Generator().manual_seed(seed)
     quality = 0.5 * torch.rand(num, generator=g)
     quality[best] = 0.8
@@ -135,7 +135,7 @@ def test_ties_are_not_won_by_place():
 
 
 def test_another_budget_compares_candidates_on_the_same_prompts(tmp_path):
-    """What an earlier, shorter search has asked of its survivors gives them no more prompts than the others have."""
+    """Survivors of an earlier, shorter search are judged by no more prompts than the others."""
     values = {0: [0.5] * 8, 1: [0.6, 0.6, 0.6, 0.6, 0.0, 0.0, 0.0, 0.0], 2: [0.1] * 8, 3: [0.1] * 8}
 
     def ask(which, pairs):
@@ -184,14 +184,14 @@ def test_wilson_interval():
 @pytest.fixture(scope="module")
 def world():
     lm = tiny_model("llama", torch.float32)
-    bank = fit(
+    features = fit(
         CausalMap(lm, Prompts.text(lm, ["Tell me how to bake a cake"]), 1, 3),
         Random(4, 20.0),
         progress=False,
     ).features
     return (
         lm,
-        bank,
+        features,
         {
             "validation": Prompts.text(lm, ["it is a dog", "she and he ?"]),
             "test": Prompts.text(lm, ["what should you do"]),
@@ -199,43 +199,45 @@ def world():
     )
 
 
-def test_asking_scores_what_generate_says(world):
-    lm, bank, sets = world
+def test_asked_replies_are_scored_as_generate_says(world):
+    lm, features, sets = world
     said = {}
 
     def score(prompt, reply):
         said[prompt, reply] = len(reply)
         return len(reply)
 
-    ask = asking(lm, bank, sets, score, max_new_tokens=4, strength=0.5)
+    ask = ask_replies(lm, features, sets, score, max_new_tokens=4, strength=0.5)
     pairs = [(2, 0), (None, 1), (0, 1)]
     scores = ask("validation", pairs)
-    table = generate(lm, sets["validation"], bank, max_new_tokens=4, strength=0.5, progress=False)
+    table = generate(
+        lm, sets["validation"], features, max_new_tokens=4, strength=0.5, progress=False
+    )
     texts = {(c.feature, c.prompt): c.text for c in table}
     assert scores == [len(texts[pair]) for pair in pairs]
-    assert asking(lm, bank, sets, lambda p, r: 1 / 0)("test", [(0, 0)]) == [
+    assert ask_replies(lm, features, sets, lambda p, r: 1 / 0)("test", [(0, 0)]) == [
         "ZeroDivisionError: division by zero"
     ]
 
 
-def test_contrasting_is_the_difference_of_logits(world):
-    lm, bank, sets = world
+def test_asked_contrasts_are_the_difference_of_logits(world):
+    lm, features, sets = world
     a, b = first_tokens(lm, ("yes", "no"))
-    found = contrasting(lm, bank, sets, ("yes", "no"))("test", [(1, 0), (None, 0)])
+    found = ask_contrasts(lm, features, sets, ("yes", "no"))("test", [(1, 0), (None, 0)])
     ids = torch.tensor([sets["test"].tokens[0]])
     with torch.no_grad():
         plain = lm.model(ids).logits[0, -1]
-        with steer(lm, bank[1]):
+        with steer(lm, features[1]):
             steered = lm.model(ids).logits[0, -1]
     assert found == pytest.approx([(x[a] - x[b]).item() for x in (steered, plain)], abs=1e-4)
 
 
 def test_the_same_prompt_in_both_sets_is_refused(world):
-    lm, bank, sets = world
+    lm, features, sets = world
     with pytest.raises(MelboError, match="one of the validation prompts"):
-        asking(
+        ask_replies(
             lm,
-            bank,
+            features,
             {"validation": sets["validation"], "test": sets["validation"][1]},
             matches("x"),
         )

@@ -16,15 +16,15 @@ def world():
         Prompts.chat(lm, texts)
         for texts in (["Tell me how to bake a cake"], ["dog and sun", "he or she"], ["red or blue"])
     )
-    bank = fit(CausalMap(lm, used, 1, 3), Exponential(4, 2.0), progress=False).features
-    return lm, bank, chosen, reported
+    features = fit(CausalMap(lm, used, 1, 3), Exponential(4, 2.0), progress=False).features
+    return lm, features, chosen, reported
 
 
 def ranked(world, **more):
-    lm, bank, chosen, reported = world
+    lm, features, chosen, reported = world
     return rank(
         lm,
-        bank,
+        features,
         chosen,
         reported,
         **{
@@ -53,25 +53,27 @@ def test_orders_go_by_validation_scores_active_first(world, by):
 
 
 def test_alpha_and_effect_are_those_of_the_fit(world):
-    lm, bank, *_ = world
+    lm, features, *_ = world
     ranking = ranked(world)
     effect = (
-        CausalMap.from_description(lm, bank.meta["map"]).value(bank.scale * bank.V).norm(dim=-1)
+        CausalMap.from_description(lm, features.meta["map"])
+        .value(features.scale * features.V)
+        .norm(dim=-1)
     )
     for r in ranking.features:
-        assert r.alpha == pytest.approx(bank.alpha[r.index].item())
+        assert r.alpha == pytest.approx(features.alpha[r.index].item())
         assert r.effect == pytest.approx(effect[r.index].item(), rel=1e-6)
         assert r.score("alpha", "held_out") == r.alpha**2
     assert all(r.alpha is None for r in ranking.controls)
 
 
 def test_kl_is_of_the_first_token_and_averaged_over_prompts(world):
-    lm, bank, chosen, _ = world
+    lm, features, chosen, _ = world
     r = ranked(world).features[0]
     values = []
     for tokens in chosen.tokens:
         plain = lm.model(torch.tensor([tokens])).logits[0, -1]
-        with steer(lm, bank[r.index]):
+        with steer(lm, features[r.index]):
             values.append(kl(lm.model(torch.tensor([tokens])).logits[0, -1], plain))
     assert r.validation.kl == pytest.approx(sum(values) / 2, rel=1e-3)
 
@@ -130,11 +132,11 @@ def test_settings_that_cannot_work_are_refused(world, settings, says):
 
 
 def test_held_out_prompts_have_no_part_in_the_order(world):
-    lm, bank, chosen, _ = world
+    lm, features, chosen, _ = world
     other = Prompts.chat(lm, ["you and we is was"])
     two = rank(
         lm,
-        bank,
+        features,
         chosen,
         other,
         max_new_tokens=4,
@@ -149,8 +151,8 @@ def test_held_out_prompts_have_no_part_in_the_order(world):
 
 
 def test_controls_are_not_the_directions_of_a_random_fit(world):
-    lm, bank, chosen, reported = world
-    cmap = CausalMap.from_description(lm, bank.meta["map"])
+    lm, features, chosen, reported = world
+    cmap = CausalMap.from_description(lm, features.meta["map"])
     chance = fit(cmap, Random(3, 2.0), seed=0).features
     ranking = rank(
         lm, chance, chosen, reported, max_new_tokens=2, num_controls=3, seed=0, progress=False

@@ -1,114 +1,16 @@
 import json
 import math
 import re
-import shutil
-from html.parser import HTMLParser
 
 import pytest
-from cases import tiny_model
+from report_page import change, plant, read
 from toys import smooth
 
-from melbo import CausalMap, Exponential, Linear, MelboError, Prompts, calibrate, fit
+from melbo import Linear, fit
 from melbo.discovery.fit import fit_seeds
-from melbo.evaluation.rank import load_ranking, rank
+from melbo.evaluation.rank import load_ranking
 from melbo.evaluation.report import report
 from melbo.methods import METHODS, Iterative
-
-LINE_ENDS = "one\u2028two\u2029three\x85four\x0bfive\rsix\nseven"  # what a reply may hold, and what some readers of lines stop at
-NASTY = "</p></script><script>alert(1)</script><img src=x onerror=alert(2)> & \"'"
-
-
-class Page(HTMLParser):
-    """What a browser makes of a page: its elements with their attributes, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.texts, self.inside = [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self.inside.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        while self.inside and self.inside.pop() != tag:  # void elements have no end
-            pass
-
-    def handle_data(self, data):
-        if not {"script", "style"} & set(self.inside):
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return "".join(self.texts)
-
-    def count(self, tag):
-        return sum(name == tag for name, _ in self.elements)
-
-
-def read(folder):
-    return Page((folder / "report.html").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A calibrated run, as fitted and as ranked."""
-    lm = tiny_model("llama")
-    used, chosen, told = (
-        Prompts.chat(lm, texts)
-        for texts in (
-            ["Tell me how to bake a cake"],
-            ["dog and sun", "he or she"],
-            ["red or blue ?"],
-        )
-    )
-    cmap = CausalMap(lm, used, 1, 3)
-    found = calibrate(cmap, progress=False)
-    bank = fit(cmap, Exponential(3, found.scale), progress=False).features.with_meta(
-        calibration=found.describe()
-    )
-    folder = tmp_path_factory.mktemp("runs")
-    bank.save(folder / "fitted")
-    bank.save(folder / "ranked")
-    rank(
-        lm,
-        bank,
-        chosen,
-        told,
-        contrast=("yes", "no"),
-        num_controls=2,
-        max_new_tokens=4,
-        progress=False,
-    ).save(folder / "ranked")
-    return folder
-
-
-@pytest.fixture
-def fitted(made, tmp_path):
-    return shutil.copytree(made / "fitted", tmp_path / "fitted")
-
-
-@pytest.fixture
-def ranked(made, tmp_path):
-    return shutil.copytree(made / "ranked", tmp_path / "ranked")
-
-
-def change(path, edit):
-    value = json.loads(path.read_text(encoding="utf-8"))
-    edit(value)
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-
-
-def plant(folder, text, row=1):
-    """Let one completion say ``text``."""
-    path = folder / "completions.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")
-    lines[row] = json.dumps({**json.loads(lines[row]), "text": text}, ensure_ascii=False)
-    path.write_bytes("\n".join(lines).encode())
 
 
 @pytest.mark.parametrize("state", ["fitted", "ranked"])
@@ -183,71 +85,6 @@ def test_replies_stand_with_their_feature_and_prompt(ranked):
     assert re.findall("«(.*?)»", source.split("<tbody")[0]) == [
         f"unsteered None {p}" for p in (2, 0, 1)
     ]
-
-
-@pytest.mark.parametrize(
-    "where", ["reply", "prompt", "system", "model", "warning", "remedy", "contrast", "order"]
-)
-def test_nothing_in_a_run_is_taken_for_markup(ranked, where):
-    report(ranked)
-    scripts, elements = read(ranked).count("script"), {tag for tag, _ in read(ranked).elements}
-    run, kept = ranked / "run.json", ranked / "ranking.json"
-    if where == "reply":
-        plant(ranked, NASTY)
-    elif where == "prompt":
-        change(run, lambda r: r["map"]["prompts"].update(texts=[NASTY]))
-        change(kept, lambda r: r["settings"]["held_out"].update(texts=[NASTY]))
-    elif where == "system":
-        change(run, lambda r: r["map"]["prompts"].update(system=NASTY))
-    elif where == "model":
-        change(run, lambda r: r["map"]["model"].update(name=NASTY))
-    elif where == "warning":
-        change(run, lambda r: r["calibration"].update(warning=NASTY))
-    elif where == "remedy":
-        change(run, lambda r: r["fit"].update(status="max_steps", remedy=NASTY))
-    elif where == "contrast":
-        change(
-            kept,
-            lambda r: r["settings"].update(contrast=[NASTY, "b"], contrast_tokens=[NASTY, "b"]),
-        )
-    elif where == "order":
-        change(kept, lambda r: r["settings"].update(order=NASTY))
-    report(ranked)
-    page = read(ranked)
-    assert page.count("script") == scripts
-    assert not page.count("img")
-    assert "alert(1)" in page.text
-    assert NASTY in page.text or where == "contrast"  # tokens are shown as JSON
-    assert {tag for tag, _ in page.elements} == elements
-
-
-def test_a_folder_with_an_odd_name_can_be_pasted_into_a_shell(made, tmp_path):
-    folder = shutil.copytree(made / "fitted", tmp_path / "my run; <b>'x'")
-    report(folder)
-    text = read(folder).text
-    assert "melbo rank '" in text
-    assert "my run; <b>'\"'\"'x'\"'\"''" in text
-
-
-def test_every_line_end_in_a_reply_survives(ranked):
-    last = len((ranked / "completions.jsonl").read_text(encoding="utf-8").split("\n")) - 2
-    for row in (0, 2, last):
-        plant(ranked, LINE_ENDS, row)
-    _, completions = load_ranking(ranked)
-    assert [completions[row].text for row in (0, 2, last)] == [LINE_ENDS] * 3
-    assert len(completions) == last + 1
-    report(ranked)
-    seen = (ranked / "report.html").read_bytes().decode()
-    assert seen.count(LINE_ENDS) == 3
-
-
-def test_an_empty_reply_is_said_to_be_empty(ranked):
-    report(ranked)
-    before = read(ranked).text.count("(empty reply)")
-    plant(ranked, " \n ", 2)
-    report(ranked)
-    assert read(ranked).text.count("(empty reply)") >= before
-    assert any(a.get("class") == "say empty" for _, a in read(ranked).elements)
 
 
 def test_an_unranked_run_says_which_command_to_run(fitted):
@@ -329,7 +166,7 @@ STABILITY = {
 
 
 def found_again(folder):
-    """Of each row, its vector and the number before the last two, as it is shown and sorted by."""
+    """Kind and index of each row, and its third number from the end, as sorted by and as shown."""
     for body in (folder / "report.html").read_text(encoding="utf-8").split("<tbody")[1:]:
         kind, index = re.search(r'aria-label="Whole replies of (\w+) (\d+)"', body).groups()
         yield kind, int(index), *re.findall(r'<td data-value="([^"]*)">([^<]*)</td>', body)[-3]
@@ -347,9 +184,9 @@ def test_a_ranked_run_says_which_features_other_seeds_found_again(ranked):
     }
     assert set(found_again(ranked)) == expected
     heads = [a["title"] for tag, a in page.elements if tag == "button" and "title" in a]
-    assert (
-        heads[-3]
-        == "best cosine among the features of another seed, mean over the other seeds; random directions 0.14"
+    assert heads[-3] == (
+        "best cosine among the features of another seed, mean over the other seeds; "
+        "random directions 0.14"
     )
     assert page.count("th") == before.count("th") + 2  # a heading and its group
     assert all(
@@ -385,14 +222,13 @@ def test_what_several_seeds_give_is_shown(tmp_path):
 
 
 def test_the_spread_of_the_directions_is_told(tmp_path):
-    bank = fit(smooth(), Linear(3, 1.0), progress=False).features
-    bank.save(tmp_path / "three")
+    features = fit(smooth(), Linear(3, 1.0), progress=False).features
+    features.save(tmp_path / "three")
     report(tmp_path / "three")
-    assert (
-        f"condition number 1; mean |cos| 0.00, random {(2 / (math.pi * 12)) ** 0.5:.2f}; 3 effective of 3"
-        in read(tmp_path / "three").text
-    )
-    bank[[0, 1, 1]].save(tmp_path / "twice")
+    random = (2 / (math.pi * 12)) ** 0.5
+    said = f"condition number 1; mean |cos| 0.00, random {random:.2f}; 3 effective of 3"
+    assert said in read(tmp_path / "three").text
+    features[[0, 1, 1]].save(tmp_path / "twice")
     report(tmp_path / "twice")
     assert "condition number ∞; mean |cos| 0.33" in read(tmp_path / "twice").text
     assert "1.8 effective of 3" in read(tmp_path / "twice").text
@@ -430,42 +266,3 @@ def test_no_active_random_direction(ranked):
     )
     report(ranked)
     assert "no random direction is active" in read(ranked).text
-
-
-@pytest.mark.parametrize("name", ["ranking.json", "completions.jsonl"])
-def test_truncated_rankings_say_so_and_leave_the_old_page(ranked, name):
-    report(ranked)
-    before = (ranked / "report.html").read_bytes()
-    whole = (ranked / name).read_bytes()
-    (ranked / name).write_bytes(whole[: len(whole) - 30])
-    with pytest.raises(MelboError, match="ranking in .* is truncated .*melbo rank") as err:
-        report(ranked)
-    assert "\n" not in str(err.value)
-    assert (ranked / "report.html").read_bytes() == before
-
-
-@pytest.mark.parametrize("content", ["{}", "[]"])
-def test_a_ranking_of_another_kind_is_an_error(ranked, content):
-    (ranked / "ranking.json").write_text(content)
-    with pytest.raises(MelboError, match="melbo rank"):
-        report(ranked)
-
-
-def test_completions_that_are_missing_are_not_shown_as_empty_replies(ranked):
-    path = ranked / "completions.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")
-    path.write_text("\n".join(lines[:-3]) + "\n", encoding="utf-8")  # cut at the end of a line
-    with pytest.raises(MelboError, match="melbo rank"):
-        report(ranked)
-
-
-def test_half_a_ranking_is_none(ranked):
-    (ranked / "completions.jsonl").unlink()
-    report(ranked)
-    assert "Not ranked yet" in read(ranked).text
-
-
-def test_no_run_no_report(tmp_path):
-    with pytest.raises(MelboError, match="no run in"):
-        report(tmp_path)
-    assert not list(tmp_path.iterdir())

@@ -5,7 +5,15 @@ import torch
 from cases import tiny_model
 
 from melbo import Completions, Prompts
-from melbo.evaluation.scores import flag, nll, novelty, repetition
+from melbo.evaluation.scores import (
+    Judged,
+    Thresholds,
+    coherent,
+    flag,
+    nll,
+    novelty,
+    repetition,
+)
 from melbo.features.generate import Completion
 from melbo.maths.statistics import kl
 
@@ -59,6 +67,23 @@ def test_flags():
     assert flag([0.9, 0.9], [1.0, 1.0], [0.5, 0.5], fine) == "broken"
     assert flag([0.9, 0.9], [1.0, 1.0], [0.0, 0.0], [True, True]) == "broken"
     assert flag([0.9, 0.9, 0.9], [1.0, 9.0, 1.0], [0.0, 0.0, 0.0], [*fine, False]) == "active"
+
+
+def test_flags_go_by_the_thresholds_that_are_given():
+    lm, prompts = tiny_model("llama"), Prompts(("a",), ((5, 6, 7),))
+    said = [("unsteered", None, "red", (13,)), ("feature", 0, "blue", (14,))]
+    rows = Completions(tuple(Completion(k, i, 0, "a", text, t) for k, i, text, t in said))
+    for limits, expected in (
+        (Thresholds(broken_nll=math.inf), "active"),
+        (Thresholds(broken_nll=0.0), "broken"),
+        (Thresholds(inert_similarity=0.0), "inert"),
+    ):
+        judged = Judged(lm, prompts, rows, progress=False, thresholds=limits)
+        assert judged.scores("feature", 0, [0]).flag == expected
+        if expected != "inert":
+            feature = [rows.rows[1]]
+            coherence = coherent(lm, [prompts], feature, limits)
+            assert coherence == [expected == "active"]
 
 
 def test_kl_by_hand():

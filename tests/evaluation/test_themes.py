@@ -8,7 +8,7 @@ COMMON = ["the", "a", "of", "to", "and", "in", "that", "it", "is", "was", "for",
 
 
 def told(features, prompts, say, seed=0):
-    """A table in which feature i answers prompt p by ``say(i, p, draw)`` and the unsteered model by common words."""
+    """A table: feature i answers prompt p by ``say(i, p, draw)``, no feature by common words."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(words, n=8):
@@ -48,7 +48,7 @@ def test_only_those_with_a_theme_are_counted():
 
 
 def test_synonymous_features_are_one():
-    """Twenty features with one theme: none can be told from the others, though all can be told from the unsteered model."""
+    """Twenty features with one theme: none can be told from the others, all from no feature."""
     found = themes(told(20, 8, lambda i, p, draw: draw(["arr", "ahoy", "ship"])))
     assert found.score < 0.1
     assert found.distinct < 1.5

@@ -1,4 +1,3 @@
-import sys
 from dataclasses import replace
 
 import pytest
@@ -28,16 +27,17 @@ def some(lengths, seed=0):
     )
 
 
-def plain_scores(lm, bank, tokens, start, added=None):
+def plain_scores(lm, features, tokens, start, added=None):
     """From the model's own hidden states, token by token, and where they are: ``[m, 2]`` each."""
     with torch.no_grad():
         states = lm.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
-    scores = torch.full((len(bank), 2), -torch.inf, dtype=torch.float64)
-    places = torch.zeros(len(bank), 2, dtype=torch.long)
-    for side, (layer, rows) in enumerate(((bank.source, bank.V), (bank.target, bank.U))):
+    scores = torch.full((len(features), 2), -torch.inf, dtype=torch.float64)
+    places = torch.zeros(len(features), 2, dtype=torch.long)
+    layers = ((features.source, features.V), (features.target, features.U))
+    for side, (layer, rows) in enumerate(layers):
         for t in range(start, len(tokens)):
             h = states[layer][0, t]
-            if layer == bank.source and added is not None:
+            if layer == features.source and added is not None:
                 h = h + added
             for k, row in enumerate(rows):
                 cosine = (h @ row / h.norm()).item()
@@ -46,7 +46,7 @@ def plain_scores(lm, bank, tokens, start, added=None):
     return scores, places
 
 
-def made(score, reference, sides=("source", "target")):
+def made(score, reference, sides=("source", "target"), **more):
     """A `Watch` of given scores."""
     token = torch.zeros(score.shape, dtype=torch.long)
     return Watch(
@@ -56,32 +56,33 @@ def made(score, reference, sides=("source", "target")):
         token,
         reference,
         dict.fromkeys(range(VOCAB), ""),
+        **more,
     )
 
 
 @pytest.mark.parametrize(("name", "target"), [("llama", 3), ("gpt2", 2), ("gemma2", 2)])
 @pytest.mark.parametrize("skip_first", [True, False])
 def test_scores_equal_those_of_the_models_own_hidden_states(name, target, skip_first):
-    lm, bank = tiny_model(name), directions(1, target)
+    lm, features = tiny_model(name), directions(1, target)
     drawn, reference = prompts([1, 9, 8, 4, 9, 2]), prompts([8, 8, 7, 3, 9, 1, 5, 9], seed=1)
-    seen = watch(lm, bank, drawn, reference, skip_first=skip_first, progress=False)
+    seen = watch(lm, features, drawn, reference, skip_first=skip_first, progress=False)
     assert seen.score.shape == (6, 5, 2)
     assert seen.sides == ("source", "target")
     tolerance = 1e-6 if name == "gemma2" else 1e-12  # softmax in float32
     for row, score, place in zip(drawn.tokens, seen.score, seen.token, strict=True):
-        truth, where = plain_scores(lm, bank, row, 0 if len(row) == 1 else int(skip_first))
+        truth, where = plain_scores(lm, features, row, 0 if len(row) == 1 else int(skip_first))
         assert torch.allclose(score, truth, atol=tolerance)
         assert torch.equal(place, where)
     for row, score in zip(reference.tokens, seen.reference, strict=True):
         assert torch.allclose(
             score,
-            plain_scores(lm, bank, row, 0 if len(row) == 1 else int(skip_first))[0],
+            plain_scores(lm, features, row, 0 if len(row) == 1 else int(skip_first))[0],
             atol=tolerance,
         )
 
 
 def test_what_all_reference_prompts_begin_with_is_left_out_of_every_prompt_that_begins_so():
-    lm, bank = tiny_model("llama"), directions(1, 3, num=40)
+    lm, features = tiny_model("llama"), directions(1, 3, num=40)
     reference = some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
     other = prompts([9])  # begins differently
     leaves = replace(
@@ -89,15 +90,15 @@ def test_what_all_reference_prompts_begin_with_is_left_out_of_every_prompt_that_
     )  # begins alike, then goes its own way early
     short = replace(other, tokens=(SHARED,))
     for drawn, start in ((some([5]), 3), (other, 1), (leaves, 2), (short, 2)):
-        seen = watch(lm, bank, drawn, reference, progress=False)
-        truth, where = plain_scores(lm, bank, drawn.tokens[0], start)
+        seen = watch(lm, features, drawn, reference, progress=False)
+        truth, where = plain_scores(lm, features, drawn.tokens[0], start)
         assert torch.allclose(seen.score[0], truth, atol=1e-12)
         assert torch.equal(seen.token[0], where)
         assert seen.token.min() == start
 
 
 def test_a_reference_of_the_same_chat_template_is_not_judged_by_the_template():
-    lm, bank = tiny_model("llama"), directions(1, 3, num=40)
+    lm, features = tiny_model("llama"), directions(1, 3, num=40)
     texts = [
         f"{a} {b}" for a in ("cat", "dog", "sun") for b in ("is red", "was not blue ?", "learn")
     ]
@@ -105,39 +106,38 @@ def test_a_reference_of_the_same_chat_template_is_not_judged_by_the_template():
         Prompts.chat(lm, t, system="Tell me how to bake a cake What should I do this weekend")
         for t in (texts, ["she and he"])
     )
-    seen = watch(lm, bank, drawn, reference, progress=False)
+    seen = watch(lm, features, drawn, reference, progress=False)
     assert seen.token.min() > 13
     assert (seen.reference.std(0) > 1e-3).all()
 
 
 def test_what_steers_the_model_is_seen():
-    lm, bank = tiny_model("llama"), directions(1, 3)
+    lm, features = tiny_model("llama"), directions(1, 3)
     drawn, reference = some([5, 6, 2, 6]), some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
-    plain = watch(lm, bank, drawn, reference, progress=False)
-    with steer(lm, bank[2], strength=2.0):
-        steered = watch(lm, bank, drawn, reference, progress=False)
+    plain = watch(lm, features, drawn, reference, progress=False)
+    with steer(lm, features[2], strength=2.0):
+        steered = watch(lm, features, drawn, reference, progress=False)
         for row, score in zip(
             (*drawn.tokens, *reference.tokens),
             torch.cat([steered.score, steered.reference]),
             strict=True,
         ):
             truth, _ = plain_scores(
-                lm, bank, row, 3, added=6 * bank.V[2]
+                lm, features, row, 3, added=6 * features.V[2]
             )  # hidden_states shows what block 1 is called with before the hook
             assert torch.allclose(score, truth, atol=1e-12)
     assert (steered.score[:, 2, 0] > plain.score[:, 2, 0]).all()
-    assert torch.equal(watch(lm, bank, drawn, reference, progress=False).score, plain.score)
+    assert torch.equal(watch(lm, features, drawn, reference, progress=False).score, plain.score)
 
 
-def test_a_planted_direction_fires_beside_the_unsteered_reference_and_is_described(monkeypatch):
-    monkeypatch.setattr(
-        sys.modules["melbo.evaluation.watch"], "FIRES_ABOVE", 4.0
-    )  # 32 dimensions hold no cosine that is further off
-    lm, bank = tiny_model("llama"), directions(1, 3, scale=50.0)
+def test_a_planted_direction_fires_beside_the_unsteered_reference_and_is_described():
+    # 32 dimensions hold no cosine that is further off
+    low = {"fires_above": 4.0, "progress": False}
+    lm, features = tiny_model("llama"), directions(1, 3, scale=50.0)
     drawn, reference = some([5, 6, 2, 6]), some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
-    plain = watch(lm, bank, drawn, reference, progress=False)
-    with steer(lm, bank[2]):
-        steered = watch(lm, bank, drawn, reference, progress=False)
+    plain = watch(lm, features, drawn, reference, **low)
+    with steer(lm, features[2]):
+        steered = watch(lm, features, drawn, reference, **low)
     judged = replace(steered, reference=plain.reference)
     assert judged.fires[:, 2, 0].all()
     found = judged.describe()
@@ -200,10 +200,9 @@ def test_the_expected_number_is_that_of_each_reference_prompt_judged_by_the_othe
     assert made(reference[:1], reference).expected == pytest.approx(fired / 12)
 
 
-def test_few_normal_scores_fire(monkeypatch):
-    monkeypatch.setattr(sys.modules["melbo.evaluation.watch"], "FIRES_ABOVE", 4.0)
+def test_few_normal_scores_fire():
     draw = torch.randn(64, 2000, 2, generator=torch.Generator().manual_seed(0))
-    seen = made(draw[:32], draw[32:])
+    seen = made(draw[:32], draw[32:], fires_above=4.0)
     print(f"expected {seen.expected:.2f} of 4000, found {seen.fires.sum() / 32:.2f}")
     assert 0 < seen.expected < 2
     assert seen.fires.sum() / 32 < 2
@@ -218,11 +217,11 @@ def test_scores_that_only_rounding_tells_apart_do_not_fire():
 
 def test_where_u_is_no_direction_of_the_stream_only_the_source_side_is_watched():
     lm = tiny_model("llama")
-    bank = fit(
+    features = fit(
         CausalMap(lm, prompts([5, 6]), 1, 3, concatenate=True), Random(4, 1.0), progress=False
     ).features
     drawn, reference = some([5, 6]), some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
-    seen = watch(lm, bank, drawn, reference, progress=False)
+    seen = watch(lm, features, drawn, reference, progress=False)
     assert seen.sides == ("source",)
     assert (
         seen.score.shape
@@ -232,16 +231,16 @@ def test_where_u_is_no_direction_of_the_stream_only_the_source_side_is_watched()
         == seen.fires.shape
         == (2, 4, 1)
     )
-    whole = watch(lm, replace(bank, U=bank.V), drawn, reference, progress=False)
+    whole = watch(lm, replace(features, U=features.V), drawn, reference, progress=False)
     assert torch.equal(seen.score, whole.score[..., :1])
     assert to_json(seen.describe())
 
 
 def test_half_precision_is_projected_in_float32():
     drawn, reference = some([5, 6, 2, 6]), some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
-    bank = directions(1, 3)
+    features = directions(1, 3)
     half, whole = (
-        watch(tiny_model("llama", dtype), bank, drawn, reference, progress=False)
+        watch(tiny_model("llama", dtype), features, drawn, reference, progress=False)
         for dtype in (torch.bfloat16, torch.float64)
     )
     assert half.score.dtype == half.z.dtype == torch.float32
@@ -257,18 +256,18 @@ def test_half_precision_is_projected_in_float32():
         .hidden[0, 3:]
         .float()
     )
-    alone = watch(lm, bank, drawn[0], reference, progress=False)
+    alone = watch(lm, features, drawn[0], reference, progress=False)
     assert torch.allclose(
         alone.score[0, :, 0],
-        (torch.nn.functional.normalize(hidden, dim=-1) @ bank.V.float().T).amax(0),
+        (torch.nn.functional.normalize(hidden, dim=-1) @ features.V.float().T).amax(0),
         atol=1e-6,
     )
 
 
 def test_features_below_the_first_block_and_up_to_the_last():
-    lm, bank = tiny_model("llama"), directions(0, -1)
+    lm, features = tiny_model("llama"), directions(0, -1)
     drawn, reference = some([5, 6]), some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
-    seen = watch(lm, bank, drawn, reference, progress=False)
+    seen = watch(lm, features, drawn, reference, progress=False)
     ids, mask = (
         torch.tensor([drawn.tokens[1]]),
         torch.ones(1, len(drawn.tokens[1]), dtype=torch.bool),
@@ -276,22 +275,23 @@ def test_features_below_the_first_block_and_up_to_the_last():
     output = lm.capture(ids, mask, 0, lm.depth).output[0, 3:]
     assert torch.allclose(
         seen.score[1, :, 1],
-        (torch.nn.functional.normalize(output, dim=-1) @ bank.U.T).amax(0),
+        (torch.nn.functional.normalize(output, dim=-1) @ features.U.T).amax(0),
         atol=1e-12,
     )
 
 
 def test_what_cannot_work_says_so():
-    lm, bank = tiny_model("llama"), directions(1, 3)
+    lm, features = tiny_model("llama"), directions(1, 3)
     drawn, reference = some([5, 6]), some([4, 6, 5, 3, 6, 4, 5, 6], seed=1)
     with pytest.raises(
         MelboError,
-        match="got 7 different reference prompts, expected at least 8: melbo.models.prompts.REFERENCE",
+        match="got 7 different reference prompts, expected at least 8: "
+        "melbo.models.prompts.REFERENCE",
     ):
-        watch(lm, bank, drawn, reference[:7])
+        watch(lm, features, drawn, reference[:7])
     twice = replace(reference[:7], texts=reference.texts[:7] * 2, tokens=reference.tokens[:7] * 2)
     with pytest.raises(MelboError, match="got 7 different reference prompts"):
-        watch(lm, bank, drawn, twice)
+        watch(lm, features, drawn, twice)
     among = replace(
         reference, texts=(*reference.texts, "again"), tokens=(*reference.tokens, drawn.tokens[1])
     )
@@ -299,13 +299,14 @@ def test_what_cannot_work_says_so():
         MelboError,
         match=r"prompt 1 \('prompt 1'\) is in the reference, expected others: take it out",
     ) as err:
-        watch(lm, bank, drawn, among)
+        watch(lm, features, drawn, among)
     assert "\n" not in str(err.value)
     with pytest.raises(
         MelboError,
-        match="got prompts of kind 'chat' and a reference of kind 'text': make both with Prompts.chat",
+        match="got prompts of kind 'chat' and a reference of kind 'text': "
+        "make both with Prompts.chat",
     ):
-        watch(lm, bank, replace(drawn, kind="chat"), reference)
+        watch(lm, features, replace(drawn, kind="chat"), reference)
     with pytest.raises(MelboError, match="have width 31, llama has 32"):
         watch(lm, directions(1, 3, width=31), drawn, reference)
     with pytest.raises(MelboError, match="source is 3 and target is 3: expected source < target"):
@@ -326,7 +327,7 @@ def test_the_reference_texts_are_ordinary_prompts_that_nothing_else_uses():
 
 
 def auc(high, low):
-    """Chance that one of ``high`` is above one of ``low``, by ranks (Mann-Whitney); ties count half."""
+    """Chance that one of ``high`` is above one of ``low`` (Mann-Whitney); ties count half."""
     both = torch.cat([high, low])
     rank = (both[:, None] > both).sum(1) + ((both[:, None] == both).sum(1) + 1) / 2
     return (
@@ -334,6 +335,7 @@ def auc(high, low):
     ).item()
 
 
+@pytest.mark.slow
 def test_prompts_with_a_direction_planted_are_told_from_those_without():
     lm, R = load("smollm2"), 22.37
     drawn, reference = (Prompts.chat(lm, texts) for texts in (REFERENCE[16:], REFERENCE[:16]))
@@ -342,17 +344,18 @@ def test_prompts_with_a_direction_planted_are_told_from_those_without():
         fit(cmap, method, progress=False).features
         for method in (Random(4, R), Exponential(4, R, max_steps=1))
     ]
-    bank = replace(
+    features = replace(
         sets[0],
         **{name: torch.cat([getattr(s, name) for s in sets]) for name in ("V", "U", "alpha")},
     )
-    plain = watch(lm, bank, drawn, reference, progress=False)
+    plain = watch(lm, features, drawn, reference, progress=False)
     print(
-        f"unprompted: {plain.fires.sum() / len(drawn):.3f} firings a prompt, {plain.expected:.3f} expected of {2 * len(bank)}"
+        f"unprompted: {plain.fires.sum() / len(drawn):.3f} firings a prompt, "
+        f"{plain.expected:.3f} expected of {2 * len(features)}"
     )
-    for i in range(len(bank)):
-        with steer(lm, bank[i]):
-            planted = watch(lm, bank, drawn, reference[:8], progress=False)
+    for i in range(len(features)):
+        with steer(lm, features[i]):
+            planted = watch(lm, features, drawn, reference[:8], progress=False)
         judged = replace(planted, reference=plain.reference)
         source, target = (
             auc(planted.score[:, i, side], plain.score[:, i, side]) for side in range(2)
@@ -362,7 +365,8 @@ def test_prompts_with_a_direction_planted_are_told_from_those_without():
             judged.fires[:, i].float().mean(0).tolist(),
         )
         print(
-            f"feature {i}: AUC {source:.4f} at the source, {target:.4f} at the target; median z {z[0]:.1f}, {z[1]:.1f}; fires on {fired}"
+            f"feature {i}: AUC {source:.4f} at the source, {target:.4f} at the target; "
+            f"median z {z[0]:.1f}, {z[1]:.1f}; fires on {fired}"
         )
         assert source > 0.99
         assert fired[0] > 0.9

@@ -8,7 +8,7 @@ from toys import directions, smooth
 from melbo import CausalMap, Exponential, FeatureSet, MelboError, Prompts, fit
 
 
-def bank(m=5, d=8, **more):
+def feature_set(m=5, d=8, **more):
     return FeatureSet(
         directions(m, d),
         directions(m, 6, 1),
@@ -34,7 +34,7 @@ def test_save_and_load_give_the_same_features(tmp_path):
 
 
 def test_indexing_gives_sets():
-    some = bank()
+    some = feature_set()
     assert len(some[2]) == 1
     assert torch.equal(some[-1].V, some.V[4:])
     assert torch.equal(some[[3, 0]].alpha, some.alpha[[3, 0]])
@@ -55,18 +55,18 @@ def test_indexing_gives_sets():
     ],
 )
 def test_a_set_checks_itself(change, says):
-    whole = {k: getattr(bank(), k) for k in ("V", "U", "alpha", "scale", "source", "target")}
+    whole = {k: getattr(feature_set(), k) for k in ("V", "U", "alpha", "scale", "source", "target")}
     with pytest.raises(MelboError, match=says):
         FeatureSet(**{**whole, **change})
 
 
 def test_a_run_is_never_overwritten_unless_told_to(tmp_path):
-    bank().save(tmp_path)
+    feature_set().save(tmp_path)
     (tmp_path / "ranking.json").write_text("{}")
     with pytest.raises(MelboError, match="already holds a run.*--force"):
-        bank(3).save(tmp_path)
+        feature_set(3).save(tmp_path)
     assert len(FeatureSet.load(tmp_path)) == 5
-    bank(3).save(tmp_path, force=True)
+    feature_set(3).save(tmp_path, force=True)
     assert len(FeatureSet.load(tmp_path)) == 3
     assert not (tmp_path / "ranking.json").exists()  # it belonged to the old features
 
@@ -101,7 +101,7 @@ def damage(folder, what):
     ],
 )
 def test_damaged_runs_say_what_is_wrong(tmp_path, what, says):
-    damage(bank().save(tmp_path), what)
+    damage(feature_set().save(tmp_path), what)
     with pytest.raises(MelboError, match=says):
         FeatureSet.load(tmp_path)
 

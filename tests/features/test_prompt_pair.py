@@ -4,8 +4,7 @@ from cases import tiny_model
 
 from melbo import Add, CausalMap, MelboError, Prompts, actadd, caa, edit, steer
 from melbo.features.prompt_pair import AddPrompt
-from melbo.models.prompts import read_pairs
-from melbo.models.prompts import pad_rows
+from melbo.models.prompts import pad_rows, read_pairs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def test_caa_is_the_mean_difference_at_the_last_token(lm, cmap):
         Prompts.text(lm, ["yes she was red", "it is a dog"]),
         Prompts.text(lm, ["no he was blue ! !", "we and cat"]),
     )
-    bank = caa(cmap, plus, minus, 2.0)
+    features = caa(cmap, plus, minus, 2.0)
     difference = (
         sum(
             hidden(lm, a, 1)[-1] - hidden(lm, b, 1)[-1]
@@ -36,17 +35,17 @@ def test_caa_is_the_mean_difference_at_the_last_token(lm, cmap):
         )
         / 2
     )
-    assert bank.scale == pytest.approx(2 * difference.norm().item(), rel=1e-5)
-    assert torch.allclose(bank.scale * bank.V[0], 2 * difference, atol=1e-5)
-    assert (bank.source, bank.target, len(bank)) == (1, 3, 1)
-    effect = cmap.value(bank.scale * bank.V)
-    assert torch.allclose(bank.U, effect / effect.norm(), atol=1e-6)
+    assert features.scale == pytest.approx(2 * difference.norm().item(), rel=1e-5)
+    assert torch.allclose(features.scale * features.V[0], 2 * difference, atol=1e-5)
+    assert (features.source, features.target, len(features)) == (1, 3, 1)
+    effect = cmap.value(features.scale * features.V)
+    assert torch.allclose(features.U, effect / effect.norm(), atol=1e-6)
     ids = torch.tensor([[5, 6, 7]])
-    with steer(lm, bank):
+    with steer(lm, features):
         steered = lm.model(ids).logits
     with edit(lm, Add(1, 2 * difference)):
         assert torch.allclose(lm.model(ids).logits, steered, atol=1e-5)
-    assert "rows" not in bank.meta["method"]
+    assert "rows" not in features.meta["method"]
 
 
 def test_caa_refuses_what_is_not_pairs(lm, cmap):
@@ -78,9 +77,8 @@ def test_actadd_adds_the_difference_at_the_front(lm):
 def test_the_shorter_prompt_is_padded_at_its_end(lm):
     e = actadd(lm, (5, 9), (5, 30, 2, 8), 1)
     assert e.vectors.shape == (4, lm.width)
-    assert torch.allclose(
-        e.vectors[0], torch.zeros(lm.width, dtype=e.vectors.dtype), atol=1e-9
-    )  # the same first token
+    # the same first token
+    assert torch.allclose(e.vectors[0], torch.zeros_like(e.vectors[0]), atol=1e-9)
 
 
 def test_rows_with_padding_are_changed_at_their_own_front(lm):

@@ -4,6 +4,7 @@ from cases import tiny_model
 
 from melbo import MelboError, Prompts, edit
 from melbo.features.sara import Sara, scales, summary
+from melbo.models.prompts import pad_rows
 
 A, PLUS, MINUS = (
     torch.randn(n, 12, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
@@ -117,8 +118,6 @@ def test_replies_are_the_same_with_a_cache_and_without_one(lm, some, sara):
 
 
 def test_rows_of_a_batch_have_factors_of_their_own_padding_left_out(lm, some, sara):
-    from melbo.models.prompts import pad_rows
-
     ids, mask = pad_rows(some.tokens, lm.pad, side="left")
     with edit(lm, sara()):
         together = lm.model(ids, attention_mask=mask.long()).logits[:, -1]

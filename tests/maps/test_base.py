@@ -5,12 +5,8 @@ from toys import directions, smooth
 
 from melbo import FunctionMap, MelboError
 
-AT_ZERO = {
-    "vjp": "u",
-    "jvp": "v",
-    "hvp": "uv",
-    "bilinear": "vv",
-}  # which directions the derivatives at zero take
+#: Directions that each derivative at zero takes: of inputs (v) or outputs (u).
+AT_ZERO = {"vjp": "u", "jvp": "v", "hvp": "uv", "bilinear": "vv"}
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +106,8 @@ class _Alone(torch.autograd.Function):
         return v * (3 * x**2 + 2 * x)
 
 
-@pytest.mark.parametrize(
-    "oracle", ["vjp", "jvp", "hvp"]
-)  # torch itself loses the second derivative of nested `jvp` rules
+# no bilinear: torch itself loses the second derivative of nested `jvp` rules
+@pytest.mark.parametrize("oracle", ["vjp", "jvp", "hvp"])
 def test_a_function_that_vmap_refuses_is_given_as_many_rows_as_there_are(oracle):
     A = torch.randn(12, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     refuses = FunctionMap(lambda theta: _Alone.apply(theta @ A + 1) - 2, 12, 9, torch.float64)

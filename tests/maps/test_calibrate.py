@@ -5,6 +5,7 @@ import torch
 from toys import directions, planted, smooth
 
 from melbo import FunctionMap, MelboError, calibrate
+from melbo.maths.linalg import random_rows
 
 
 def scalar_map(curve, d=6):
@@ -29,28 +30,24 @@ def test_scale_solves_the_ratio(target):
 def test_ratio_is_the_root_mean_square_over_directions():
     toy = smooth(12, 9)
     found = calibrate(toy, num_directions=7, progress=False)
-    from melbo.maths.linalg import random_rows
-
     v = random_rows(7, 12, torch.Generator().manual_seed(0)).double()
     linear = toy.jvp(v)
     for pairs, used in ((found.curve, 4), (found.solved, 7)):
         for scale, ratio in pairs:
-            off = (
-                (toy.value(scale * v) - scale * linear).norm(dim=-1) / (scale * linear).norm(dim=-1)
-            ) ** 2
-            assert ratio == pytest.approx(off[:used].mean().sqrt().item(), rel=1e-6)
+            off = (toy.value(scale * v) - scale * linear).norm(dim=-1)
+            shares = (off / (scale * linear).norm(dim=-1))[:used]
+            assert ratio == pytest.approx(shares.square().mean().sqrt().item(), rel=1e-6)
     assert found.solved[-1][0] == pytest.approx(found.scale, rel=0.02)
 
 
-def test_few_directions_passes_are_needed():
+def test_few_passes_are_needed():
     toy = smooth(12, 9)
     rows = []
     value = toy.value
     toy.value = lambda theta: rows.append(len(theta)) or value(theta)
     calibrate(toy, progress=False)
-    assert (
-        sum(rows) <= 7 * 4 + 4 * 30
-    )  # the scan on four directions, then at most four scales on all thirty
+    # the curve on four directions, then at most four scales on all thirty
+    assert sum(rows) <= 7 * 4 + 4 * 30
 
 
 @pytest.mark.parametrize(
@@ -64,11 +61,8 @@ def test_few_directions_passes_are_needed():
 )
 def test_curves_that_are_far_from_straight_are_solved_too(curve):
     found = calibrate(scalar_map(curve), nonlinearity=0.97, progress=False)
-    assert (
-        abs(curve(torch.tensor(found.scale * 0.98)))
-        < 0.97
-        < abs(curve(torch.tensor(found.scale * 1.02)))
-    )
+    below, above = (abs(curve(torch.tensor(found.scale * f))) for f in (0.98, 1.02))
+    assert below < 0.97 < above
 
 
 @pytest.mark.parametrize("steepness", [0.6, 1.8, 50.0])
@@ -78,12 +72,10 @@ def test_a_map_that_is_exactly_linear_up_to_some_norm_is_solved(steepness):
 
 
 def test_searches_beyond_the_usual_range():
-    assert calibrate(scalar_map(lambda r: 100 * r), progress=False).scale == pytest.approx(
-        0.005, rel=0.02
-    )
-    assert calibrate(scalar_map(lambda r: 0.1 * r), progress=False).scale == pytest.approx(
-        5.0, rel=0.02
-    )
+    small = calibrate(scalar_map(lambda r: 100 * r), progress=False)
+    assert small.scale == pytest.approx(0.005, rel=0.02)
+    large = calibrate(scalar_map(lambda r: 0.1 * r), progress=False)
+    assert large.scale == pytest.approx(5.0, rel=0.02)
 
 
 def test_a_map_that_stays_linear_says_so():
@@ -103,7 +95,8 @@ def test_a_map_without_linear_part_says_so():
 
 def test_a_curve_that_falls_again_carries_a_warning():
     found = calibrate(scalar_map(lambda r: 3 * r * torch.exp(-(r**2))), progress=False)
-    assert found.scale == pytest.approx(0.1716, rel=0.02)  # the first crossing
+    # the first crossing
+    assert found.scale == pytest.approx(0.1716, rel=0.02)
     assert "not monotone" in found.warning
 
 
@@ -113,8 +106,8 @@ def test_bad_target_is_refused():
 
 
 def test_a_rounding_floor_at_small_scales_is_called_that():
-    found = calibrate(
-        scalar_map(lambda r: r + 0.9 * r / 0.02 * torch.exp(1 - r / 0.02)), progress=False
-    )
-    assert found.scale == pytest.approx(0.5, rel=0.02)  # the crossing above the floor
+    toy = scalar_map(lambda r: r + 0.9 * r / 0.02 * torch.exp(1 - r / 0.02))
+    found = calibrate(toy, progress=False)
+    # the crossing above the floor
+    assert found.scale == pytest.approx(0.5, rel=0.02)
     assert "rounding" in found.warning

@@ -2,10 +2,9 @@ import math
 
 import pytest
 import torch
-from toys import directions, planted, smooth
+from toys import directions
 
-from melbo import FunctionMap, MelboError
-from melbo.evaluation.redundancy import redundancy
+from melbo import MelboError
 from melbo.maths.geometry import (
     clusters,
     energy_share,
@@ -108,22 +107,19 @@ def copies(v, k, noise=0.02, seed=7):
 
 def test_clusters_are_the_copies_that_were_made_largest_first():
     v, w, x = orthogonalise(directions(3, 32), "qr")
-    V = torch.cat(
-        [w[None], copies(v, 2), x[None], copies(w, 2, seed=8), -v[None], copies(w, 1, seed=9)]
-    )
+    more = copies(w, 2, seed=8)
+    V = torch.cat([w[None], copies(v, 2), x[None], more, -v[None], copies(w, 1, seed=9)])
     assert [rows.tolist() for rows in clusters(5.0 * V)] == [[0, 4, 5, 7], [1, 2], [3], [6]]
     assert [rows.tolist() for rows in clusters(V[:1])] == [[0]]
-    assert [rows.tolist() for rows in clusters(torch.stack([v, w, v, v]))] == [
-        [0, 2, 3],
-        [1],
-    ]  # exactly the same
+    same = torch.stack([v, w, v, v])
+    assert [rows.tolist() for rows in clusters(same)] == [[0, 2, 3], [1]]
     for threshold in (0.0, 1.0, float("nan")):
         with pytest.raises(MelboError, match="threshold is"):
             clusters(V, threshold)
 
 
 def average_linkage(V, threshold):
-    """Written out: join the two groups with the largest mean cosine until it falls below the threshold."""
+    """Join the two groups with the largest mean cosine, until it falls below the threshold."""
     groups = [[i] for i in range(len(V))]
     while len(groups) > 1:
         pairs = {
@@ -144,90 +140,3 @@ def test_clusters_equal_average_linkage_written_out(threshold):
     found = [rows.tolist() for rows in clusters(V, threshold)]
     assert found == average_linkage(V, threshold)
     assert 1 < len(found) < 20
-
-
-def dense_explained(map, V, scale):
-    """bᵀK⁻¹b of the exponential transcoder, entry by entry."""
-    D = [map.value(scale * v[None])[0] for v in V]
-    u = [d / d.norm() for d in D]
-    K = torch.tensor(
-        [
-            [(a @ b) * math.expm1(v @ w) for b, w in zip(u, V, strict=True)]
-            for a, v in zip(u, V, strict=True)
-        ],
-        dtype=torch.float64,
-    )
-    b = torch.stack([a @ d for a, d in zip(u, D, strict=True)])
-    return (b @ torch.linalg.solve(K, b)).item()
-
-
-class Counting(FunctionMap):
-    calls = 0
-
-    def value(self, theta):
-        self.calls += 1
-        return super().value(theta)
-
-
-def test_redundancy_equals_the_dense_sums_by_one_call_of_the_map():
-    toy = smooth(12, 9)
-    toy = Counting(toy.fn, 12, 9, torch.float64)
-    v, w, x = orthogonalise(directions(3, 12), "qr")
-    V = torch.cat([x[None], copies(v, 3, 0.6), copies(w, 2, 0.6, 8)])
-    groups = [torch.tensor([1, 2, 3]), torch.tensor([4, 5]), torch.tensor([0])]
-    assert [g.tolist() for g in clusters(V)] == [g.tolist() for g in groups]
-    found = redundancy(toy, 3.0 * V, 1.5, groups)
-    assert toy.calls == 1
-    assert [r.features for r in found] == [(1, 2, 3), (4, 5)]
-    for r, rest in zip(found, ([0, 4, 5], [0, 1, 2, 3]), strict=True):
-        mean = torch.nn.functional.normalize(V[list(r.features)].sum(0), dim=0)
-        assert r.explained == pytest.approx(dense_explained(toy, V, 1.5), rel=1e-4)
-        assert r.merged == pytest.approx(
-            dense_explained(toy, torch.cat([V[rest], mean[None]]), 1.5), rel=1e-4
-        )
-        assert r.without == pytest.approx(dense_explained(toy, V[rest], 1.5), rel=1e-4)
-        assert r.without < r.merged < r.explained
-        assert r.describe() == {
-            "features": r.features,
-            "explained": r.explained,
-            "merged": r.merged,
-            "without": r.without,
-        }
-
-
-def test_copies_of_a_planted_factor_can_be_merged_but_not_left_out():
-    V, U = orthogonalise(directions(4, 64), "qr"), orthogonalise(directions(4, 48, 1), "qr")
-    strength = torch.tensor([3.0, 1.0, 2.0, 1.5], dtype=torch.float64)
-    toy = planted(V, strength[:, None] * U, torch.expm1)
-    bank = torch.cat([V[1:], copies(V[0], 5)])
-    (cluster,) = redundancy(toy, bank, 1.0, clusters(bank))
-    share = strength.square() * math.expm1(
-        1
-    )  # of an orthonormal factor: b²/K with b = α(e − 1) and K = e − 1
-    assert cluster.features == (3, 4, 5, 6, 7)
-    assert cluster.explained == pytest.approx(share.sum().item(), rel=1e-2)
-    assert cluster.merged == pytest.approx(cluster.explained, rel=1e-3)
-    assert cluster.explained - cluster.without == pytest.approx(share[0].item(), rel=2e-2)
-
-
-def test_one_cluster_of_all_leaves_nothing_without_it():
-    V = copies(directions(1, 12)[0], 3)
-    (everything,) = redundancy(smooth(12, 9), V, 1.0, clusters(V))
-    assert everything.without == 0
-    assert everything.merged > 0
-    assert redundancy(smooth(12, 9), V[:1], 1.0, clusters(V[:1])) == []
-
-
-def test_redundancy_refuses_what_does_not_fit():
-    V, pair = directions(3, 12), [torch.tensor([0, 3])]
-    with pytest.raises(MelboError, match="indices outside 0 to 2"):
-        redundancy(smooth(12, 9), V, 1.0, pair)
-    with pytest.raises(MelboError, match=r"expected \[k, 12\]"):
-        redundancy(smooth(12, 9), directions(4, 8), 1.0, pair)
-    with pytest.raises(MelboError, match="not finite at scale 50"):
-        redundancy(
-            FunctionMap(lambda t: t.exp().sub(1) * 1e38 * t, 12, 12),
-            V,
-            50.0,
-            [torch.tensor([0, 1])],
-        )

@@ -11,7 +11,8 @@ def test_orthogonalised_rows_are_orthonormal_and_keep_their_signs(how):
     W = orthogonalise(V, how)
     assert torch.allclose(W @ W.T, torch.eye(12, dtype=W.dtype), atol=1e-12)
     assert ((V * W).sum(-1) > 0).all()
-    assert W.is_contiguous()  # column-major rows scramble broadcasts
+    # column-major rows scramble broadcasts
+    assert W.is_contiguous()
 
 
 def test_qr_is_gram_schmidt_in_row_order():
@@ -76,11 +77,8 @@ def test_complete_adds_orthonormal_rows_while_there_is_room():
 
 
 def test_krylov_equals_dense_svd_and_reports_its_residual():
-    J = (
-        directions(200, 120)
-        @ torch.diag(0.9 ** torch.arange(120, dtype=torch.float64))
-        @ directions(120, 150, 2)
-    )
+    decay = torch.diag(0.9 ** torch.arange(120, dtype=torch.float64))
+    J = directions(200, 120) @ decay @ directions(120, 150, 2)
     start = orthogonalise(directions(10, 150, 5), "qr")
     V, U, S, residual = top_singular(lambda v: v @ J.T, lambda u: u @ J, start, 4, 1e-8, 30)
     u, s, v = torch.linalg.svd(J)
@@ -92,10 +90,8 @@ def test_krylov_equals_dense_svd_and_reports_its_residual():
 
 
 def test_krylov_stops_when_the_space_is_full():
-    J = directions(6, 5)
-    _, _, S, residual = top_singular(
-        lambda v: v @ J.T, lambda u: u @ J, torch.eye(5, dtype=J.dtype)[:3], 3, 1e-12, 30
-    )
+    J, start = directions(6, 5), torch.eye(5, dtype=torch.float64)[:3]
+    _, _, S, residual = top_singular(lambda v: v @ J.T, lambda u: u @ J, start, 3, 1e-12, 30)
     assert torch.allclose(S, torch.linalg.svdvals(J)[:3])
     assert residual < 1e-12
 

@@ -9,18 +9,21 @@ from melbo.maths.transcoder import fit_strengths, kernel
 
 @pytest.mark.parametrize("activation", ["linear", "quadratic", "exponential"])
 def test_kernel_is_the_inner_product_of_the_derivative_tensors(activation):
+    """Σ_k (1/k!) ⟨T_i^(k), T_j^(k)⟩, where the k-th derivative of a factor is u ⊗ v^⊗k.
+
+    The one term of the quadratic transcoder has weight 1 (docs/method.md §2).
+    """
     V, U = directions(4, 5), directions(4, 3, 1)
-    order = {"linear": [1], "quadratic": [2], "exponential": range(1, 25)}[activation]
+    weights = {
+        "linear": {1: 1.0},
+        "quadratic": {2: 1.0},
+        "exponential": {k: 1 / math.factorial(k) for k in range(1, 25)},
+    }[activation]
     K = torch.zeros(4, 4, dtype=torch.float64)
     for i in range(4):
         for j in range(4):
-            # Σ_k (1/k!)⟨T_i^(k), T_j^(k)⟩, the k-th derivative of each factor being u ⊗ v^⊗k (quadratic: scaled to weight one)
-            weight = (
-                [1.0] if activation != "exponential" else [1 / math.factorial(k) for k in order]
-            )
-            K[i, j] = (U[i] @ U[j]) * sum(
-                w * (V[i] @ V[j]) ** k for w, k in zip(weight, order, strict=True)
-            )
+            inner = sum(w * (V[i] @ V[j]) ** k for k, w in weights.items())
+            K[i, j] = (U[i] @ U[j]) * inner
     assert torch.allclose(kernel(V, U, activation), K, atol=1e-12)
 
 
@@ -35,11 +38,8 @@ def test_strengths_minimise_the_loss_and_explained_is_b_kinv_b():
 
 
 def test_planted_strengths_are_recovered():
-    V, U, alpha = (
-        directions(6, 40),
-        directions(6, 30, 1),
-        torch.linspace(1, 3, 6, dtype=torch.float64),
-    )
+    V, U = directions(6, 40), directions(6, 30, 1)
+    alpha = torch.linspace(1, 3, 6, dtype=torch.float64)
     toy = planted(V, alpha[:, None] * U, torch.expm1)
     b = (U * toy.value(V)).sum(-1)
     found = fit_strengths(V, U, b, "exponential")
@@ -47,14 +47,10 @@ def test_planted_strengths_are_recovered():
 
 
 def test_repeated_factors_share_their_strength_and_explain_no_more():
-    V, U, b = (
-        directions(3, 9),
-        directions(3, 7, 1),
-        torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64),
-    )
+    V, U = directions(3, 9), directions(3, 7, 1)
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     once = fit_strengths(V, U, b, "exponential")
-    twice = fit_strengths(
-        torch.cat([V, V[:1]]), torch.cat([U, U[:1]]), torch.cat([b, b[:1]]), "exponential"
-    )
+    rows = [0, 1, 2, 0]
+    twice = fit_strengths(V[rows], U[rows], b[rows], "exponential")
     assert twice.explained == pytest.approx(once.explained, rel=1e-4)
     assert twice.alpha[0].item() == pytest.approx(twice.alpha[3].item(), rel=1e-6)

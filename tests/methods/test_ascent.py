@@ -38,47 +38,42 @@ def test_objective_sums_norms_over_channels(stacked, p, q):
 
 
 def test_the_first_step_follows_the_sign_of_the_gradient(stacked):
-    """Which is what Adam does: the gradient over its own size, entry by entry."""
+    """Adam's first step is the gradient over its own size, entry by entry."""
     method = Melbo(3, 0.5, penalty=0.7, learning_rate=0.01)
     state = method.init(stacked, torch.Generator().manual_seed(0))
     V = state.V.clone().requires_grad_()
     cosines = torch.triu(V @ V.T, diagonal=1)
-    total = (
-        method.objective(stacked, dense.response(stacked, 0.5 * V), V[:0]).log().sum()
-        - 0.7 * cosines.square().sum()
-    )
+    value = method.objective(stacked, dense.response(stacked, 0.5 * V), V[:0])
+    total = value.log().sum() - 0.7 * cosines.square().sum()
     g = torch.autograd.grad(total, V)[0]
     g = g - (g * state.V).sum(-1, keepdim=True) * state.V
-    expected = torch.nn.functional.normalize(
-        state.V + 0.01 * stacked.d_source**-0.5 * g.sign(), dim=-1
-    )
+    moved = state.V + 0.01 * stacked.d_source**-0.5 * g.sign()
+    expected = torch.nn.functional.normalize(moved, dim=-1)
     assert torch.allclose(method.step(stacked, state)[0].V, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("together", [1, 2, 5, 16])
-def test_vectors_climb_and_batches_are_orthogonal(together):
+@pytest.mark.parametrize("size", [1, 2, 5, 16])
+def test_vectors_climb_and_batches_are_orthogonal(size):
     toy = smooth(12, 9)
-    found = fit(
-        toy, Melbo(5, 1.0, steps=150, together=together, learning_rate=0.05), progress=False
-    )
+    method = Melbo(5, 1.0, steps=150, batch_size=size, learning_rate=0.05)
+    found = fit(toy, method, progress=False)
     V = found.features.V.double()
     assert V.shape == (5, 12)
-    for i in range(0, 5, together):
-        for j in range(0, i, together):
-            assert (V[i : i + together] @ V[j : j + together].T).abs().max() < 1e-5
+    for i in range(0, 5, size):
+        for j in range(0, i, size):
+            assert (V[i : i + size] @ V[j : j + size].T).abs().max() < 1e-5
     best = toy.value(V).norm(dim=-1)[0]
     tried = toy.value(random_rows(200, 12, torch.Generator().manual_seed(1)).double()).norm(dim=-1)
     assert best > 0.95 * tried.max()
-    assert len(found.history) == 150 * -(-5 // together)
+    assert len(found.history) == 150 * -(-5 // size)
 
 
-def test_a_batch_of_one_is_what_each_would_be_alone():
-    """Without the penalty, rows of a batch do not know of each other."""
+def test_without_the_penalty_a_batch_is_what_each_vector_would_be_alone():
     toy = smooth(12, 9)
-    together = fit(toy, Melbo(4, 1.0, steps=40, together=4, penalty=0.0), progress=False).features.V
+    batch = fit(toy, Melbo(4, 1.0, steps=40, batch_size=4, penalty=0.0), progress=False).features.V
     draw = torch.Generator().manual_seed(0)
     starts = random_rows(4, 12, draw).double()
-    for row, start in zip(together, starts, strict=True):
+    for row, start in zip(batch, starts, strict=True):
         method = Melbo(1, 1.0, steps=40, penalty=0.0)
         state = method.init(toy, torch.Generator())
         state = type(state)(**{**vars(state), "V": start[None]})
@@ -91,11 +86,8 @@ def test_the_penalty_keeps_a_batch_apart():
     one_hill = planted(directions(1, 8), directions(1, 8, 1), torch.expm1)
 
     def overlap(penalty):
-        V = fit(
-            one_hill,
-            Melbo(3, 1.0, steps=200, together=3, penalty=penalty, learning_rate=0.05),
-            progress=False,
-        ).features.V
+        method = Melbo(3, 1.0, steps=200, batch_size=3, penalty=penalty, learning_rate=0.05)
+        V = fit(one_hill, method, progress=False).features.V
         return (V @ V.T).fill_diagonal_(0).abs().max()
 
     assert overlap(0.0) > 0.99
@@ -109,9 +101,8 @@ def test_alike_finds_other_vectors_of_the_same_effect():
     toy = FunctionMap(
         lambda theta: torch.tanh(theta @ v.T).sum(-1, keepdim=True) @ u, 10, 10, torch.float64
     )
-    found = fit(
-        toy, Alike(2, 1.0, steps=400, learning_rate=0.05, like=tuple(v[0].tolist())), progress=False
-    ).features.V
+    method = Alike(2, 1.0, steps=400, learning_rate=0.05, like=tuple(v[0].tolist()))
+    found = fit(toy, method, progress=False).features.V
     assert "like" not in Alike(2, 1.0, like=(1.0,)).describe()
     every = torch.cat([v[:1], found])
     assert torch.allclose(every @ every.T, torch.eye(3, dtype=torch.float64), atol=1e-6)
@@ -157,9 +148,10 @@ def test_the_square_of_an_average_is_refused(lm):
 @pytest.mark.parametrize(
     ("method", "says"),
     [
-        (Melbo(2, 1.0, steps=0), "expected at least 1"),
-        (Melbo(2, 1.0, together=0), "expected at least 1"),
-        (Melbo(2, 1.0, penalty=-1.0), "expected at least 1"),
+        (Melbo(2, 1.0, steps=0), "got steps=0.* expected steps and batch_size of at least 1"),
+        (Melbo(2, 1.0, batch_size=0), "batch_size=0.* expected steps and batch_size of at least 1"),
+        (Melbo(2, 1.0, penalty=-1.0), "penalty=-1.* penalty of at least 0"),
+        (Melbo(2, 1.0, learning_rate=0.0), "learning_rate=0.* learning_rate above 0"),
         (Melbo(2, 1.0, p=1), "got p=1"),
         (Melbo(13, 1.0), "at most 12"),
         (Alike(2, 1.0), "got like with 0 numbers"),

@@ -1,8 +1,11 @@
+from dataclasses import dataclass, fields
+
 import pytest
 import torch
 from toys import directions, planted, recovery, smooth
 
 from melbo import (
+    Alike,
     Exponential,
     FunctionMap,
     Linear,
@@ -27,7 +30,7 @@ ALL = {
     "exponential backward": Exponential(4, 1.0, start="backward"),
     "exponential damped": Exponential(4, 1.0, beta=0.5),
     "melbo": Melbo(4, 1.0, steps=10),
-    "melbo one by one": Melbo(4, 1.0, steps=5, together=1),
+    "melbo one by one": Melbo(4, 1.0, steps=5, batch_size=1),
     "hessian": ObjectiveHessian(4, 1.0),
     "random": Random(4, 1.0),
 }
@@ -43,31 +46,31 @@ MAPS = {
 def test_every_method_on_every_map(name, where):
     method, toy = ALL[name], MAPS[where]()
     found = fit(toy, method, seed=3, progress=False)
-    bank = found.features
-    assert bank.V.shape == (method.num_factors, toy.d_source)
-    assert bank.U.shape == (method.num_factors, toy.d_target)
-    assert bank.alpha.shape == (method.num_factors,)
-    assert bank.V.dtype == bank.U.dtype == bank.alpha.dtype == torch.float64
-    assert torch.allclose(bank.V.norm(dim=-1), torch.ones(1, dtype=torch.float64))
-    assert torch.allclose(bank.U.norm(dim=-1), torch.ones(1, dtype=torch.float64))
+    features = found.features
+    assert features.V.shape == (method.num_factors, toy.d_source)
+    assert features.U.shape == (method.num_factors, toy.d_target)
+    assert features.alpha.shape == (method.num_factors,)
+    assert features.V.dtype == features.U.dtype == features.alpha.dtype == torch.float64
+    assert torch.allclose(features.V.norm(dim=-1), torch.ones(1, dtype=torch.float64))
+    assert torch.allclose(features.U.norm(dim=-1), torch.ones(1, dtype=torch.float64))
     assert found.stats["explained"] > 0
     assert found.status.remedy
     again = fit(toy, method, seed=3, progress=False).features
-    assert torch.equal(bank.V, again.V)
-    assert torch.equal(bank.alpha, again.alpha)
+    assert torch.equal(features.V, again.V)
+    assert torch.equal(features.alpha, again.alpha)
     if name not in ("linear", "hessian"):
-        assert not torch.equal(bank.V, fit(toy, method, seed=4, progress=False).features.V)
+        assert not torch.equal(features.V, fit(toy, method, seed=4, progress=False).features.V)
 
 
 @pytest.mark.parametrize("m", [1, 3, 12])
 def test_linear_gives_right_and_left_singular_vectors(m):
     toy = smooth(12, 15)
     found = fit(toy, Linear(m, 2.0), progress=False)
-    bank = found.features
+    features = found.features
     u, s, v = torch.linalg.svd(toy.jvp(torch.eye(12, dtype=torch.float64)).T)
-    assert ((bank.V * v[:m]).sum(-1).abs() > 1 - 1e-6).all()
-    assert ((bank.U * u.T[:m]).sum(-1).abs() > 1 - 1e-6).all()
-    assert torch.allclose(bank.alpha, 2.0 * s[:m], rtol=1e-4)
+    assert ((features.V * v[:m]).sum(-1).abs() > 1 - 1e-6).all()
+    assert ((features.U * u.T[:m]).sum(-1).abs() > 1 - 1e-6).all()
+    assert torch.allclose(features.alpha, 2.0 * s[:m], rtol=1e-4)
     assert found.stats["explained"] == pytest.approx(4 * s[:m].square().sum().item(), rel=1e-4)
 
 
@@ -75,10 +78,10 @@ def test_linear_recovers_orthogonal_planted_factors_exactly():
     V, U = orthogonalise(directions(8, 64), "qr"), orthogonalise(directions(8, 48, 1), "qr")
     strengths = torch.linspace(3, 1, 8, dtype=torch.float64)
     toy = FunctionMap(lambda theta: (theta @ V.T * strengths) @ U, 64, 48, torch.float64)
-    bank = fit(toy, Linear(8, 1.0), progress=False).features
-    assert recovery(V, bank.V).min() > 1 - 1e-10
-    assert recovery(U, bank.U).min() > 1 - 1e-10
-    assert torch.allclose(bank.alpha, strengths, rtol=1e-5)
+    features = fit(toy, Linear(8, 1.0), progress=False).features
+    assert recovery(V, features.V).min() > 1 - 1e-10
+    assert recovery(U, features.U).min() > 1 - 1e-10
+    assert torch.allclose(features.alpha, strengths, rtol=1e-5)
 
 
 class Counting(FunctionMap):
@@ -97,16 +100,12 @@ class Counting(FunctionMap):
 
 def test_linear_does_not_write_out_a_large_jacobian():
     V, U = directions(40, 900), directions(40, 900, 1)
-    toy = Counting(
-        lambda theta: (theta @ V.T * 0.7 ** torch.arange(40, dtype=torch.float64)) @ U,
-        900,
-        900,
-        torch.float64,
-    )
-    bank = fit(toy, Linear(4, 1.0), progress=False).features
+    strengths = 0.7 ** torch.arange(40, dtype=torch.float64)
+    toy = Counting(lambda theta: (theta @ V.T * strengths) @ U, 900, 900, torch.float64)
+    features = fit(toy, Linear(4, 1.0), progress=False).features
     assert toy.products < 300
     truth = torch.linalg.svd(toy.jvp(torch.eye(900, dtype=torch.float64)).T)[2]
-    assert ((bank.V * truth[:4]).sum(-1).abs() > 1 - 1e-5).all()
+    assert ((features.V * truth[:4]).sum(-1).abs() > 1 - 1e-5).all()
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
@@ -121,44 +120,42 @@ def test_the_leading_pairs_of_a_wide_map_take_a_tenth_of_the_products_of_its_jac
     left, right = directions(3, d).float(), directions(3, d, 1).float()
     strengths = torch.arange(1, d + 1) ** -power
     toy = Counting(lambda theta: reflect(reflect(theta, right) * strengths, left), d, d)
-    bank = fit(toy, Linear(m, 1.0, tol=1e-3), progress=False).features
+    features = fit(toy, Linear(m, 1.0, tol=1e-3), progress=False).features
     assert toy.products <= d / 10
     eye = torch.eye(d)[:m]
     V, U = reflect(eye, right.flip(0)), reflect(eye, left)
-    assert torch.allclose(bank.alpha, strengths[:m], rtol=1e-3)
-    assert ((bank.V - V * (bank.V * V).sum(-1, keepdim=True).sign()).norm(dim=-1) < 0.1).all()
-    residual = toy.vjp(bank.U) - bank.alpha[:, None] * bank.V
+    assert torch.allclose(features.alpha, strengths[:m], rtol=1e-3)
+    sign = (features.V * V).sum(-1, keepdim=True).sign()
+    assert ((features.V - sign * V).norm(dim=-1) < 0.1).all()
+    residual = toy.vjp(features.U) - features.alpha[:, None] * features.V
     assert residual.norm(dim=-1).max() < 1e-3 * strengths[0]
-    assert (bank.U * U).sum(-1).abs().min() > 0.99
+    assert (features.U * U).sum(-1).abs().min() > 0.99
 
 
 @pytest.mark.parametrize("how", ["qr", "polar"])
 def test_quadratic_recovers_incoherent_factors_where_linear_does_not(how):
     V, U = directions(24, 128), directions(24, 128, 1)
     toy = planted(V, U, lambda c: c + c**2)
-    quadratic = fit(
-        toy, Quadratic(48, 1.0, max_steps=30, orthogonalise=how), progress=False
-    ).features
+    method = Quadratic(48, 1.0, max_steps=30, orthogonalise=how)
+    quadratic = fit(toy, method, progress=False).features
     linear = fit(toy, Linear(48, 1.0), progress=False).features
     assert recovery(V, quadratic.V).mean() > 0.99
     assert recovery(V, linear.V).mean() < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "mean", "share"), [("qr", 0.97, 0.8), ("soft", 0.99, 0.95)])
 def test_exponential_recovers_planted_factors_in_ten_sweeps(how, mean, share):
-    # the published setting: d = 4096, 32 true factors, m = 512, R = 1; published code .85 and 25 %
+    # the published setting: d = 4096, 32 true factors, m = 512, R = 1.
+    # The published code reaches a mean of .85 and finds 25 % of the factors.
     V, U = directions(32, 4096, 2, torch.float32), directions(32, 4096, 3, torch.float32)
     toy = planted(V, U, torch.expm1, torch.float32)
-    cosines = recovery(
-        V,
-        fit(toy, Exponential(512, 1.0, orthogonalise=how), progress=False).features.V,
-        signed=True,
-    )
-    print(
-        f"{how}: mean max cosine {cosines.mean():.4f}, above .99 {(cosines > 0.99).float().mean():.0%}"
-    )
+    found = fit(toy, Exponential(512, 1.0, orthogonalise=how), progress=False).features
+    cosines = recovery(V, found.V, signed=True)
+    above = (cosines > 0.99).float().mean()
+    print(f"{how}: mean best cosine {cosines.mean():.4f}, above .99 {above:.0%}")
     assert cosines.mean() >= mean
-    assert (cosines > 0.99).float().mean() >= share
+    assert above >= share
 
 
 def test_exponential_explains_more_each_sweep_and_more_than_random():
@@ -240,3 +237,30 @@ def test_misspelt_settings_are_refused(settings, says):
 def test_what_is_not_a_method_is_refused():
     with pytest.raises(MelboError, match="got str, expected one of melbo's methods"):
         fit(smooth(), "exponential", progress=False)
+
+
+def test_the_identity_names_only_what_differs_from_the_defaults():
+    assert Linear(3, 2.0).identity() == {"name": "Linear", "num_factors": 3}
+    assert Linear(3, 2.0, tol=1e-4).identity() == {"name": "Linear", "num_factors": 3}
+    changed = Exponential(3, 2.0, orthogonalise="soft", beta=0.5).identity()
+    named = {"name": "Exponential", "num_factors": 3}
+    assert changed == named | {"orthogonalise": "soft", "beta": 0.5}
+    assert Melbo(3, 2.0, batch_size=1).identity()["batch_size"] == 1
+    # a subclass has defaults of its own
+    alike = {"name": "Alike", "num_factors": 3, "like": (1.0,)}
+    assert Alike(3, 2.0, like=(1.0,)).identity() == alike
+
+
+@pytest.mark.parametrize("method", ALL.values(), ids=ALL)
+def test_one_more_setting_with_a_default_leaves_the_identity(method):
+    before = type(method)
+
+    @dataclass(frozen=True)
+    class Extended(before):
+        momentum: float = 0.9
+
+    Extended.__name__ = before.__name__
+    settings = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+    assert Extended(**settings).identity() == method.identity()
+    different = Extended(**settings, momentum=0.5).identity()
+    assert different == {**method.identity(), "momentum": 0.5}

@@ -11,9 +11,9 @@ from functorch.compile import nop
 from torch._dynamo.backends.common import aot_autograd
 from toys import directions
 
-import melbo.maps.residual
-import melbo.models.compiled
 from melbo import AdapterMap, CausalMap, Exponential, fit
+from melbo.maps.model_map import ModelMap
+from melbo.models.compiled import BlockCompiler
 from melbo.models.replay import call_block
 
 # torch looks at it on purpose, and hides the warning where warnings are not errors
@@ -25,34 +25,32 @@ COMPILER = next(
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """Nothing compiled before, nothing left of it after; no pool of compiling processes."""
-    monkeypatch.setattr(melbo.models.compiled, "_broken", False)
-    compiled = melbo.models.compiled._compiled
-    compiled.cache_clear()
+def compiler(monkeypatch):
+    """A compiler that has compiled nothing, instead of the process's; no pool of processes."""
+    fresh = BlockCompiler()
+    monkeypatch.setattr(ModelMap, "_compiled", fresh)
     torch._dynamo.reset()
     with torch._inductor.config.patch(compile_threads=1):
-        yield
-    compiled.cache_clear()
+        yield fresh
     torch._dynamo.reset()
 
 
 @pytest.fixture
 def traced_only(monkeypatch):
-    """Graphs are made as ever, and run as they are: compiling them takes most of the time."""
+    """Makes graphs as ever and runs them as they are, which saves most of the time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture
 def called(monkeypatch):
-    """The calls of blocks that would have been compiled, which are not."""
+    """Blocks that were to run compiled, call after call; they run as they are."""
     seen = []
 
     def note(block, *args):
         seen.append(block)
         return call_block(block, *args)
 
-    monkeypatch.setattr(melbo.maps.residual, "call_compiled", note)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: note)
     return seen
 
 
@@ -78,8 +76,9 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-def test_compiled_passes_equal_plain_ones_in_every_shape(lm):
+def test_compiled_passes_equal_plain_ones_in_every_shape(lm, compiler):
     before = graphs()
     for length, most, k in ((9, 5, 5), (9, 4, 7), (12, 3, 6), (7, 20, 17)):
         compiled, plain = (
@@ -87,14 +86,13 @@ def test_compiled_passes_equal_plain_ones_in_every_shape(lm):
             for c in (True, False)
         )
         assert_close(vjps(compiled, k), vjps(plain, k))
-        assert not melbo.models.compiled._broken
-        assert (
-            graphs() - before == 1
-        )  # one block is compiled, the last runs on the last tokens only
+        assert not compiler.failed
+        # one block is compiled, the last runs on the last tokens only
+        assert graphs() - before == 1
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon_alibi"])
-def test_traced_passes_over_padded_prompts_equal_plain_ones(name, traced_only):
+def test_traced_passes_over_padded_prompts_equal_plain_ones(name, traced_only, compiler):
     lm = tiny_model(name, torch.float32)
     for lengths, k in (((9, 6), 3), ((5, 11), 4)):
         compiled, plain = (
@@ -102,21 +100,22 @@ def test_traced_passes_over_padded_prompts_equal_plain_ones(name, traced_only):
             for c in (True, False)
         )
         assert_close(vjps(compiled, k), vjps(plain, k))
-        assert not melbo.models.compiled._broken
+        assert not compiler.failed
 
 
-def graphs_of(lm, *shapes, source=1, target=3):
-    """How many graphs are made for chunks of these numbers of rows and prompts of these numbers of tokens, one after the other."""
-    before = graphs()
-    for k, length in shapes:
-        vjps(
-            CausalMap(
-                lm, prompts((length,)), source, target, tokens_per_pass=k * length, compile=True
-            ),
-            k,
-        )
-    assert not melbo.models.compiled._broken
-    return graphs() - before
+@pytest.fixture
+def graphs_of(lm, traced_only, compiler):
+    """Counts the graphs made for some shapes, rows of a pass and tokens of a prompt, in a row."""
+
+    def count(*shapes, source=1, target=3):
+        before = graphs()
+        for k, length in shapes:
+            settings = {"tokens_per_pass": k * length, "compile": True}
+            vjps(CausalMap(lm, prompts((length,)), source, target, **settings), k)
+        assert not compiler.failed
+        return graphs() - before
+
+    return count
 
 
 @pytest.mark.parametrize(
@@ -124,16 +123,16 @@ def graphs_of(lm, *shapes, source=1, target=3):
     [(4, 9), (9, 9), (8, 9)],
     ids=["all different", "as many rows as tokens", "as many rows as a head is wide"],
 )
-def test_one_graph_does_for_every_shape(lm, traced_only, shape):
-    assert graphs_of(lm, shape, (7, 9), (5, 12), (12, 12), (3, 6), (8, 5)) == 1
+def test_one_graph_does_for_every_shape(graphs_of, shape):
+    assert graphs_of(shape, (7, 9), (5, 12), (12, 12), (3, 6), (8, 5)) == 1
 
 
-def test_one_graph_does_for_every_block(lm, traced_only):
-    assert graphs_of(lm, (4, 9), source=0, target=4) == 1
+def test_one_graph_does_for_every_block(graphs_of):
+    assert graphs_of((4, 9), source=0, target=4) == 1
 
 
-def test_a_single_row_takes_no_graph_of_its_own(lm, traced_only):
-    assert graphs_of(lm, (4, 9), (1, 9), (1, 7)) == 1
+def test_a_single_row_takes_no_graph_of_its_own(graphs_of):
+    assert graphs_of((4, 9), (1, 9), (1, 7)) == 1
 
 
 def test_measuring_the_memory_compiles_nothing(lm, traced_only):
@@ -145,18 +144,16 @@ def test_measuring_the_memory_compiles_nothing(lm, traced_only):
 def test_what_does_not_compile_runs_plain_and_says_so_once(lm, monkeypatch):
     tried = []
 
-    def refuse():
+    def refuse(function, **settings):
         tried.append(1)
         raise RuntimeError("no compiler\n  was found")
 
-    monkeypatch.setattr(melbo.models.compiled, "_compiled", refuse)
+    monkeypatch.setattr(torch, "compile", refuse)
     compiled, plain = (
         CausalMap(lm, prompts((9, 7)), 0, 4, tokens_per_pass=18, compile=c) for c in (True, False)
     )
-    with pytest.warns(
-        UserWarning,
-        match=r"blocks run uncompiled \(RuntimeError: no compiler was found\); compile=False",
-    ) as said:
+    says = r"blocks run uncompiled \(RuntimeError: no compiler was found\); compile=False"
+    with pytest.warns(UserWarning, match=says) as said:
         got = vjps(compiled)
     assert len(said) == len(tried) == 1
     again = vjps(compiled)  # a second warning would be an error
@@ -166,38 +163,36 @@ def test_what_does_not_compile_runs_plain_and_says_so_once(lm, monkeypatch):
     assert len(tried) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:blocks run uncompiled")
-def test_a_backward_pass_that_does_not_compile_runs_plain(lm, monkeypatch):
+def test_a_backward_pass_that_does_not_compile_runs_plain(lm, monkeypatch, compiler):
     def refuse(*args):
         raise RuntimeError("no compiler for the backward pass")
 
-    monkeypatch.setattr(
-        torch,
-        "compile",
-        partial(torch.compile, backend=aot_autograd(fw_compiler=nop, bw_compiler=refuse)),
-    )
+    backend = aot_autograd(fw_compiler=nop, bw_compiler=refuse)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     compiled, plain = (
         CausalMap(lm, prompts((9,)), 1, 3, tokens_per_pass=36, compile=c) for c in (True, False)
     )
     assert_close(vjps(compiled), vjps(plain))
+    assert compiler.failed
 
 
-def test_want_of_memory_is_no_reason_to_stop_compiling(lm, monkeypatch):
+def test_want_of_memory_is_no_reason_to_stop_compiling(lm, monkeypatch, compiler):
     def full(*args):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(melbo.models.compiled, "_compiled", lambda: full)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: full)
     with pytest.raises(torch.OutOfMemoryError):
         vjps(CausalMap(lm, prompts((9,)), 1, 3, tokens_per_pass=36, compile=True))
-    assert not melbo.models.compiled._broken
+    assert not compiler.failed
 
 
-def test_compiling_begins_once_so_much_work_is_done(lm, called, monkeypatch):
+def test_compiling_begins_once_so_much_work_is_done(lm, called):
     cmap = CausalMap(lm, prompts((9,)), 1, 3, tokens_per_pass=36)
     weights = sum(p.numel() for block in lm.blocks[1:3] for p in block.parameters())
-    monkeypatch.setattr(
-        melbo.maps.residual, "WORTH", 2.5 * 4 * weights * 36
-    )  # five halves of what four rows of nine tokens take
+    # five halves of the work on four rows of nine tokens
+    cmap._worth_compiling = 2.5 * 4 * weights * 36
     assert vjps(cmap)[1].norm() > 0
     cmap.value(rows(50))  # no backward pass follows, nothing is counted
     cmap.jvp(rows(4))
@@ -231,7 +226,7 @@ def test_compile_is_for_passes_with_a_backward_pass_only(lm, called):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_edited_blocks_are_compiled_with_their_edits(name, traced_only):
+def test_edited_blocks_are_compiled_with_their_edits(name, traced_only, compiler):
     lm = tiny_model(name, torch.float32)
     compiled, plain = (AdapterMap(lm, prompts((9, 6)), (0, 2), 3, compile=c) for c in (True, False))
     V = compiled.unit(directions(5, compiled.d_source, 1, torch.float32))
@@ -239,8 +234,7 @@ def test_edited_blocks_are_compiled_with_their_edits(name, traced_only):
     before = graphs()
     for scale in (1.0, 2.0):
         assert_close(compiled.value_and_vjp(scale * V, U), plain.value_and_vjp(scale * V, U))
-    assert (
-        graphs() - before == 1
-    )  # the first block enters with a single row, the last runs on the last tokens only
-    assert not melbo.models.compiled._broken
+    # the first block enters with a single row, the last runs on the last tokens only
+    assert graphs() - before == 1
+    assert not compiler.failed
     assert_close([compiled.value(V)], [plain.value(V)])

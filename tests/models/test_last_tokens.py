@@ -1,38 +1,30 @@
-from functools import cache
 from itertools import combinations
 
 import pytest
 import torch
 from cases import FLOAT32_INSIDE, TINY, WIDTH, WINDOW, padded, tiny_model
+from streams import random, shared
 
 from melbo.models.last_tokens import find_tail
 
 EVERY = sorted(TINY)
-LENGTH = 9  # of the prompts
+LENGTH = 9  # tokens of each prompt
 assert LENGTH > 2 * WINDOW
 
-# Where blocks cannot run on the last tokens alone: alibi by key only, convolutions, recurrences. The slices that can, by model.
+# Models of which some blocks cannot run on the last tokens alone (alibi by key only, convolutions,
+# recurrences), and their slices that can.
 TAILS = {"bloom": set(), "lfm2": {(1, 2)}, "recurrent_gemma": {(2, 3)}}
-
-
-@cache
-def shared(name, dtype=torch.float64):
-    """A model for tests that leave it as it is."""
-    return tiny_model(name, dtype)
 
 
 def captured(lm, source, target, copies=2):
     return lm.capture(*padded((LENGTH,) * copies), source, target)
 
 
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(
-        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(dtype)
-
-
 def steered(part, k, last=None):
-    """``k`` copies of the stream entering the slice, each token of each pushed another way, or the ``last`` tokens only."""
+    """``k`` copies of the stream entering a slice, each token of each pushed another way.
+
+    ``last`` limits this to as many last tokens.
+    """
     noise = random(k * len(part.hidden), *part.hidden.shape[1:], dtype=part.hidden.dtype)
     if last is not None:
         noise[:, :-last] = 0
@@ -75,7 +67,7 @@ def test_a_tail_of_any_length_has_the_gradients_of_the_full_replay(name, length,
         full = part.replay(start)[:, -length:]
         u = random(*full.shape, seed=1)
         got, want = (torch.autograd.grad(out, start, u)[0] for out in (short, full))
-        if start is late:  # what stands before is not steered
+        if start is late:  # earlier tokens are not steered
             got, want = got[:, -length:], want[:, -length:]
         assert_close(short, full, name)
         assert_close(got, want, name)

@@ -1,30 +1,46 @@
+"""Prompts and prefixes that are read once, against rows that each read their own."""
+
 import math
-import sys
 
 import pytest
 import torch
 from cases import FLOAT32_INSIDE, TINY, tiny_model
 from toys import directions
 
-from melbo.features.generate import decode
+from melbo.models.decode import Batching, decode
 from melbo.models.edits import Add, EditSequence, edit
-from melbo.models.shared_prefix import Heads, can_read_once, read_once
+from melbo.models.shared_prefix import SharedPrefix, can_read_once, read_once
 
-#: Where the blocks or the cache do not let a batch grow on the way; their rows are read one by one.
+#: The blocks or the cache do not let a batch grow on the way; their rows are read one by one.
 OWN_ROWS = {"gpt_bigcode", "lfm2", "recurrent_gemma"}
+#: States, or rotations that depend on the length of the whole: their prompts are read whole.
+WHOLE = {*OWN_ROWS, "phi3"}
+#: Windows and biases that count padding, which prompts of different lengths have after a prefix.
+COUNTS_PADDING = {"cohere2", "exaone4", "gemma2", "gemma3", "gpt_neo", "gpt_oss"} | {
+    *("mistral", "mpt", "olmo3", "qwen2_sliding", "starcoder2")
+}
+BEGIN = tuple(range(3, 13))
+ENDS = ((20,), (21, 22, 23), (24, 25), (26, 27, 28, 29))
+ASKED = [(*BEGIN, *ENDS[i // 3]) for i in range(12)]
+ALIKE = [i % 3 for i in range(12)]
+
+
+def three(lm, size=4.0):
+    """A direction for each of three rows, again and again."""
+    return size * directions(3, lm.width)[ALIKE]
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
 @torch.no_grad()
 def test_rows_that_share_a_prompt_read_what_each_would_alone(name):
     lm = tiny_model(name)
-    place = Add(1, 2.0 * directions(5, lm.width), skip_first=True)
-    assert can_read_once(lm, place) == (name not in OWN_ROWS)
+    five = Add(1, 2.0 * directions(5, lm.width), skip_first=True)
+    assert can_read_once(lm, five) == (name not in OWN_ROWS)
     if name in OWN_ROWS:
         return
     ids = torch.arange(3, 12)[None]  # longer than the sliding windows
-    cache, logits = read_once(lm, ids, place, 5)
-    with edit(lm, place):
+    cache, logits = read_once(lm, ids, five, 5)
+    with edit(lm, five):
         own = lm.model(input_ids=ids.expand(5, -1), use_cache=True)
         following = torch.arange(20, 25)[:, None]
         after = lm.model(input_ids=following, past_key_values=own.past_key_values).logits
@@ -34,138 +50,114 @@ def test_rows_that_share_a_prompt_read_what_each_would_alone(name):
     assert torch.allclose(ours, after, atol=tolerance, rtol=1e-4)
 
 
-#: States, or rotations that depend on the length of the whole: their prompts are read whole.
-WHOLE = {*OWN_ROWS, "phi3"}
-#: Windows and biases that count padding, as where a head and prompts of different lengths stand apart.
-COUNTS_PADDING = {
-    "cohere2", "exaone4", "gemma2", "gemma3", "gpt_neo", "gpt_oss", "mistral", "mpt", "olmo3", "qwen2_sliding", "starcoder2",
-}  # fmt: skip
-ENDS = ((20,), (21, 22, 23), (24, 25), (26, 27, 28, 29))
-ASKED = [(*range(3, 13), *ENDS[i // 3]) for i in range(12)]
-ALIKE = [i % 3 for i in range(12)]
+def with_and_without(lm, edits, alike, apart):
+    """First logits, replies and number of tokens read; with a shared prefix and without one.
 
-
-def both(lm, place, monkeypatch, alike=ALIKE, **settings):
-    """First logits, replies, and how many tokens were read; by heads, and without them."""
-    found = []
-    decode(
-        lm, ASKED, place, 1, progress=False, alike=alike, **settings
-    )  # what can be done is tried once
+    Rows of a prompt run apart from others, or side by side.
+    """
+    results = []
+    pass_rows = 0 if apart else math.inf
+    settings = {"progress": False, "alike": alike}
+    # what can be shared is tried once
+    decode(lm, ASKED, edits, 1, Batching(6, pass_rows=pass_rows), **settings)
     for least in (8, 1000):
-        monkeypatch.setattr(shared_prompt, "_LEAST", least)
         read, logits = [], {}
-        handle = lm.blocks[-1].register_forward_hook(
-            lambda block, args, out, read=read: read.append(out_of(out).shape[:2].numel())
-        )
-        replies = decode(
-            lm,
-            ASKED,
-            place,
-            5,
-            first_logits=logits.__setitem__,
-            progress=False,
-            alike=alike,
-            **settings,
-        )
-        handle.remove()
-        found.append((torch.stack([logits[i] for i in range(12)]), replies, sum(read)))
-    return found
 
+        def note(block, args, out, read=read):
+            read.append((out[0] if isinstance(out, tuple) else out).shape[:2].numel())
 
-def out_of(out):
-    return out[0] if isinstance(out, tuple) else out
+        batching = Batching(6, pass_rows=pass_rows, least_prefix=least)
+        with lm.blocks[-1].register_forward_hook(note):
+            replies = decode(lm, ASKED, edits, 5, batching, logits.__setitem__, **settings)
+        results.append((torch.stack([logits[i] for i in range(12)]), replies, sum(read)))
+    return results
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
 @pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize("layer", [None, 1])
-def test_a_prompt_read_in_two_passes_is_what_it_is_in_one(name, layer, apart, monkeypatch):
-    """Four prompts of different lengths, longer than sliding windows, that begin alike; three rows each, in groups of a prompt and side by side."""
+def test_a_prompt_read_in_two_passes_is_what_it_is_in_one(name, layer, apart):
+    """Four prompts of different lengths that begin alike, longer than sliding windows."""
     lm = tiny_model(name, torch.float32)  # in float64 some softmaxes overflow on padding
-    monkeypatch.setattr(sys.modules["melbo.features.generate"], "_PASS", 0 if apart else math.inf)
-    place = (
-        EditSequence(())
-        if layer is None
-        else Add(layer, 2.0 * directions(3, lm.width)[ALIKE], where="prompt")
-    )
-    (logits, replies, read), (truth, own, whole) = both(
-        lm, place, monkeypatch, None if layer is None else ALIKE, batch_size=6
-    )
+    edits, alike = EditSequence(()), None
+    if layer is not None:
+        edits, alike = Add(layer, three(lm, 2.0), where="prompt"), ALIKE
+    (logits, replies, read), (truth, own, whole) = with_and_without(lm, edits, alike, apart)
     assert torch.allclose(logits, truth, atol=1e-4, rtol=1e-4)
     assert replies == own
     assert (read < whole) == (name not in (WHOLE if apart else WHOLE | COUNTS_PADDING))
 
 
-PLACES = {
+EDITS = {
     "none": lambda lm: EditSequence(()),
     "one for all": lambda lm: Add(1, 4.0 * directions(1, lm.width)[0]),
-    "all": lambda lm: Add(1, 4.0 * directions(3, lm.width)[ALIKE]),
-    "prompt": lambda lm: Add(2, 4.0 * directions(3, lm.width)[ALIKE], where="prompt"),
-    "generated": lambda lm: Add(0, 4.0 * directions(3, lm.width)[ALIKE], where="generated"),
-    "first": lambda lm: Add(1, 4.0 * directions(3, lm.width)[ALIKE], skip_first=True),
-    "last": lambda lm: Add(1, 4.0 * directions(3, lm.width)[ALIKE], last=2),
+    "all": lambda lm: Add(1, three(lm)),
+    "prompt": lambda lm: Add(2, three(lm), where="prompt"),
+    "generated": lambda lm: Add(0, three(lm), where="generated"),
+    "first": lambda lm: Add(1, three(lm), skip_first=True),
+    "last": lambda lm: Add(1, three(lm), last=2),
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("apart", [True, False])
-def test_replies_are_the_same_whatever_is_read_beforehand(place, apart, monkeypatch):
+def test_replies_are_the_same_whatever_is_read_beforehand(name, apart):
     lm = tiny_model("llama")
-    monkeypatch.setattr(sys.modules["melbo.features.generate"], "_PASS", 0 if apart else math.inf)
-    edits = PLACES[place](lm)
-    ours, plain = both(
-        lm, edits, monkeypatch, None if place in ("none", "one for all") else ALIKE, batch_size=6
-    )
+    alike = None if name in ("none", "one for all") else ALIKE
+    ours, plain = with_and_without(lm, EDITS[name](lm), alike, apart)
     assert torch.allclose(ours[0], plain[0], atol=1e-5, rtol=1e-4)
     assert ours[1] == plain[1]
-    assert (ours[2] < plain[2]) == (place != "last")  # which is counted from the end of the prompt
+    # the last tokens are counted from the end of the prompt
+    assert (ours[2] < plain[2]) == (name != "last")
 
 
-def test_few_heads_are_kept_at_a_time(monkeypatch):
+def test_few_prefixes_are_kept_at_a_time():
     lm = tiny_model("llama")
-    place = Add(1, directions(6, lm.width)[[0, 1, 2, 3, 4, 5, 3, 3, 0, 1, 2, 5]])
     alike = [0, 1, 2, 3, 4, 5, 3, 3, 0, 1, 2, 5]
-    monkeypatch.setattr(shared_prompt, "_KEPT", 4)
-    heads = Heads(lm, [(*range(3, 13), i // 6) for i in range(12)], place, alike)
+    edits = Add(1, directions(6, lm.width)[alike])
+    prefix = SharedPrefix(lm, [(*BEGIN, i // 6) for i in range(12)], edits, alike, kept=4)
     for batch in ([0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [8, 9, 10]):
-        rows = place.rows(torch.tensor(batch))
+        rows = edits.rows(torch.tensor(batch))
         with torch.no_grad(), edit(lm, rows):
-            own = lm.model(input_ids=heads.ids.expand(3, -1), use_cache=True).past_key_values
-        for ours, theirs in zip(heads.spread(batch, rows).layers, own.layers, strict=True):
+            own = lm.model(input_ids=prefix.ids.expand(3, -1), use_cache=True).past_key_values
+        for ours, theirs in zip(prefix.spread(batch, rows).layers, own.layers, strict=True):
             assert torch.allclose(ours.keys, theirs.keys, atol=1e-6)
             assert torch.allclose(ours.values, theirs.values, atol=1e-6)
-        assert sum(map(len, heads._kept)) <= 4
-    assert list(heads._kept) == [
-        (0, 1, 2)
-    ]  # what is there stays: rows come round in the same order
-    assert (
-        len(Heads(lm, [(*range(3, 13), i) for i in range(12)], place)) == 0
-    )  # no two rows are known to be alike
+        assert sum(map(len, prefix._kept)) <= 4
+    # what is there stays: rows come round in the same order
+    assert list(prefix._kept) == [(0, 1, 2)]
 
 
-def test_heads_make_room_when_memory_runs_out(monkeypatch):
+def test_rows_that_are_not_known_to_be_alike_have_no_prefix():
     lm = tiny_model("llama")
-    place = Add(1, directions(3, lm.width)[ALIKE])
-    generation, sizes = sys.modules["melbo.features.generate"], []
-    plain, real = decode(lm, ASKED, place, 4, progress=False), generation._decode_batch
+    edits = Add(1, directions(6, lm.width)[[0, 1, 2, 3, 4, 5, 3, 3, 0, 1, 2, 5]])
+    assert len(SharedPrefix(lm, [(*BEGIN, i) for i in range(12)], edits)) == 0
 
-    def limited(lm, batch, prompts, heads, *rest):
-        sizes.append((len(batch), len(heads)))
-        if len(heads):
+
+def test_prefixes_make_room_when_memory_runs_out():
+    lm = tiny_model("llama")
+    edits, passes = Add(1, three(lm)), []
+    plain = decode(lm, ASKED, edits, 4, progress=False)
+    decode(lm, ASKED, edits, 1, Batching(6), progress=False, alike=ALIKE)  # trials
+
+    def limited(model, args, kwargs):
+        ids = kwargs["input_ids"]
+        if ids.shape[1] > 1:  # prompts, or parts of them
+            passes.append(tuple(ids.shape))
+        if ids.shape[1] == len(BEGIN):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(lm, batch, prompts, heads, *rest)
 
-    monkeypatch.setattr(generation, "_decode_batch", limited)
-    assert decode(lm, ASKED, place, 4, batch_size=6, progress=False, alike=ALIKE) == plain
-    assert sizes == [(6, 10), (6, 0), (6, 0)]
+    with lm.model.register_forward_pre_hook(limited, with_kwargs=True):
+        found = decode(lm, ASKED, edits, 4, Batching(6), progress=False, alike=ALIKE)
+    assert found == plain
+    assert passes == [(1, 10), (6, 12), (6, 14)]  # batches are as large as before
 
 
-def test_two_rows_that_are_alike_may_have_a_head():
+def test_two_rows_that_are_alike_may_have_a_prefix():
     lm = tiny_model("llama")
-    place = Add(1, directions(1, lm.width)[[0, 0]])
-    asked = [(*range(3, 13), 5), (*range(3, 13), 6, 7)]
-    assert len(Heads(lm, asked, place, [4, 4])) == 10
-    assert decode(lm, asked, place, 4, progress=False, alike=[4, 4]) == decode(
-        lm, asked, place, 4, progress=False
-    )
-    assert decode(lm, [], place, 4, progress=False) == []
+    edits = Add(1, directions(1, lm.width)[[0, 0]])
+    asked = [(*BEGIN, 5), (*BEGIN, 6, 7)]
+    assert len(SharedPrefix(lm, asked, edits, [4, 4])) == 10
+    shared = decode(lm, asked, edits, 4, progress=False, alike=[4, 4])
+    assert shared == decode(lm, asked, edits, 4, progress=False)
+    assert decode(lm, [], edits, 4, progress=False) == []

@@ -1,0 +1,137 @@
+"""The command that selects a feature by a score."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from melbo.cli.options import (
+    as_json_option,
+    contrast_option,
+    file,
+    load_for,
+    reply_length_option,
+    run_argument,
+    strength_option,
+)
+from melbo.cli.show import say, show_selection
+from melbo.errors import MelboError
+from melbo.evaluation.asking import ask_contrasts, ask_replies
+from melbo.evaluation.halving import forget, plan
+from melbo.evaluation.halving import select as halve
+from melbo.evaluation.scorers import Scorer, scorer
+from melbo.evaluation.scorers import answers as answer_scorer
+from melbo.features.run_folder import read_run
+from melbo.features.saved import load_steerable
+from melbo.models.prompts import read_pairs, read_texts
+
+
+@click.command()
+@run_argument
+@click.option(
+    "--judge",
+    metavar="NAME",
+    help="Score replies by complies, regex:PATTERN, FILE.py:NAME (your function of prompt and "
+    "reply), classifier:MODEL#LABEL or endpoint:URL#MODEL.",
+)
+@click.option(
+    "--answers",
+    is_flag=True,
+    help="Score 1 where a reply begins with its answer; files hold prompt, tab, answer a line.",
+)
+@contrast_option
+@click.option(
+    "--validation", type=file, required=True, help="File with prompts to choose on, one a line."
+)
+@click.option(
+    "--test",
+    type=file,
+    required=True,
+    help="File with prompts to report on, one a line; none of them among the others.",
+)
+@click.option(
+    "--budget",
+    type=int,
+    help="Number of replies in all; by default those of all features to a quarter of the "
+    "validation prompts, and the test.",
+)
+@strength_option
+@reply_length_option(32)
+@click.option("--force", is_flag=True, help="Forget the scores of an earlier selection.")
+@as_json_option
+def select(
+    run: Path,
+    model: str | None,
+    judge: str | None,
+    answers: bool,
+    contrast: tuple[str, str] | None,
+    validation: Path,
+    test: Path,
+    budget: int | None,
+    strength: float,
+    max_new_tokens: int,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the feature of RUN with the best score by successive halving.
+
+    A search that was broken off goes on where it was.
+    """
+    _check_one_score(judge, answers, contrast)
+    choose, tell, score = _read_files(validation, test, judge, answers)
+    lm = load_for(run, model, options)
+    features = load_steerable(run, lm)
+    sets = {
+        name: features.provenance.prompts_like(lm, texts)
+        for name, texts in (("validation", choose), ("test", tell))
+    }
+    if budget is None:
+        budget = len(features) * max(1, len(choose) // 4) + 2 * len(tell)
+    rounds = plan(len(features), len(choose), len(tell), budget)
+    steps = ", ".join(f"{count} features to {prompts} prompts" for count, prompts in rounds.rounds)
+    say(f"{rounds.completions} completions: {steps}, 2 × {rounds.test} for the test")
+    key = {
+        "prompts": {name: prompts.digest for name, prompts in sets.items()},
+        "judge": judge,
+        "answers": answers,
+        "contrast": contrast and list(contrast),
+        "strength": strength,
+        "max_new_tokens": max_new_tokens,
+        "features": read_run(run).get("created"),
+    }
+    if contrast is not None:
+        ask = ask_contrasts(lm, features, sets, contrast, strength)
+    else:
+        assert score is not None
+        ask = ask_replies(lm, features, sets, score, max_new_tokens, strength)
+    if force:
+        forget(run)
+    found = halve(len(features), ask, len(choose), len(tell), budget, run, key)
+    if as_json:
+        click.echo(json.dumps(found.describe()))
+    else:
+        show_selection(found, len(tell))
+
+
+def _check_one_score(judge: str | None, answers: bool, contrast: tuple[str, str] | None) -> None:
+    """Refuse no score, and several.
+
+    Raises:
+        MelboError: There is not exactly one.
+    """
+    if [judge is not None, answers, contrast is not None].count(True) != 1:
+        raise MelboError("say how to score: one of --judge, --answers and --contrast")
+
+
+def _read_files(
+    validation: Path, test: Path, judge: str | None, answers: bool
+) -> tuple[list[str], list[str], Scorer | None]:
+    """Validation prompts, test prompts, and the scorer of replies (None for a contrast)."""
+    if answers:
+        (choose, expected), (tell, others) = read_pairs(validation), read_pairs(test)
+        both = dict(zip(choose + tell, expected + others, strict=True))
+        return choose, tell, answer_scorer(both)
+    choose, tell = read_texts(validation), read_texts(test)
+    return choose, tell, None if judge is None else scorer(judge)

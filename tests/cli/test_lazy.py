@@ -1,0 +1,62 @@
+"""Listing commands waits for nothing: what they need is imported when one of them is called."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from melbo import cli
+
+HEAVY = ("torch", "transformers", "matplotlib", "sklearn", "scipy")
+RUN = """
+import sys
+sys.argv = ["melbo", "OPTION"]
+from melbo.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
+
+
+def imported(code):
+    """Packages of `HEAVY` that are there after some code."""
+    told = f"{code}\nimport sys; print('|', *(n for n in {HEAVY} if n in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    return done.stdout.rpartition("|")[2].split()
+
+
+@pytest.mark.parametrize("code", ["import melbo", "import melbo.cli", "from melbo import cli"])
+def test_importing_the_package_or_its_command_line_imports_nothing_heavy(code):
+    assert imported(code) == []
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "--nonsense"])
+def test_the_list_of_commands_needs_nothing_heavy(option):
+    assert imported(RUN.replace("OPTION", option)) == []
+
+
+def test_the_check_sees_what_is_heavy():
+    assert imported("import scipy") == ["scipy"]
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_a_listed_command_is_there_and_says_of_itself_what_the_list_says(name):
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command.name == name
+    assert command.help.splitlines()[0] == cli.COMMANDS[name][1]
+
+
+def test_no_command_is_left_out_of_the_list():
+    context = click.Context(cli.cli)
+    modules = {module for module, _ in cli.COMMANDS.values()}
+    for name in cli.COMMANDS:
+        cli.cli.get_command(context, name)
+    defined = {
+        value.name
+        for module in modules
+        for value in vars(sys.modules[f"melbo.cli.{module}"]).values()
+        if isinstance(value, click.Command)
+    }
+    assert defined == set(cli.COMMANDS)
