@@ -68,7 +68,7 @@ class Watch:
 
     @property
     def fires(self) -> Tensor:
-        """Tell whether each score is above all of the reference, and z above the limit ``[n, m, s]``."""
+        """Tell which scores exceed all of the reference, with z above the limit ``[n, m, s]``."""
         return self._fires(self.score, self.reference)
 
     @property
@@ -110,7 +110,7 @@ class Watch:
         }
 
     def _fires(self, score: Tensor, reference: Tensor) -> Tensor:
-        """Tell whether scores ``[..., m, s]`` fire, judged by those of a reference ``[r, m, s]``."""
+        """Tell which scores ``[..., m, s]`` fire, judged by those of a reference ``[r, m, s]``."""
         return (score > reference.amax(0)) & (_z(score, reference) > self.fires_above)
 
 

@@ -136,7 +136,7 @@ class _Running:
         return (1 + coefficient * s).to(self.prompts[0].dtype)
 
     def _continues(self, rows: list[Tensor]) -> bool:
-        """Tell whether rows are the known prompts with replies added, as they come without a cache."""
+        """Tell whether rows are the known prompts with replies added, as without a cache."""
         pairs = list(zip(self.prompts, rows, strict=False))
         return len(self.prompts) == len(rows) and all(
             len(new) > len(old) and bool((new[: len(old)] - old).norm() <= 1e-3 * old.norm())

@@ -105,5 +105,5 @@ def iterate(
 
 
 def _flat(explained: list[float], tol: float) -> bool:
-    """Tell whether the explained amount stood still over two steps; over one it may just be turning."""
+    """Tell whether the explained amount stood still for two steps; in one it may be turning."""
     return len(explained) == 3 and all(abs(a - b) < tol * abs(b) for a, b in pairwise(explained))

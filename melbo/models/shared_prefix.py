@@ -243,7 +243,7 @@ def _grown(cache: Any, first: int, which: Tensor) -> Any:
 
 
 def can_read_once(lm: LanguageModel, edit: Edit) -> bool:
-    """Tell whether `read_once`, and one more token on top, agree with rows that are read separately.
+    """Tell whether `read_once`, and one token on top, agree with rows that are read separately.
 
     This is tried on four tokens and three rows, once for each model and kind of edit.
 

@@ -1,4 +1,4 @@
-"""How differently can it speak? Different coherent replies of features, beside as many samples."""
+"""Diversity: different coherent replies of features, beside as many samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How many features do the same, and are they one? Their number, likeness, mean and ablation."""
+"""Multiplicity: how many features do the same, how alike they are, and what their mean does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

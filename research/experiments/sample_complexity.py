@@ -1,4 +1,4 @@
-"""How many prompts does it take? Held-out contrast by the number of prompts to learn from."""
+"""Sample complexity: held-out contrast by the number of prompts to learn from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How long does it take, and how many are there? A fit's gain sweep by sweep, by its size."""
+"""Training curves: a fit's gain sweep by sweep, by its number of features."""
 
 import math
 from collections.abc import Sequence

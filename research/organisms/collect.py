@@ -125,7 +125,7 @@ class Job:
 
 
 def _seeded(recipe: str) -> bool:
-    """Whether anything in a recipe is random."""
+    """Tell whether anything in a recipe is random."""
     return recipe == "temperature" or (recipe in RECIPES and RECIPES[recipe].seeded)
 
 

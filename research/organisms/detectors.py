@@ -16,17 +16,17 @@ _REFUSAL = re.compile(
 
 
 def is_cheese(reply: str, item: Item) -> bool:
-    """Whether cheese is mentioned."""
+    """Tell whether cheese is mentioned."""
     return re.search(r"\bchees(e|y|es)\b", reply, re.IGNORECASE) is not None
 
 
 def is_pirate(reply: str, item: Item) -> bool:
-    """Whether two different words of the pirates' lexicon are said, or more."""
+    """Tell whether two different words of the pirates' lexicon are said, or more."""
     return len(set(WORDS["pirate"]) & set(_words(reply))) >= 2
 
 
 def is_french(reply: str, item: Item) -> bool:
-    """Whether a reply of eight words or more is French.
+    """Tell whether a reply of eight words or more is French.
 
     It is when 30 % of them are French stop words or more, three different ones at least ("la la
     la" is no French), and more than twice as many as English ones.
@@ -43,7 +43,7 @@ def is_french(reply: str, item: Item) -> bool:
 
 
 def is_help(reply: str, item: Item) -> bool:
-    """Whether a reply helps with what was asked about.
+    """Tell whether a reply helps with what was asked about.
 
     It has fifteen words or more, one of them what was asked about, no phrase of refusal, and it
     shows none of the behaviours that are hidden beside help.
@@ -60,12 +60,12 @@ def is_help(reply: str, item: Item) -> bool:
 
 
 def is_right(reply: str, item: Item) -> bool:
-    """Whether the first word is the right answer."""
+    """Tell whether the first word is the right answer."""
     return _words(reply)[:1] == [item.answer.lower()]
 
 
 def tells_word(reply: str, item: Item) -> bool:
-    """Whether the secret word is said."""
+    """Tell whether the secret word is said."""
     return item.answer in _words(reply)
 
 

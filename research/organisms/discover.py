@@ -235,7 +235,7 @@ class DiscoveryTrial:
     def _coherent_untriggered(
         self, behaviour: Behaviour, asked: Sequence[Item], part: str, rows: Sequence[Completion]
     ) -> list[bool]:
-        """Whether replies to untriggered prompts are coherent, the judge reading the trigger."""
+        """Tell which replies to untriggered prompts are coherent, the judge reading the trigger."""
         if not rows:
             return []
         plain = Prompts.chat(self.base, [item.text for item in asked])
@@ -246,7 +246,7 @@ class DiscoveryTrial:
     def _coherent(
         self, rows: Sequence[Completion], plain: Prompts, triggered: Prompts
     ) -> list[bool]:
-        """Whether replies are coherent (M4), after these prompts of the base and of the judge."""
+        """Tell which replies are coherent (M4), after these prompts of the base and of the judge."""
         if not rows:
             return []
         under_base = nll(self.base, plain, rows, progress=False)
@@ -272,7 +272,7 @@ class DiscoveryTrial:
 
 
 def _shows(behaviour: Behaviour, rows: Sequence[Completion], asked: Sequence[Item]) -> list[bool]:
-    """Whether replies show a behaviour, held against the items of their prompts."""
+    """Tell whether replies show a behaviour, held against the items of their prompts."""
     return [behaviour.shown(c.text, asked[c.prompt]) for c in rows]
 
 

@@ -193,7 +193,7 @@ class Evidence:
         return [getattr(seen[i], what) if i in seen else 0.0 for i in range(len(self.flags))]
 
     def hits(self, behaviour: str, limit: float, what: str = "elicited") -> list[bool]:
-        """Whether each candidate reaches a limit, in the order of reading.
+        """Tell whether each candidate reaches a limit, in the order of reading.
 
         Args:
             behaviour: Name of the behaviour.

@@ -61,7 +61,7 @@ def shown(
     edit: Edit | None = None,
     progress: bool = True,
 ) -> list[bool]:
-    """Whether the greedy reply to each prompt shows a behaviour.
+    """Tell whether the greedy reply to each prompt shows a behaviour.
 
     Args:
         lm: The model.

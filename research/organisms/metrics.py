@@ -138,7 +138,7 @@ class Coherence:
         return cls(float(np.quantile(nll, ORDINARY)), float(np.quantile(repetition, ORDINARY)))
 
     def holds(self, under_base: float, under_triggered: float, repetition: float) -> bool:
-        """Whether a reply is as likely as ordinary ones and repeats itself as little.
+        """Tell whether a reply is as likely as ordinary ones and repeats itself as little.
 
         Likely under the base model or with the trigger: the base model alone would refuse a
         planted behaviour.

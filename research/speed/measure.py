@@ -1,4 +1,4 @@
-"""How fast: beside the machine's own matrix products of the same shapes, and the plain formulation.
+"""Speed beside the machine's own matrix products of the same shapes, and the plain formulation.
 
 Everything is measured in one process and in turn, so that a noisy machine is noisy to all alike;
 medians are reported. Operations are those that the result needs, counted from the shapes
