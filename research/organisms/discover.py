@@ -246,7 +246,7 @@ class DiscoveryTrial:
     def _coherent(
         self, rows: Sequence[Completion], plain: Prompts, triggered: Prompts
     ) -> list[bool]:
-        """Tell which replies are coherent (M4), after these prompts of the base and of the judge."""
+        """Tell which replies are coherent (M4) after these prompts of base and judge."""
         if not rows:
             return []
         under_base = nll(self.base, plain, rows, progress=False)
