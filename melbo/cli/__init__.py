@@ -1,27 +1,29 @@
 """The command line, the thinnest shell: each command is imported when it is called."""
 
+import ast
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
 from melbo.errors import MelboError
 
-#: Commands in the order of use: the module of each, and the first line of its help.
+#: Commands in the order of use, and the module of each.
 COMMANDS = {
-    "demo": ("find", "Find latent behaviours of the bundled model in a few minutes."),
-    "fit": ("find", "Learn features of MODEL from a few prompts."),
-    "calibrate": ("find", "Find the norm at which the response of MODEL is half non-linear."),
-    "rank": ("use", "Order the features of RUN by their effect on new prompts."),
-    "select": ("select", "Find the feature of RUN with the best score by successive halving."),
-    "sample": ("use", "Print replies of the model of RUN under its features."),
-    "chat": ("use", "Talk to the model of RUN while a feature steers it."),
-    "ablate": ("use", "Remove features of RUN from all matrices that write to the stream."),
-    "watch": ("use", "List the prompts on which features of RUN fire without steering."),
-    "contrast": ("contrast", "Make a supervised baseline for MODEL from contrasting prompts."),
-    "compare": ("compare", "Compare recipes for features of MODEL, with controls."),
-    "report": ("use", "Write RUN/report.html: settings, curves, features with their replies."),
-    "export": ("use", "Write adapters of RUN as LoRAs that peft loads."),
+    "demo": "find",
+    "fit": "find",
+    "calibrate": "find",
+    "rank": "use",
+    "select": "select",
+    "sample": "use",
+    "chat": "use",
+    "ablate": "use",
+    "watch": "use",
+    "contrast": "contrast",
+    "compare": "compare",
+    "report": "use",
+    "export": "use",
 }
 
 
@@ -36,15 +38,22 @@ class _Commands(click.Group):
         """Import a command; None where there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"melbo.cli.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, cmd_name)
+        command = getattr(import_module(f"melbo.cli.{COMMANDS[cmd_name]}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with their help."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, first_line(name)) for name in COMMANDS])
+
+
+def first_line(name: str) -> str:
+    """First line of a command's help, read from its source, so that nothing is imported for it."""
+    source = Path(__file__).with_name(f"{COMMANDS[name]}.py").read_text(encoding="utf-8")
+    functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    command = next(function for function in functions if function.name == name)
+    return (ast.get_docstring(command) or "").partition("\n")[0]
 
 
 @click.group(

@@ -42,15 +42,15 @@ def test_the_check_sees_what_is_heavy():
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_a_listed_command_is_there_and_says_of_itself_what_the_list_says(name):
+def test_a_listed_command_is_there_with_the_help_that_the_list_shows(name):
     command = cli.cli.get_command(click.Context(cli.cli), name)
     assert command.name == name
-    assert command.help.splitlines()[0] == cli.COMMANDS[name][1]
+    assert command.help.splitlines()[0] == cli.first_line(name) != ""
 
 
 def test_no_command_is_left_out_of_the_list():
     context = click.Context(cli.cli)
-    modules = {module for module, _ in cli.COMMANDS.values()}
+    modules = set(cli.COMMANDS.values())
     for name in cli.COMMANDS:
         cli.cli.get_command(context, name)
     defined = {
