@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from melbo.errors import MelboError
@@ -75,11 +76,45 @@ def refuse_existing(folder: str | Path, force: bool, names: Sequence[str], what:
             f"{folder} already holds {what}: give another folder, or --force to replace it"
         )
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    if not there.is_dir() or not _takes_files(there):
         raise MelboError(
             f"cannot make the folder {folder} "
             f"({there} is not a folder that can be written to): give another one"
         )
+    require_writable(folder, names)
+
+
+def require_writable(folder: str | Path, names: Sequence[str]) -> None:
+    """Refuse a folder in which files cannot be written, before any work is done for them.
+
+    Args:
+        folder: The folder; one that is not there is not looked at.
+        names: Files that will be written in it, or replaced.
+
+    Raises:
+        MelboError: The folder is read-only, or one of the files is, or is a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    if not _takes_files(folder):
+        raise MelboError(
+            f"{folder} cannot be written to: make it writable, or copy it to where you can write"
+        )
+    for path in (folder / name for name in names):
+        if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+            raise MelboError(
+                f"{path} cannot be written to: remove it, or make it a file that can be written to"
+            )
+
+
+def _takes_files(folder: Path) -> bool:
+    """Tell whether a file can be made in a folder, by making one without a name."""
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 class ResultLog:
@@ -112,7 +147,7 @@ class ResultLog:
                 f"cannot read {self.path} ({err.strerror}): give another file"
             ) from err
         self._whole, self._size = data.rfind(b"\n") + 1, len(data)
-        for i, line in enumerate(data[: self._whole].splitlines()):
+        for i, line in enumerate(data[: self._whole].split(b"\n")[:-1]):
             try:
                 row = json.loads(line)
             except ValueError as err:

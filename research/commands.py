@@ -83,12 +83,12 @@ def speed(
     how = take(options, "num_factors", "repeats", "only", "plain")
     lm = load(model, take(options, *LOADING))
     cmap = causal_map(lm, [prompt], options)
-    found: dict[int, list[dict[str, Any]]] = {}
+    by_threads: dict[int, list[dict[str, Any]]] = {}
     for count in threads or (torch.get_num_threads(),):
         torch.set_num_threads(count)
-        found[count] = []
+        by_threads[count] = []
         for row in measure_speed(cmap, **how):
-            found[count].append(row.describe())
+            by_threads[count].append(row.describe())
             if not as_json:
                 click.echo(row.line(count))
     result = {
@@ -96,7 +96,7 @@ def speed(
         "model": lm.name,
         "map": cmap.describe(),
         **how,
-        "threads": found,
+        "threads": by_threads,
     }
     if out is not None:
         write_atomically({out: to_json(result)})
@@ -179,9 +179,9 @@ def organisms(
     job = Job(home, model, tuple(names), tuple(recipes), candidates, seeds, *layers)
     out = out or ORGANISM_RESULTS
     rows = ResultLog(out / "rows.jsonl")
-    for found in collect(job, rows):
-        seconds = sum(found.seconds.values())
-        say(f"{found.organism} {found.recipe} seed {found.seed}: {seconds:.0f} s")
+    for evidence in collect(job, rows):
+        seconds = sum(evidence.seconds.values())
+        say(f"{evidence.organism} {evidence.recipe} seed {evidence.seed}: {seconds:.0f} s")
     _show_organisms(home, job.known(rows), out, as_json)
 
 
@@ -199,11 +199,11 @@ def _smoke(
             f"got {fixed[0]}: the smoke tier is one measurement, which keeps no rows; "
             "leave it out, or take the laptop tier"
         )
-    found = smoke(home, model, *layers)
-    told = "  ".join(f"{name} {value:.3g}" for name, value in found.items())
-    click.echo(json.dumps(found) if as_json else told)
-    chance = max(FLOOR, found["random on ALL"], found["exponential on SHAM"])
-    if found["exponential on ALL"] <= chance:
+    reached = smoke(home, model, *layers)
+    told = "  ".join(f"{name} {value:.3g}" for name, value in reached.items())
+    click.echo(json.dumps(reached) if as_json else told)
+    chance = max(FLOOR, reached["random on ALL"], reached["exponential on SHAM"])
+    if reached["exponential on ALL"] <= chance:
         raise MelboError(
             "discovery is broken: learnt directions bring out no more of what is planted "
             "than random ones, or than on the control"
@@ -224,9 +224,9 @@ def _show_organisms(home: Path, known: Sequence[Evidence], out: Path, as_json: b
             say(line)
     if dropped := [b for b in planted["behaviours"] if b not in admitted(planted)]:
         say(f"not admitted, and left out of recall: {', '.join(dropped)} (see organism.json)")
-    found, text = cases(known, admitted(planted), planted), tables(known, about)
+    measures, text = cases(known, admitted(planted), planted), tables(known, about)
     write_atomically({out / "table.md": text.encode()})
-    if drawn := picture(found):
+    if drawn := picture(measures):
         write_atomically({out / "recall.png": drawn})
     else:
         (out / "recall.png").unlink(missing_ok=True)
@@ -235,7 +235,7 @@ def _show_organisms(home: Path, known: Sequence[Evidence], out: Path, as_json: b
         return
     result = {
         "gates": {name: organism.get("gates", []) for name, organism in about.items()},
-        "summary": summarise(found),
+        "summary": summarise(measures),
         "best": [asdict(e) for e in elicitation(known, planted)],
     }
     click.echo(json.dumps(result))

@@ -45,11 +45,11 @@ def experiment_table(name: str) -> str:
 def compare_table() -> str:
     """Table of the published comparison of recipes at R, pushed in their own direction."""
     text = (RESULTS / "compare" / "compare.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    what = found["settings"]["recipes"]
+    comparison = json.loads(text)
+    descriptions = comparison["settings"]["recipes"]
     lines = [
-        [what[row["recipe"]], *(plus_minus(row[measure]) for measure in _MEASURES)]
-        for row in found["summary"]
+        [descriptions[row["recipe"]], *(plus_minus(row[measure]) for measure in _MEASURES)]
+        for row in comparison["summary"]
         if (row["times"], row["sign"]) == (1, 1)
     ]
     return markdown(["", *_MEASURES.values()], lines)
@@ -67,22 +67,22 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     """
     parts: list[str] = []
     open_name, done = "", 0
-    for found in _MARKER.finditer(text):
-        line, name = text.count("\n", 0, found.start()) + 1, found["name"]
+    for marker in _MARKER.finditer(text):
+        line, name = text.count("\n", 0, marker.start()) + 1, marker["name"]
         if name and open_name:
             raise MelboError(
                 f"line {line}: the table {open_name} before has no <!-- end -->: add it"
             )
-        if found["end"] and not open_name:
+        if marker["end"] and not open_name:
             raise MelboError(f"line {line}: <!-- end --> without a table before it: remove it")
         if name and name not in tables:
             known = ", ".join(sorted(tables))
             raise MelboError(f"line {line}: no table {name}: expected one of {known}")
         if name:
-            parts.append(text[done : found.end()])
+            parts.append(text[done : marker.end()])
         else:
-            parts.append(f"\n\n{tables[open_name].strip()}\n\n{found.group()}")
-        open_name, done = name or "", found.end()
+            parts.append(f"\n\n{tables[open_name].strip()}\n\n{marker.group()}")
+        open_name, done = name or "", marker.end()
     if open_name:
         raise MelboError(f"the table {open_name} has no <!-- end -->: add it")
     return "".join([*parts, text[done:]])

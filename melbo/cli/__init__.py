@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from melbo.cli.terminal import open_streams
 from melbo.errors import MelboError
 
 #: Commands in the order of use, and the module of each.
@@ -18,12 +19,12 @@ COMMANDS = {
     "select": "select",
     "sample": "use",
     "chat": "use",
-    "ablate": "use",
+    "ablate": "write",
     "watch": "use",
     "contrast": "contrast",
     "compare": "compare",
     "report": "use",
-    "export": "use",
+    "export": "write",
 }
 
 
@@ -71,6 +72,7 @@ def main(group: click.Group = cli) -> None:
     Raises:
         RuntimeError: An error of torch's that is not for want of memory.
     """
+    open_streams()
     try:
         sys.exit(group(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as err:

@@ -5,9 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 import click
 from transformers import TextStreamer
 
+from melbo.cli.terminal import is_broken
 from melbo.errors import MelboError
+from melbo.features.generate import check_temperature
 from melbo.features.steerable import Steerable, check_strength, steer
 from melbo.models.decode import continued
+from melbo.models.edits import Where
 from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import render_chat
 
@@ -20,7 +23,8 @@ _HELP = (
 class Chat:
     """A conversation with a model; the steering feature can change between its turns.
 
-    The system message is the one that the features were fitted with.
+    The system message, the chat template and the beginning of a reply are those that the features
+    were fitted with.
 
     Args:
         lm: The model.
@@ -28,12 +32,15 @@ class Chat:
         feature: Index of the feature that steers, or None.
         strength: Multiple of the scale.
         max_new_tokens: Length of a reply at most.
+        where: Tokens to steer, see `steer`; earlier turns count as prompt.
+        temperature: 0 for greedy replies, see `melbo.generate`.
 
     Attributes:
         turns: The conversation so far, without the system message.
 
     Raises:
-        MelboError: The tokenizer has no chat template, or the strength is not finite.
+        MelboError: The tokenizer has no chat template, the features do not act there, or the
+            strength or the temperature is no number that can be worked with.
     """
 
     def __init__(
@@ -43,19 +50,27 @@ class Chat:
         feature: int | None,
         strength: float,
         max_new_tokens: int,
+        where: Where = "all",
+        temperature: float = 0.0,
     ) -> None:
         if getattr(lm.tokenizer, "chat_template", None) is None:
             raise MelboError(
                 f"the tokenizer of {lm.name} has no chat template: use melbo sample instead"
             )
         check_strength(strength)
+        check_temperature(temperature)
+        features[0].edit(where=where)  # refuses a place that such features do not act at
         self.lm, self.features = lm, features
+        self.where, self.temperature = where, temperature
         self.feature, self.strength = feature, strength
         self.max_new_tokens = max_new_tokens
         self.turns: list[dict[str, str]] = []
         prompts = features.provenance.prompts
         system = None if prompts is None else prompts.system
         self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._template = None if prompts is None else prompts.template
+        self._arguments = None if prompts is None else prompts.template_args
+        self._prefix = "" if prompts is None else prompts.prefix or ""
 
     def loop(self) -> None:
         """Read turns from standard input until /quit or the end of the input."""
@@ -103,19 +118,28 @@ class Chat:
         Args:
             text: The user's turn.
             stream: Whether the reply is printed as it comes.
+
+        Raises:
+            MelboError: The turn is not valid UTF-8, or the conversation has become too long.
         """
+        if is_broken(text):
+            raise MelboError("this turn is not valid UTF-8: write it anew")
         turn = {"role": "user", "content": text}
-        rendered = render_chat(self.lm, [*self._system, *self.turns, turn])
+        turns = [*self._system, *self.turns, turn]
+        rendered = render_chat(self.lm, turns, self._template, self._arguments, self._prefix)
         tokenizer = self.lm.tokenizer
         inputs = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         streamer = None
         if stream:
+            click.echo(self._prefix, nl=False)
             streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         with self._steering():
-            out = continued(self.lm, ids, mask, self.max_new_tokens, streamer=streamer)
+            out = continued(
+                self.lm, ids, mask, self.max_new_tokens, self.temperature, streamer=streamer
+            )
         new = out.sequences[0, ids.shape[1] :]
-        answer = str(tokenizer.decode(new, skip_special_tokens=True))
+        answer = self._prefix + str(tokenizer.decode(new, skip_special_tokens=True))
         self.turns += [turn, {"role": "assistant", "content": answer}]
         return answer
 
@@ -123,7 +147,7 @@ class Chat:
         """The ``with`` block in which the chosen feature steers."""
         if self.feature is None:
             return nullcontext()
-        return steer(self.lm, self.features[self.feature], strength=self.strength)
+        return steer(self.lm, self.features[self.feature], strength=self.strength, where=self.where)
 
     def _state(self) -> str:
         """The steering feature and its strength, in words."""

@@ -1,6 +1,5 @@
 """The command that compares recipes."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import click
 
 from melbo.cli.options import (
     LOADING,
+    READING,
     as_json_option,
     as_prompts,
     causal_map,
@@ -22,6 +22,7 @@ from melbo.cli.options import (
     take,
 )
 from melbo.cli.show import show_comparison
+from melbo.cli.terminal import Command, print_json
 from melbo.discovery.recipes import RECIPES
 from melbo.evaluation.compare import USUAL
 from melbo.evaluation.compare import compare as compare_recipes
@@ -30,7 +31,7 @@ from melbo.models import prompts as built_in
 from melbo.models.prompts import read_texts
 
 
-@click.command()
+@click.command(cls=Command)
 @map_options
 @click.option(
     "--recipe",
@@ -97,12 +98,12 @@ def compare(
     replies = read_texts(held_out) if held_out else built_in.HELD_OUT[:1]
     how = take(options, "num_factors", "times", "seeds", "steps", "contrast", "max_new_tokens")
     lm = load(model, take(options, *LOADING))
-    prompts = as_prompts(lm, replies, options["system"], options["text"])
+    prompts = as_prompts(lm, replies, {name: options[name] for name in READING})
     cmap = causal_map(lm, texts, options)
     found = compare_recipes(cmap, prompts, scale, recipes=recipes, **how)
     found.save(out)
     if as_json:
-        click.echo(json.dumps(found.describe()))
+        print_json(found.describe())
         return
     show_comparison(found)
     click.echo(f"\nThe rest of it: {out / 'compare.md'}, {out / 'compare.png'}")

@@ -8,6 +8,7 @@ import click
 
 from melbo.cli.options import (
     LOADING,
+    READING,
     Options,
     as_prompts,
     causal_map,
@@ -19,6 +20,8 @@ from melbo.cli.options import (
     reading_options,
     take,
 )
+from melbo.cli.show import next_command
+from melbo.cli.terminal import Command
 from melbo.discovery.contrastive import caa
 from melbo.errors import MelboError
 from melbo.evaluation.report import report
@@ -28,7 +31,7 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import read_pairs
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model")
 @click.option(
     "--method",
@@ -82,13 +85,14 @@ def contrast(
     """
     texts = _contrasting_texts(method, pairs, plus, minus)
     refuse_existing(out, force)
+    trust = options["trust_remote_code"]
     lm = load(model, take(options, *LOADING))
     if method == "caa":
         size = _make_direction(lm, texts, options, out, force)
     else:
         size = _make_pair(lm, method, texts, options, out, force)
     click.echo(f"{method}: {size}")
-    click.echo(f"saved to {out}; next: melbo sample {out} --prompt ...")
+    click.echo(f"saved to {out}; next: {next_command('sample', out, trust)} --prompt ...")
 
 
 def _contrasting_texts(
@@ -124,8 +128,8 @@ def _make_direction(
     layers: Sequence[int] = options["layers"]
     if len(layers) > 1 or options["truncation"] is not None:
         raise MelboError("caa adds one vector at one layer: give --layer once, and no --truncation")
-    reading = {name: options[name] for name in ("system", "text")}
-    plus, minus = (as_prompts(lm, side, **reading) for side in texts)
+    reading = {name: options[name] for name in READING}
+    plus, minus = (as_prompts(lm, side, reading) for side in texts)
     source = layers[0] if layers else None
     settings = {**reading, "source": source, "target": options["target"]}
     cmap = causal_map(lm, texts[1], settings)
@@ -154,7 +158,8 @@ def _make_pair(
     truncation = options["truncation"]
     if options["target"] is not None or (method == "actadd" and truncation is not None):
         raise MelboError("--target belongs to caa, --truncation to sara: leave it out")
-    plus, minus = (as_prompts(lm, side, options["system"], options["text"]) for side in texts)
+    reading = {name: options[name] for name in READING}
+    plus, minus = (as_prompts(lm, side, reading) for side in texts)
     layers = options["layers"] or default_layers(lm)[:1]
     pair = PromptPair.of(lm, method, plus, minus, layers, options["coefficient"], truncation)
     pair.save(out, force=force)

@@ -1,7 +1,6 @@
 """Commands that find features: demo, fit and calibrate."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from melbo.cli.options import (
     take,
 )
 from melbo.cli.pipeline import fit_run, rank_run
-from melbo.cli.show import say, show_calibration, show_fit, show_ranking
+from melbo.cli.show import next_command, say, show_calibration, show_fit, show_ranking
+from melbo.cli.terminal import Command, print_json
 from melbo.discovery.fit import Fit
 from melbo.errors import MelboError
 from melbo.features.run_folder import refuse_existing
@@ -48,7 +48,7 @@ SETTINGS = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--out", type=folder, default=Path("runs/demo"), help="Folder for the run.")
 @click.option("--force", is_flag=True, help="Replace a run that is there already.")
 def demo(out: Path, force: bool) -> None:
@@ -70,11 +70,12 @@ def demo(out: Path, force: bool) -> None:
     ranking = rank_run(lm, out, built_in.VALIDATION, built_in.HELD_OUT, max_new_tokens=24)
     say("4/4  what they make the model say")
     show_ranking(ranking, 12)
-    click.echo(f"\nTalk to a feature:   melbo chat {out} --feature {ranking.features[0].index}")
+    first = ranking.features[0].index
+    click.echo(f"\nTalk to a feature:   {next_command('chat', out)} --feature {first}")
     click.echo(f"Read everything:     {(out / 'report.html').resolve()}")
 
 
-@click.command()
+@click.command(cls=Command)
 @map_options
 @click.option(
     "--method",
@@ -147,19 +148,20 @@ def fit(
     settings = _settings_of(method, take(options, *SETTINGS))
     refuse_existing(out, force)
     texts = read_prompts(options)
+    trust = options["trust_remote_code"]
     lm = load(model, take(options, *LOADING))
     fitted_map = _map_of(method, lm, texts, options, band, matrix)
     fitted, scale = fit_run(
         fitted_map, METHODS[method], settings, out, seed=seed, seeds=seeds, force=force
     )
     if as_json:
-        click.echo(json.dumps(_summary(fitted, out)))
+        print_json(_summary(fitted, out))
     else:
-        show_fit(fitted, out)
+        show_fit(fitted, out, trust)
     _finish_fit(fitted, scale, out)
 
 
-@click.command()
+@click.command(cls=Command)
 @map_options
 @click.option(
     "--nonlinearity",
@@ -177,7 +179,7 @@ def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **optio
     lm = load(model, take(options, *LOADING))
     found = find_scale(causal_map(lm, texts, options), nonlinearity, seed=seed)
     if as_json:
-        click.echo(json.dumps(found.describe()))
+        print_json(found.describe())
     else:
         show_calibration(found)
 

@@ -1,5 +1,6 @@
 """Options that commands share, and the prompts, models and maps that they describe."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from melbo.features.provenance import Provenance
 from melbo.features.run_folder import read_run
 from melbo.maps.adapter import AdapterMap
 from melbo.maps.residual import CausalMap
+from melbo.models.gguf import ALIAS
 from melbo.models.language_model import LanguageModel
 from melbo.models.load import load as load_from
 from melbo.models.low_rank import Matrix
 from melbo.models.prompts import Prompts, read_texts
 
-LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks")
+LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks", "bits")
+READING = ("system", "text", "template", "template_args", "prefix")
 Options = dict[str, Any]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -32,6 +35,28 @@ def group_options(*options: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+def _arguments(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """Arguments KEY=VALUE by name, each value read as JSON where it is JSON; None without any.
+
+    Raises:
+        BadParameter: One has no ``=``, or a key comes twice.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"got {text!r}, expected KEY=VALUE", ctx, param)
+        if key in found:
+            raise click.BadParameter(f"got {key} twice: give each argument once", ctx, param)
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found or None
 
 
 def reply_length_option(default: int) -> Decorator:
@@ -55,6 +80,17 @@ seed_option = click.option(
 strength_option = click.option(
     "--strength", default=1.0, help="Multiple of the scale; a negative one pushes the other way."
 )
+where_option = click.option(
+    "--where",
+    type=click.Choice(["all", "prompt", "generated"]),
+    default="all",
+    help="Tokens to steer; earlier turns of a chat are part of the prompt.",
+)
+temperature_option = click.option(
+    "--temperature",
+    default=0.0,
+    help="Draw replies at this temperature (--seed says which); 0 takes the likeliest token.",
+)
 contrast_option = click.option(
     "--contrast",
     nargs=2,
@@ -64,8 +100,8 @@ contrast_option = click.option(
 loading_options = group_options(
     click.option(
         "--dtype",
-        default="auto",
-        help="Number format: auto (the checkpoint's own), float32, bfloat16, float16.",
+        help="Number format: auto (the checkpoint's own), float32, bfloat16, float16; "
+        "by default that of the run, auto for a new one.",
     ),
     click.option("--device", help="Device of the model; by default a GPU if there is one."),
     click.option(
@@ -83,6 +119,13 @@ loading_options = group_options(
     click.option(
         "--blocks",
         help="Dotted path of the decoder blocks, where they are not found by themselves.",
+    ),
+    click.option(
+        "--bits",
+        type=click.Choice(["4", "8"]),
+        callback=lambda ctx, param, value: None if value is None else int(value),
+        help="Quantise the weights by bitsandbytes while they are loaded; by default as for the "
+        "run. Such a model can be steered, but neither ablated nor merged into.",
     ),
 )
 run_argument = group_options(
@@ -103,15 +146,25 @@ reading_options = group_options(
     click.option(
         "--text", is_flag=True, help="Read the prompts as they are, without a chat template."
     ),
+    click.option(
+        "--template", metavar="NAME", help="Chat template by name, where the tokenizer has several."
+    ),
+    click.option(
+        "--template-arg",
+        "template_args",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_arguments,
+        help="Argument of the chat template, say enable_thinking=false; the value is JSON, or else "
+        "text. May be given again.",
+    ),
+    click.option("--prefix", help="Beginning of the reply, which prompts end with."),
+)
+feature_option = click.option(
+    "--feature", "indices", type=int, multiple=True, help="Index of a feature; may be given again."
 )
 choice_options = group_options(
-    click.option(
-        "--feature",
-        "indices",
-        type=int,
-        multiple=True,
-        help="Index of a feature; may be given again.",
-    ),
+    feature_option,
     click.option(
         "--average",
         type=click.Choice(["mean", "svd"]),
@@ -192,24 +245,27 @@ def read_prompts(options: Options, at_least: int = 1) -> list[str]:
     return lines
 
 
-def as_prompts(lm: LanguageModel, texts: Sequence[str], system: str | None, text: bool) -> Prompts:
+def as_prompts(lm: LanguageModel, texts: Sequence[str], reading: Options) -> Prompts:
     """Texts as prompts of a model.
 
     Args:
         lm: The model.
         texts: The texts.
-        system: System message of a chat.
-        text: Whether prompts are read as they are, without a chat template.
+        reading: Options of `READING`, any of them left out or None.
 
     Raises:
-        MelboError: A system message without a chat template; and as `Prompts`.
+        MelboError: An option of chats without a chat template; and as `Prompts`.
     """
-    if text and system is not None:
+    given = {name: value for name, value in reading.items() if value is not None}
+    if not given.pop("text", False):
+        return Prompts.chat(lm, texts, **given)
+    if given:
+        names = " and ".join(f"--{name.rstrip('s').replace('_', '-')}" for name in given)
         raise MelboError(
-            "--system needs a chat template, --text reads prompts without one: "
+            f"{names} needs a chat template, --text reads prompts without one: "
             "leave one of them out"
         )
-    return Prompts.text(lm, texts) if text else Prompts.chat(lm, texts, system)
+    return Prompts.text(lm, texts)
 
 
 def load(name: str, options: Options) -> LanguageModel:
@@ -217,33 +273,67 @@ def load(name: str, options: Options) -> LanguageModel:
 
     Args:
         name: See `melbo.load`.
-        options: Options of `LOADING`, any of them left out.
+        options: Options of `LOADING`, any of them left out or None.
     """
     messages: Any = logging  # transformers gives its functions no types
     messages.disable_progress_bar()
     messages.set_verbosity_error()
     if options.pop("tf32", False):
         torch.set_float32_matmul_precision("high")
-    return load_from(name, **options)
+    return load_from(name, **{key: value for key, value in options.items() if value is not None})
 
 
 def load_for(run: Path, name: str | None, options: Options) -> LanguageModel:
     """Load the model that a run was fitted on; take the options of `LOADING` out.
 
+    It is loaded as it was for the fit, where the options do not say otherwise.
+
     Args:
         run: The run folder.
-        name: Where the model is now; as the run has it, if left out.
+        name: Where the model is now; where it was for the fit, if left out.
         options: Options of the command.
 
     Raises:
-        MelboError: The run was not fitted on a language model; and as `melbo.load`.
+        MelboError: The run was not fitted on a language model, or the model is no longer where it
+            was; and as `melbo.load`.
     """
-    fitted = Provenance.of(read_run(run)).model_name
-    if fitted is None:
+    fitted = Provenance.of(read_run(run))
+    if fitted.model_name is None:
         raise MelboError(
             f"the run in {run} was not fitted on a language model: there is nothing to load"
         )
-    return load(name or fitted, take(options, *LOADING))
+    loading = take(options, *LOADING)
+    remembered = {
+        "dtype": fitted.model_dtype,
+        "blocks": fitted.model_blocks,
+        "bits": fitted.model_bits,
+    }
+    for key, value in remembered.items():
+        if loading[key] is None:
+            loading[key] = value
+    place = name or _place_of(fitted, run)
+    lm = load(place, loading)
+    if name is None:
+        lm.name = fitted.model_name
+    return lm
+
+
+def _place_of(fitted: Provenance, run: Path) -> str:
+    """Path or hub id of a run's model: its path when it was fitted, else the name typed then.
+
+    Raises:
+        MelboError: It was a path, and nothing is there now.
+    """
+    name, path = fitted.model_name or "", fitted.model_path
+    if path is None or name == ALIAS:
+        return name
+    if Path(path).exists():
+        return path
+    if Path(name).exists():
+        return name
+    raise MelboError(
+        f"the model of the run in {run} is no longer at {path}: say where it is by --model PATH"
+    )
 
 
 def causal_map(lm: LanguageModel, texts: Sequence[str], options: Options) -> CausalMap:
@@ -255,7 +345,7 @@ def causal_map(lm: LanguageModel, texts: Sequence[str], options: Options) -> Cau
         options: Options of the map, any of them left out.
     """
     settings = dict(options)
-    prompts = as_prompts(lm, texts, settings.pop("system", None), settings.pop("text", False))
+    prompts = as_prompts(lm, texts, {name: settings.pop(name, None) for name in READING})
     for side, usual in zip(("source", "target"), default_layers(lm), strict=True):
         if settings.get(side) is None:
             settings[side] = usual
@@ -282,9 +372,9 @@ def adapter_map(
         MelboError: An option says how a direction is added, which adapters are not.
     """
     settings = dict(options)
-    prompts = as_prompts(lm, texts, settings.pop("system", None), settings.pop("text", False))
-    usual = {"source": None, "skip_first": False, "positions": "all", "read": "stream"}
-    for name, value in usual.items():
+    prompts = as_prompts(lm, texts, {name: settings.pop(name, None) for name in READING})
+    defaults = {"source": None, "skip_first": False, "positions": "all", "read": "stream"}
+    for name, value in defaults.items():
         if settings.pop(name) != value:
             raise MelboError(
                 f"--{name.replace('_', '-')} is not for adapters: "
@@ -296,10 +386,13 @@ def adapter_map(
 def default_layers(
     lm: LanguageModel, shares: tuple[float, float] = (8 / 30, 20 / 30)
 ) -> tuple[int, int]:
-    """Source and target layer where none are given.
+    """Source and target layer where none are given, with a block between them at least.
 
     Args:
         lm: The model.
         shares: Their shares of the depth.
     """
-    return round(lm.depth * shares[0]), round(lm.depth * shares[1])
+    source, target = (round(lm.depth * share) for share in shares)
+    # of few blocks both shares can be the same one
+    target = min(max(target, source + 1), lm.depth)
+    return min(source, target - 1), target

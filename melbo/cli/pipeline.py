@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from melbo.discovery.fit import Fit, fit_seeds
+from melbo.errors import MelboError
 from melbo.evaluation.rank import Ranking, rank
 from melbo.evaluation.report import report
+from melbo.features.directions import FeatureSet
 from melbo.features.saved import load_features
+from melbo.features.steerable import Steerable
 from melbo.maps.calibrate import Calibration, calibrate
 from melbo.maps.model_map import ModelMap
 from melbo.methods import Method
 from melbo.models.language_model import LanguageModel
+
+_Set = TypeVar("_Set", bound=Steerable)
 
 
 def fit_run(
@@ -71,10 +76,27 @@ def rank_run(
         options: Options of `melbo.rank`.
     """
     features = load_features(folder, lm)
-    choose, tell = (
+    prompts = (
         features.provenance.prompts_like(lm, list(texts)) for texts in (validation, held_out)
     )
-    ranking = rank(lm, features, choose, tell, **options)
+    ranking = rank(lm, features, *prompts, **options)
     ranking.save(folder)
     report(folder)
     return ranking
+
+
+def chosen(
+    features: _Set, indices: Sequence[int], average: str | None
+) -> tuple[_Set, list[int | str]]:
+    """The chosen features (all if none is), or their average, and the name of each.
+
+    Raises:
+        MelboError: There is no such feature, or features of this kind have no average.
+    """
+    rows = [features.check_index(i) for i in indices] or list(range(len(features)))
+    if average is None:
+        return features[rows], list(rows)
+    if not isinstance(features, FeatureSet):
+        raise MelboError("this run holds no directions: leave --average out")
+    names = ", ".join(map(str, indices)) or "all"
+    return features[rows].averaged(average), [f"{average} of {names}"]

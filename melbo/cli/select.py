@@ -1,6 +1,5 @@
 """The command that selects a feature by a score."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,21 @@ from melbo.cli.options import (
     strength_option,
 )
 from melbo.cli.show import say, show_selection
+from melbo.cli.terminal import Command, print_json
 from melbo.errors import MelboError
 from melbo.evaluation.asking import ask_contrasts, ask_replies
-from melbo.evaluation.halving import forget, plan
+from melbo.evaluation.halving import forget, plan, usual_budget
 from melbo.evaluation.halving import select as halve
 from melbo.evaluation.scorers import Scorer, scorer
 from melbo.evaluation.scorers import answers as answer_scorer
-from melbo.features.run_folder import read_run
+from melbo.features.run_folder import SELECTED, read_run
 from melbo.features.saved import load_steerable
+from melbo.models.prompt_files import ANSWERS
 from melbo.models.prompts import read_pairs, read_texts
+from melbo.records import require_writable
 
 
-@click.command()
+@click.command(cls=Command)
 @run_argument
 @click.option(
     "--judge",
@@ -80,16 +82,18 @@ def select(
     A search that was broken off goes on where it was.
     """
     _check_one_score(judge, answers, contrast)
-    choose, tell, score = _read_files(validation, test, judge, answers)
+    require_writable(run, SELECTED)
+    validation_texts, test_texts, score = _read_files(validation, test, judge, answers)
     lm = load_for(run, model, options)
     features = load_steerable(run, lm)
     sets = {
         name: features.provenance.prompts_like(lm, texts)
-        for name, texts in (("validation", choose), ("test", tell))
+        for name, texts in (("validation", validation_texts), ("test", test_texts))
     }
+    sizes = len(features), len(validation_texts), len(test_texts)
     if budget is None:
-        budget = len(features) * max(1, len(choose) // 4) + 2 * len(tell)
-    rounds = plan(len(features), len(choose), len(tell), budget)
+        budget = usual_budget(*sizes)
+    rounds = plan(*sizes, budget)
     steps = ", ".join(f"{count} features to {prompts} prompts" for count, prompts in rounds.rounds)
     say(f"{rounds.completions} completions: {steps}, 2 × {rounds.test} for the test")
     key = {
@@ -108,11 +112,11 @@ def select(
         ask = ask_replies(lm, features, sets, score, max_new_tokens, strength)
     if force:
         forget(run)
-    found = halve(len(features), ask, len(choose), len(tell), budget, run, key)
+    found = halve(len(features), ask, *sizes[1:], budget, run, key)
     if as_json:
-        click.echo(json.dumps(found.describe()))
+        print_json(found.describe())
     else:
-        show_selection(found, len(tell))
+        show_selection(found, len(test_texts))
 
 
 def _check_one_score(judge: str | None, answers: bool, contrast: tuple[str, str] | None) -> None:
@@ -130,8 +134,13 @@ def _read_files(
 ) -> tuple[list[str], list[str], Scorer | None]:
     """Validation prompts, test prompts, and the scorer of replies (None for a contrast)."""
     if answers:
-        (choose, expected), (tell, others) = read_pairs(validation), read_pairs(test)
-        both = dict(zip(choose + tell, expected + others, strict=True))
-        return choose, tell, answer_scorer(both)
-    choose, tell = read_texts(validation), read_texts(test)
-    return choose, tell, None if judge is None else scorer(judge)
+        validation_texts, validation_answers = read_pairs(validation, ANSWERS)
+        test_texts, test_answers = read_pairs(test, ANSWERS)
+        prompts, expected = validation_texts + test_texts, validation_answers + test_answers
+        return (
+            validation_texts,
+            test_texts,
+            answer_scorer(dict(zip(prompts, expected, strict=True))),
+        )
+    score = None if judge is None else scorer(judge)
+    return read_texts(validation), read_texts(test), score

@@ -1,5 +1,6 @@
 """Tables and lines that commands print."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.text import Text
 from melbo.discovery.fit import Fit
 from melbo.evaluation.comparison import Comparison
 from melbo.evaluation.halving import Selection
-from melbo.evaluation.rank import Ranked, Ranking
+from melbo.evaluation.rank import Ranked, Ranking, Split
 from melbo.evaluation.tables import plus_minus
 from melbo.maps.calibrate import Calibration
 
@@ -26,12 +27,24 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def show_fit(fitted: Fit, out: Path) -> None:
+def next_command(name: str, folder: Path, trust: bool = False) -> str:
+    """A command to go on with, as a shell takes it.
+
+    Args:
+        name: Name of the command.
+        folder: The run folder, or the model's.
+        trust: Whether the model needed --trust-remote-code, which no run turns on by itself.
+    """
+    return f"melbo {name} {shlex.quote(str(folder))}" + " --trust-remote-code" * trust
+
+
+def show_fit(fitted: Fit, out: Path, trust: bool = False) -> None:
     """Print what a fit found and where it is.
 
     Args:
         fitted: The fit.
         out: Its run folder.
+        trust: See `next_command`.
     """
     features = fitted.features
     click.echo(
@@ -43,7 +56,7 @@ def show_fit(fitted: Fit, out: Path) -> None:
             f"found again with {stability['seeds']} seeds: "
             f"mean best cosine {stability['mean']:.2f}, random {stability['baseline']:.2f}"
         )
-    click.echo(f"saved to {out}; next: melbo rank {out}")
+    click.echo(f"saved to {out}; next: {next_command('rank', out, trust)}")
 
 
 def show_calibration(found: Calibration) -> None:
@@ -77,6 +90,7 @@ def show_ranking(ranking: Ranking, top: int) -> None:
         show_edge=False,
     )
     # strength and effect belong to the fit's own prompts: nothing about them is held out
+    columns: dict[str, Split]
     if ranking.by in ("alpha", "effect"):
         columns = {ranking.by: "validation"}
     else:

@@ -1,11 +1,11 @@
 """Commands that use the features of a run."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+import torch
 
 from melbo.cli.chat import Chat
 from melbo.cli.options import (
@@ -13,7 +13,6 @@ from melbo.cli.options import (
     choice_options,
     contrast_option,
     file,
-    folder,
     load_for,
     prompt_options,
     read_prompts,
@@ -21,30 +20,27 @@ from melbo.cli.options import (
     run_argument,
     seed_option,
     strength_option,
+    temperature_option,
+    where_option,
 )
-from melbo.cli.pipeline import rank_run
-from melbo.cli.show import say, show_firings, show_ranking
+from melbo.cli.pipeline import chosen, rank_run
+from melbo.cli.show import show_firings, show_ranking
+from melbo.cli.terminal import Command, print_json
 from melbo.errors import MelboError
 from melbo.evaluation.rank import ORDERS
 from melbo.evaluation.report import report as write_report
 from melbo.evaluation.watch import watch as find_firings
-from melbo.features.ablate import ablate as ablation
-from melbo.features.adapters import AdapterSet
 from melbo.features.directions import FeatureSet
 from melbo.features.generate import generate
+from melbo.features.run_folder import RANKED, REPORT
 from melbo.features.saved import load_steerable
-from melbo.features.steerable import Steerable
 from melbo.models import prompts as built_in
-from melbo.models.decode import decode
-from melbo.models.edits import EditSequence
-from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts, read_texts
-from melbo.records import refuse_existing
-
-_Set = TypeVar("_Set", bound=Steerable)
+from melbo.models.edits import Where
+from melbo.models.prompts import read_texts
+from melbo.records import require_writable
 
 
-@click.command()
+@click.command(cls=Command)
 @run_argument
 @click.option(
     "--by",
@@ -91,22 +87,26 @@ def rank(
 
     Random vectors of the same norm are taken through the same, as a control.
     """
-    choose = read_texts(validation) if validation else built_in.VALIDATION
-    tell = read_texts(held_out) if held_out else built_in.HELD_OUT
+    require_writable(run, RANKED)
+    validation_texts = read_texts(validation) if validation else built_in.VALIDATION
+    held_out_texts = read_texts(held_out) if held_out else built_in.HELD_OUT
     lm = load_for(run, model, options)
-    ranking = rank_run(lm, run, choose, tell, **options)
+    ranking = rank_run(lm, run, validation_texts, held_out_texts, **options)
     if as_json:
-        click.echo(json.dumps(ranking.describe()))
+        print_json(ranking.describe())
         return
     show_ranking(ranking, top)
     click.echo(f"\nRead everything:     {(run / 'report.html').resolve()}")
 
 
-@click.command()
+@click.command(cls=Command)
 @run_argument
 @prompt_options
 @choice_options
 @strength_option
+@where_option
+@temperature_option
+@seed_option
 @reply_length_option(64)
 @as_json_option
 def sample(
@@ -115,6 +115,9 @@ def sample(
     indices: Sequence[int],
     average: str | None,
     strength: float,
+    where: Where,
+    temperature: float,
+    seed: int,
     max_new_tokens: int,
     as_json: bool,
     **options: Any,
@@ -125,9 +128,18 @@ def sample(
     """
     texts = read_prompts(options)
     lm = load_for(run, model, options)
-    features, names = _chosen(load_steerable(run, lm), indices, average)
+    features, names = chosen(load_steerable(run, lm), indices, average)
     prompts = features.provenance.prompts_like(lm, texts)
-    replies = generate(lm, prompts, features, max_new_tokens=max_new_tokens, strength=strength)
+    torch.manual_seed(seed)
+    replies = generate(
+        lm,
+        prompts,
+        features,
+        max_new_tokens=max_new_tokens,
+        strength=strength,
+        temperature=temperature,
+        where=where,
+    )
     for reply in replies:
         name = None if reply.feature is None else names[reply.feature]
         if as_json:
@@ -135,9 +147,11 @@ def sample(
                 "prompt": reply.prompt_text,
                 "feature": name,
                 "strength": 0.0 if name is None else strength,
+                "where": where,
+                "temperature": temperature,
                 "text": reply.text,
             }
-            click.echo(json.dumps(row, ensure_ascii=False))
+            print_json(row)
             continue
         if name is None:
             label = click.style(f"\n{reply.prompt_text}\nunsteered", bold=True)
@@ -146,10 +160,13 @@ def sample(
         click.echo(f"{label}: {reply.text.strip() or '(empty reply)'}")
 
 
-@click.command()
+@click.command(cls=Command)
 @run_argument
 @choice_options
 @strength_option
+@where_option
+@temperature_option
+@seed_option
 @reply_length_option(256)
 def chat(
     run: Path,
@@ -157,6 +174,9 @@ def chat(
     indices: Sequence[int],
     average: str | None,
     strength: float,
+    where: Where,
+    temperature: float,
+    seed: int,
     max_new_tokens: int,
     **options: Any,
 ) -> None:
@@ -168,69 +188,16 @@ def chat(
     _check_single(indices, average)
     lm = load_for(run, model, options)
     features = load_steerable(run, lm)
-    first = features.check_index(indices[0]) if indices else None
     if average is not None:
-        (features, _), first = _chosen(features, indices, average), 0
-    Chat(lm, features, first, strength, max_new_tokens).loop()
+        features, _ = chosen(features, indices, average)
+        first: int | None = 0
+    else:
+        first = features.check_index(indices[0]) if indices else None
+    torch.manual_seed(seed)
+    Chat(lm, features, first, strength, max_new_tokens, where, temperature).loop()
 
 
-@click.command()
-@run_argument
-@prompt_options
-@choice_options
-@click.option(
-    "--side",
-    type=click.Choice(["source", "target"]),
-    default="source",
-    help="Remove the source directions v, or the target directions u.",
-)
-@click.option("--embedding", is_flag=True, help="Remove them from the embeddings as well.")
-@reply_length_option(64)
-@click.option("--out", type=folder, help="Folder to save the ablated model in.")
-@click.option("--force", is_flag=True, help="Replace a model that is there already.")
-@as_json_option
-def ablate(
-    run: Path,
-    model: str | None,
-    indices: Sequence[int],
-    average: str | None,
-    side: str,
-    embedding: bool,
-    max_new_tokens: int,
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Remove features of RUN from all matrices that write to the stream.
-
-    Prints replies of the model before and after, or saves the ablated model; all features are
-    removed if none is chosen.
-    """
-    texts = read_prompts(options, at_least=0 if out is not None else 1)
-    if out is not None:
-        refuse_existing(out, force, ("config.json", "model.safetensors"), "a model")
-    lm = load_for(run, model, options)
-    features, _ = _chosen(FeatureSet.load(run, lm), indices, average)
-    prompts = features.provenance.prompts_like(lm, texts) if texts else None
-    plain = _replies(lm, prompts, max_new_tokens)
-    with ablation(lm, features.V if side == "source" else features.U, embedding):
-        ablated = _replies(lm, prompts, max_new_tokens)
-        if out is not None:
-            lm.model.save_pretrained(out)
-            lm.tokenizer.save_pretrained(out)
-    for text, before, after in zip(texts, plain, ablated, strict=True):
-        if as_json:
-            row = {"prompt": text, "unsteered": before, "ablated": after}
-            click.echo(json.dumps(row, ensure_ascii=False))
-        else:
-            click.echo(click.style(text, bold=True))
-            click.echo(f"unsteered: {before.strip()}\nablated: {after.strip()}\n")
-    if out is not None:
-        say(f"saved to {out}; next: melbo fit {out} --prompt ...")
-
-
-@click.command()
+@click.command(cls=Command)
 @run_argument
 @prompt_options
 @click.option(
@@ -245,67 +212,24 @@ def watch(
 ) -> None:
     """List the prompts on which features of RUN fire without steering."""
     texts = read_prompts(options)
-    ordinary = read_texts(reference) if reference else built_in.REFERENCE
+    reference_texts = read_texts(reference) if reference else built_in.REFERENCE
     lm = load_for(run, model, options)
     features = FeatureSet.load(run, lm)
-    prompts, usual = (features.provenance.prompts_like(lm, some) for some in (texts, ordinary))
-    found = find_firings(lm, features, prompts, usual).describe()
+    prompts = features.provenance.prompts_like(lm, texts)
+    ordinary = features.provenance.prompts_like(lm, reference_texts)
+    found = find_firings(lm, features, prompts, ordinary).describe()
     if as_json:
-        click.echo(json.dumps(found))
+        print_json(found)
     else:
         show_firings(found, len(texts), top)
 
 
-@click.command()
-@run_argument
-@click.option(
-    "--feature",
-    "indices",
-    type=int,
-    multiple=True,
-    help="Index of an adapter; may be given again. All by default.",
-)
-@strength_option
-@click.option("--out", type=folder, required=True, help="Folder; each adapter gets one inside it.")
-@click.option("--force", is_flag=True, help="Replace adapters that are there already.")
-def export(
-    run: Path,
-    model: str | None,
-    indices: Sequence[int],
-    strength: float,
-    out: Path,
-    force: bool,
-    **options: Any,
-) -> None:
-    """Write adapters of RUN as LoRAs that peft loads."""
-    lm = load_for(run, model, options)
-    adapters = _adapters(load_steerable(run, lm), run)
-    for i in [adapters.check_index(i) for i in indices] or range(len(adapters)):
-        click.echo(adapters[i].export_peft(lm, out / f"feature-{i}", strength, force))
-
-
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write RUN/report.html: settings, curves, features with their replies."""
+    require_writable(run, REPORT)
     click.echo(write_report(run))
-
-
-def _chosen(
-    features: _Set, indices: Sequence[int], average: str | None
-) -> tuple[_Set, list[int | str]]:
-    """The chosen features (all if none is), or their average, and the name of each.
-
-    Raises:
-        MelboError: There is no such feature, or features of this kind have no average.
-    """
-    rows = [features.check_index(i) for i in indices] or list(range(len(features)))
-    if average is None:
-        return features[rows], list(rows)
-    if not isinstance(features, FeatureSet):
-        raise MelboError("this run holds no directions: leave --average out")
-    names = ", ".join(map(str, indices)) or "all"
-    return features[rows].averaged(average), [f"{average} of {names}"]
 
 
 def _check_single(indices: Sequence[int], average: str | None) -> None:
@@ -318,24 +242,3 @@ def _check_single(indices: Sequence[int], average: str | None) -> None:
         raise MelboError(
             "got more than one feature: give one, or say how they become one by --average"
         )
-
-
-def _adapters(features: Steerable, run: Path) -> AdapterSet:
-    """Features as adapters.
-
-    Raises:
-        MelboError: They are of another kind.
-    """
-    if not isinstance(features, AdapterSet):
-        raise MelboError(
-            f"the run in {run} holds no adapters: only those can be LoRAs; fit with --method cpe"
-        )
-    return features
-
-
-def _replies(lm: LanguageModel, prompts: Prompts | None, max_new_tokens: int) -> list[str]:
-    """Replies of the model without steering; none without prompts."""
-    if prompts is None:
-        return []
-    replies = decode(lm, prompts.tokens, EditSequence(()), max_new_tokens)
-    return list(lm.tokenizer.batch_decode(replies, skip_special_tokens=True))

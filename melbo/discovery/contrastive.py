@@ -10,8 +10,17 @@ from melbo.methods.fixed import Given
 from melbo.models.prompts import Prompts
 
 
-def caa(cmap: CausalMap, plus: Prompts, minus: Prompts, coefficient: float = 1.0) -> FeatureSet:
+def caa(
+    cmap: CausalMap,
+    plus: Prompts,
+    minus: Prompts,
+    coefficient: float = 1.0,
+    *,
+    from_last: bool = True,
+) -> FeatureSet:
     """Contrastive activation addition: mean over pairs of h₊ − h₋ at the last token.
+
+    As published, the vector is added at the last token of a prompt and at every generated one.
 
     Source: Rimsky et al. (2024).
 
@@ -21,6 +30,8 @@ def caa(cmap: CausalMap, plus: Prompts, minus: Prompts, coefficient: float = 1.0
         plus: Prompts with the behaviour.
         minus: Prompts without it, one for each of ``plus``.
         coefficient: Scale R of the feature, as a multiple of the norm of the mean difference.
+        from_last: Whether the vector is added, and its effect read, from the last token of a prompt
+            on; otherwise at the tokens of the map.
 
     Raises:
         MelboError: The sides have different numbers of prompts, the coefficient is not positive, or
@@ -43,4 +54,7 @@ def caa(cmap: CausalMap, plus: Prompts, minus: Prompts, coefficient: float = 1.0
             "expected more than 0 of each"
         )
     rows = tuple(map(tuple, difference[None].tolist()))
+    if from_last:
+        last = {"positions": "target", "target_tokens": 1, "skip_first": False}
+        cmap = CausalMap.from_description(cmap.lm, {**cmap.describe(), **last})
     return fit(cmap, Given(1, coefficient * norm, rows), progress=False).features

@@ -45,10 +45,7 @@ def control(
             )
         drawn = columns[torch.randperm(len(columns), generator=generator)[:m]]
         return unit(drawn * (1 - 2 * torch.randint(2, (m, 1), generator=generator)))
-    if like.kind == "text":
-        ordinary = Prompts.text(lm, REFERENCE)
-    else:
-        ordinary = Prompts.chat(lm, REFERENCE, like.system)
+    ordinary = like.like(lm, REFERENCE)
     streams = [lm.activations(tokens, layer).float().cpu() for tokens in ordinary.tokens]
     if name == "covariance":
         every = torch.cat([h[1:] for h in streams])

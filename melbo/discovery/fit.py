@@ -91,6 +91,11 @@ def fit(
             f"{where} is not finite at scale {method.scale:g}: "
             "lower the scale, or load the model in float32 or bfloat16"
         )
+    if status is Status.NON_FINITE and not history:
+        raise MelboError(
+            f"the gradient of the first step is not finite at scale {method.scale:g}, though the "
+            "response is: change the scale, or load the model in float32 or bfloat16"
+        )
     seconds = time.perf_counter() - start
     return _account(map, method, seed, factors, status, history, seconds)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from melbo.maps.adapter import AdapterMap
 from melbo.maps.calibrate import calibrate
 from melbo.maps.model_map import ModelMap
 from melbo.maps.residual import CausalMap
+from melbo.maths.linalg import random_rows
 from melbo.methods.ascent import Melbo
 from melbo.methods.base import Method
 from melbo.methods.exponential import CPE, Exponential
@@ -23,8 +25,8 @@ from melbo.methods.linear import Linear, ProjectedLinear
 from melbo.methods.quadratic import Quadratic
 from melbo.models.low_rank import random_factors
 
-# steps of MELBO
-_STEPS = 12
+#: Steps of MELBO unless told otherwise.
+MELBO_STEPS = 12
 # MELBO's steps × learning rate: 12 steps of .7 reach as much as 300 of the published .006
 # (615 and 622 in the mean; measured by hand on the bundled model)
 _PATH = 8.4
@@ -35,23 +37,23 @@ class Recipe:
     """A recipe for features.
 
     Attributes:
-        what: The recipe in words.
+        description: The recipe in words.
         method: Function that makes the method from m, R and the number of MELBO's steps; None for a
             control.
         stacked: Whether prompts and tokens are stacked, not averaged.
-        of_norm: Whether directions depend on R.
+        fitted_per_norm: Whether features depend on R, so that each norm has a fit of its own.
         seeded: Whether anything in it is random.
-        adapters: Whether it gives rank-one edits instead of directions.
+        weight_edits: Whether it gives rank-one edits of weights instead of directions.
         signed: Whether directions are meant to be pushed one way only. Controls count as signed,
             being as good both ways.
     """
 
-    what: str
+    description: str
     method: Callable[[int, float, int], Method] | None = None
     stacked: bool = False
-    of_norm: bool = False
+    fitted_per_norm: bool = False
     seeded: bool = True
-    adapters: bool = False
+    weight_edits: bool = False
     signed: bool = True
 
 
@@ -64,14 +66,16 @@ RECIPES = {
     "exponential": Recipe(
         "exponential transcoder, trained at each norm",
         lambda m, R, _: Exponential(m, R),
-        of_norm=True,
+        fitted_per_norm=True,
     ),
     "soft": Recipe(
         "exponential transcoder, softly orthogonalised",
         lambda m, R, _: Exponential(m, R, orthogonalise="soft"),
-        of_norm=True,
+        fitted_per_norm=True,
     ),
-    "melbo": Recipe("MELBO, gradient ascent at each norm", _melbo, stacked=True, of_norm=True),
+    "melbo": Recipe(
+        "MELBO, gradient ascent at each norm", _melbo, stacked=True, fitted_per_norm=True
+    ),
     "linear": Recipe(
         "singular vectors of the averaged Jacobian",
         lambda m, R, _: Linear(m, R),
@@ -94,14 +98,14 @@ RECIPES = {
     "cpe": Recipe(
         "CPE, rank-one edits of five blocks, trained at each norm",
         lambda m, R, _: CPE(m, R, max_steps=20),
-        of_norm=True,
-        adapters=True,
+        fitted_per_norm=True,
+        weight_edits=True,
     ),
     "random": Recipe("control: uniform on the sphere"),
     "covariance": Recipe("control: drawn with the covariance of ordinary activations"),
     "unrelated": Recipe("control: differences of the activations of two unrelated prompts"),
     "columns": Recipe("control: what single neurons of the MLP before the source write"),
-    "adapters": Recipe("control: random rank-one edits of the same blocks", adapters=True),
+    "adapters": Recipe("control: random rank-one edits of the same blocks", weight_edits=True),
 }
 
 
@@ -143,7 +147,10 @@ def method_identity(name: str, num: int) -> dict[str, Any] | None:
         The method; None if the name is that of a control, or of no recipe.
     """
     method = RECIPES[name].method if name in RECIPES else None
-    return None if method is None else method(_num_factors(name, num), 1.0, _STEPS).identity()
+    if method is None:
+        return None
+    # R is no part of an identity, so any will do
+    return method(_num_factors(name, num), 1.0, MELBO_STEPS).identity()
 
 
 def _num_factors(name: str, num: int) -> int:
@@ -161,19 +168,23 @@ class FeatureSearch:
 
     Attributes:
         map: The averaged map.
-        stacked: The same map, prompts and tokens stacked.
         scale: R.
     """
 
     def __init__(self, map: ModelMap, scale: float | None = None, progress: bool = True) -> None:
         self.map = map
-        stacked = {**map.describe(), "concatenate": True}
-        self.stacked = type(map).from_description(map.lm, stacked)
-        self.stacked.tokens_per_pass, self.stacked.compile = map.tokens_per_pass, map.compile
         self.scale = calibrate(map, progress=progress).scale if scale is None else scale
 
+    @cached_property
+    def stacked(self) -> ModelMap:
+        """The same map with prompts and tokens stacked, made when it is first asked for."""
+        description = {**self.map.describe(), "concatenate": True}
+        stacked = type(self.map).from_description(self.map.lm, description)
+        stacked.tokens_per_pass, stacked.compile = self.map.tokens_per_pass, self.map.compile
+        return stacked
+
     def find(
-        self, name: str, m: int, R: float, steps: int = _STEPS, seed: int = 0
+        self, name: str, m: int, R: float, steps: int = MELBO_STEPS, seed: int = 0
     ) -> tuple[Tensor, dict[str, float]]:
         """Find features by a recipe that suits this kind of map.
 
@@ -192,9 +203,9 @@ class FeatureSearch:
             MelboError: The recipe is for the other kind of map, or its method refuses the map.
         """
         recipe, map = RECIPES[name], self.map
-        if recipe.adapters != isinstance(map, AdapterMap):
+        if recipe.weight_edits != isinstance(map, AdapterMap):
             raise MelboError(
-                f"{name} finds {'adapters' if recipe.adapters else 'directions'}, the map is a "
+                f"{name} finds {'adapters' if recipe.weight_edits else 'directions'}, the map is a "
                 f"{type(map).__name__}: give the other kind"
             )
         used = self.stacked if recipe.stacked else map
@@ -233,13 +244,17 @@ class FeatureSearch:
     def feature_set(self, V: Tensor, scale: float) -> FeatureSet:
         """Unit rows as a set of features, with nothing known of their effects.
 
+        U is drawn at random and α is zero, as in `FeatureSet.random`: a caller that looks for
+        effects finds what chance gives.
+
         Args:
             V: Rows ``[m, d_source]``.
             scale: R.
         """
         map, meta = self.map, {"map": self.map.describe()}
+        U = random_rows(len(V), map.d_target, torch.Generator().manual_seed(0))
         kind = feature_kind(map)
-        return kind(V, V, torch.zeros(len(V)), scale, map.source, map.target, meta)
+        return kind(V, U, torch.zeros(len(V)), scale, map.source, map.target, meta)
 
 
 def adapters_like(cmap: CausalMap) -> AdapterMap:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from melbo.errors import MelboError
 from melbo.evaluation.halving import Ask, Pair
+from melbo.evaluation.held_out import refuse_reused
 from melbo.evaluation.scorers import Scorer, attempt
 from melbo.features.generate import first_tokens
 from melbo.features.steerable import Steerable
@@ -122,9 +122,5 @@ def _check(lm: LanguageModel, features: Steerable, sets: Mapping[str, Prompts]) 
         MelboError: There are such features or prompts.
     """
     features.check_model(lm)
-    for text, tokens in zip(sets["test"].texts, sets["test"].tokens, strict=True):
-        if tokens in sets["validation"].tokens:
-            raise MelboError(
-                f"the test prompt {text!r} is one of the validation prompts: "
-                "its score would flatter; give another"
-            )
+    used = sets["validation"].tokens
+    refuse_reused(sets["test"], used, "test", "is one of the validation prompts")

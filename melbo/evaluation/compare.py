@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from melbo.discovery.recipes import RECIPES, FeatureSearch, adapters_like, is_control
+from melbo.discovery.recipes import (
+    MELBO_STEPS,
+    RECIPES,
+    FeatureSearch,
+    adapters_like,
+    is_control,
+)
 from melbo.errors import MelboError
 from melbo.evaluation.comparison import Comparison, ComparisonRow
-from melbo.evaluation.scores import Judged
+from melbo.evaluation.held_out import refuse_reused
+from melbo.evaluation.scores import FLAGS, Judged
 from melbo.features.generate import Completions, first_tokens, generate
 from melbo.features.steerable import Mixed
 from melbo.maps.residual import CausalMap
@@ -22,7 +29,9 @@ from melbo.progress import track
 
 _RARE = ("soft", "projected", "quadratic", "columns")
 #: Recipes that are compared unless told otherwise.
-USUAL = tuple(name for name, recipe in RECIPES.items() if name not in _RARE and not recipe.adapters)
+USUAL = tuple(
+    name for name, recipe in RECIPES.items() if name not in _RARE and not recipe.weight_edits
+)
 
 
 def compare(
@@ -34,7 +43,7 @@ def compare(
     num_factors: int = 32,
     times: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
     seeds: int = 3,
-    steps: int = 12,
+    steps: int = MELBO_STEPS,
     contrast: tuple[str, str] | None = None,
     max_new_tokens: int = 12,
     progress: bool = True,
@@ -58,21 +67,35 @@ def compare(
         MelboError: There is no such recipe, a norm or number makes no sense, the map is
             concatenated, or it has seen one of the prompts.
     """
+    _check_recipes(recipes)
     job = _Job(
-        cmap,
-        held_out,
-        scale,
-        # directions before adapters
-        sorted(dict.fromkeys(recipes), key=lambda name: name in RECIPES and RECIPES[name].adapters),
-        num_factors,
-        tuple(dict.fromkeys(times)),
-        seeds,
-        steps,
-        contrast,
-        max_new_tokens,
-        progress,
+        cmap=cmap,
+        held_out=held_out,
+        scale=scale,
+        # all recipes for directions come first: the replies are made kind by kind, in this order
+        recipes=sorted(dict.fromkeys(recipes), key=lambda name: RECIPES[name].weight_edits),
+        num_factors=num_factors,
+        times=tuple(dict.fromkeys(times)),
+        seeds=seeds,
+        steps=steps,
+        contrast=contrast,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
     )
     return job.run()
+
+
+def _check_recipes(recipes: Sequence[str]) -> None:
+    """Refuse a comparison of no recipe, or of one that is unknown.
+
+    Raises:
+        MelboError: There is no recipe, or an unknown one.
+    """
+    unknown = [name for name in recipes if name not in RECIPES]
+    if unknown or not recipes:
+        raise MelboError(
+            f"no recipe {', '.join(unknown) or 'given'}: expected some of {', '.join(RECIPES)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,7 @@ class _Group:
 
     Attributes:
         case: Fields of the row that say what the features are and what finding them cost.
-        search: Where they were found.
+        search: The search that gave them.
         V: Unit rows ``[m, d_source]``, the sign included.
         norm: Norm by which they are pushed.
     """
@@ -121,7 +144,7 @@ class _Job:
     def run(self) -> Comparison:
         """Find, push and measure."""
         self._check_map()
-        self._check_numbers()
+        self._check_arguments()
         pair = None if self.contrast is None else first_tokens(self.cmap.lm, self.contrast)
         searches = self._searches()
         groups = self._groups(searches)
@@ -132,19 +155,19 @@ class _Job:
             for i, group in enumerate(groups):
                 rows.append(self._row(i, group, judged))
                 bar.update()
-        scales = {name: searches[RECIPES[name].adapters].scale for name in self.recipes}
+        scales = {name: searches[RECIPES[name].weight_edits].scale for name in self.recipes}
         return Comparison(rows, completions, self._settings(scales))
 
     def _searches(self) -> dict[bool, FeatureSearch]:
         """A search for each kind that is asked for: directions (False), adapters (True)."""
-        kinds = sorted({RECIPES[name].adapters for name in self.recipes})
+        kinds = sorted({RECIPES[name].weight_edits for name in self.recipes})
         return {
-            adapters: FeatureSearch(
-                adapters_like(self.cmap) if adapters else self.cmap,
-                None if adapters else self.scale,
+            edits: FeatureSearch(
+                adapters_like(self.cmap) if edits else self.cmap,
+                None if edits else self.scale,
                 self.progress,
             )
-            for adapters in kinds
+            for edits in kinds
         }
 
     def _groups(self, searches: dict[bool, FeatureSearch]) -> list[_Group]:
@@ -154,17 +177,18 @@ class _Job:
             for name in self.recipes
             for seed in range(self.seeds if RECIPES[name].seeded else 1)
         ]
-        total = sum(len(self.times) if RECIPES[name].of_norm else 1 for name, _ in fits)
+        total = sum(len(self.times) if RECIPES[name].fitted_per_norm else 1 for name, _ in fits)
         groups = []
         with track(total, "directions", self.progress) as bar:
             for name, seed in fits:
-                search, found = searches[RECIPES[name].adapters], None
+                recipe = RECIPES[name]
+                search, result = searches[recipe.weight_edits], None
                 for times in self.times:
                     norm = times * search.scale
-                    if found is None or RECIPES[name].of_norm:
-                        found = search.find(name, self.num_factors, norm, self.steps, seed)
+                    if result is None or recipe.fitted_per_norm:
+                        result = search.find(name, self.num_factors, norm, self.steps, seed)
                         bar.update()
-                    V, cost = found
+                    V, cost = result
                     # −v of a control is as likely as v
                     for sign in (1,) if is_control(name) else (1, -1):
                         case = {"recipe": name, "times": times, "sign": sign, "seed": seed, **cost}
@@ -219,7 +243,7 @@ class _Job:
                 [i for i, s in scores.items() if s.flag == "active"], prompts
             ),
         }
-        for flag in ("active", "inert", "broken"):
+        for flag in FLAGS:
             measures[flag] = mean([float(s.flag == flag) for s in scores.values()])
         finite: dict[str, Any] = {
             name: value if value is not None and isfinite(value) else None
@@ -237,7 +261,7 @@ class _Job:
             "steps": self.steps,
             "max_new_tokens": self.max_new_tokens,
             "contrast": list(self.contrast) if self.contrast else None,
-            "recipes": {name: RECIPES[name].what for name in self.recipes},
+            "recipes": {name: RECIPES[name].description for name in self.recipes},
             "held_out": self.held_out.describe(),
             "map": self.cmap.describe(),
         }
@@ -258,33 +282,18 @@ class _Job:
                 "got a concatenated map: compare takes the averaged one, "
                 "and makes the other from it"
             )
-        for text, tokens in zip(self.held_out.texts, self.held_out.tokens, strict=True):
-            if tokens in self.cmap.prompts.tokens:
-                raise MelboError(
-                    f"the held-out prompt {text!r} is one of the map's: "
-                    "scores on it would flatter; give another"
-                )
+        refuse_reused(self.held_out, self.cmap.prompts.tokens, "held-out", "is one of the map's")
 
-    def _check_numbers(self) -> None:
-        """Refuse recipes that there are not, and numbers that make no sense.
+    def _check_arguments(self) -> None:
+        """Refuse numbers and norms that make no sense.
 
         Raises:
-            MelboError: There are such recipes or numbers.
+            MelboError: There are such numbers or norms.
         """
-        positive = self.scale is None or (isfinite(self.scale) and self.scale > 0)
-        if self.num_factors < 1 or not positive:
-            raise MelboError(
-                f"got num_factors={self.num_factors} and scale={self.scale}: "
-                "expected at least 1, and a positive number"
-            )
-        unknown = [name for name in self.recipes if name not in RECIPES]
-        if unknown or not self.recipes:
-            raise MelboError(
-                f"no recipe {', '.join(unknown) or 'given'}: expected some of {', '.join(RECIPES)}"
-            )
-        norms = bool(self.times) and all(isfinite(x) and x > 0 for x in self.times)
-        if self.seeds < 1 or self.steps < 1 or not norms:
-            raise MelboError(
-                f"got seeds={self.seeds}, steps={self.steps}, times={self.times}: "
-                "expected at least 1 and 1, and one positive norm or more"
-            )
+        for name in ("num_factors", "seeds", "steps"):
+            if (number := getattr(self, name)) < 1:
+                raise MelboError(f"got {name}={number}: expected at least 1")
+        if self.scale is not None and not (isfinite(self.scale) and self.scale > 0):
+            raise MelboError(f"got scale={self.scale}: expected a positive number")
+        if not self.times or not all(isfinite(x) and x > 0 for x in self.times):
+            raise MelboError(f"got times={self.times}: expected one positive norm or more")

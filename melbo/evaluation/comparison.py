@@ -101,7 +101,7 @@ class SummaryRow:
     measures: Mapping[str, tuple[float, float | None] | None]
 
     def describe(self) -> dict[str, Any]:
-        """All of it on one level, JSON-able."""
+        """One flat dict, JSON-able."""
         case = {"recipe": self.recipe, "times": self.times, "sign": self.sign}
         return {**case, **self.measures}
 
@@ -114,7 +114,7 @@ class Comparison:
         rows: A row for each recipe, norm, sign and seed; controls have the sign 1 only, as −v is as
             likely as v.
         completions: The replies; ``feature`` counts through the rows, m to each.
-        settings: How the comparison was made (JSON-able).
+        settings: Arguments of the comparison (JSON-able).
     """
 
     rows: list[ComparisonRow]
@@ -235,9 +235,9 @@ def _lines(axes: "Axes", rows: Sequence[SummaryRow], measure: str, number: int) 
         colour = colormaps["tab10"](number)
     for sign, style in ((1, "-"), (-1, ":")):
         points = [
-            (row.times, *found)
+            (row.times, *known)
             for row in rows
-            if row.sign == sign and (found := row.measures[measure]) is not None
+            if row.sign == sign and (known := row.measures[measure]) is not None
         ]
         axes.errorbar(
             [times for times, _, _ in points],

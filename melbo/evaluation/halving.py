@@ -87,6 +87,17 @@ def plan(num: int, validation: int, test: int, budget: int) -> Plan:
     return Plan(tuple(rounds), test)
 
 
+def usual_budget(num: int, validation: int, test: int) -> int:
+    """Completions that let all candidates answer a quarter of the prompts, and for the test.
+
+    Args:
+        num: Number of candidates.
+        validation: Number of prompts to choose on.
+        test: Number of prompts to report on.
+    """
+    return num * max(1, validation // 4) + 2 * test
+
+
 @dataclass(frozen=True)
 class Selection:
     """The winner, and how it did on prompts that it was not chosen on.

@@ -61,7 +61,7 @@ def lines(
     canvas, axes = blank()
     step, middle = 0.01 * (max(at) - min(at)), (len(names) - 1) / 2
     for i, name in enumerate(names):
-        known = {n: found for n in at if (found := mean_and_error(values(name, n)))}
+        known = {n: pair for n in at if (pair := mean_and_error(values(name, n)))}
         if not known:
             continue
         aside = [n * 1.04 ** (i - middle) if log else n + (i - middle) * step for n in known]

@@ -1,14 +1,17 @@
 """Features in the order of what they do on new prompts, with random features as a control."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from melbo.errors import MelboError
+from melbo.evaluation.held_out import refuse_reused
 from melbo.evaluation.scores import Flag, Judged, Scores
+from melbo.evaluation.toward import Toward, along_each, describe_toward
 from melbo.features.directions import FeatureSet
 from melbo.features.generate import Completion, Completions, first_tokens, generate
 from melbo.maps.described import map_from_description
@@ -29,9 +32,12 @@ ORDERS = {
     ),
     "alpha": "α², the strength of the factor in the transcoder",
     "effect": "‖Δ_R(v)‖, how far the target layer moves",
+    "target": "⟨target vector, Δ_R(v)⟩ at the end of the model, before the final norm",
     "contrast": "logit(A) − logit(B) of the first token of the reply",
     "kl": "KL(steered ‖ unsteered) of the first token of the reply",
 }
+
+Split = Literal["validation", "held_out"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Ranked:
         effect: ‖Δ_R(v)‖ on the prompts of the fit.
         validation: Its scores on the prompts that the order is chosen on.
         held_out: Its scores on the prompts that are reported.
+        toward: ⟨target vector, Δ_R(v)⟩ on each of the two; None where there is no target vector.
     """
 
     index: int
@@ -53,6 +60,7 @@ class Ranked:
     effect: float
     validation: Scores
     held_out: Scores
+    toward: dict[Split, float] | None = None
 
     @property
     def flag(self) -> Flag:
@@ -62,18 +70,32 @@ class Ranked:
         """
         return self.held_out.flag
 
-    def score(self, by: str, split: str) -> float:
+    def score(self, by: str, split: Split) -> float:
         """Its value in an order.
 
         Args:
             by: One of `ORDERS`, or another score of `Scores`.
             split: ``"validation"`` or ``"held_out"`` prompts.
+
+        Raises:
+            MelboError: There is no such score, or it was not taken.
         """
-        if by == "alpha":
-            return 0.0 if self.alpha is None else self.alpha**2
-        if by == "effect":
-            return self.effect
-        value: float = getattr(self.validation if split == "validation" else self.held_out, by)
+        scores = self.validation if split == "validation" else self.held_out
+        known: dict[str, float | None] = {
+            "alpha": 0.0 if self.alpha is None else self.alpha**2,
+            "effect": self.effect,
+            "target": None if self.toward is None else self.toward[split],
+            "novel": scores.novel,
+            "novelty": scores.novelty,
+            "nll": scores.nll,
+            "repetition": scores.repetition,
+            "kl": scores.kl,
+            "contrast": scores.contrast,
+        }
+        value = known.get(by)
+        if value is None:
+            there = ", ".join(name for name, score in known.items() if score is not None)
+            raise MelboError(f"there is no score {by!r}: expected one of {there}")
         return value
 
 
@@ -169,6 +191,7 @@ def rank(
     *,
     by: str = "novel",
     contrast: tuple[str, str] | None = None,
+    toward: Toward | None = None,
     num_controls: int = 32,
     max_new_tokens: int = 32,
     batch_size: int = 128,
@@ -184,6 +207,7 @@ def rank(
         held_out: Prompts that the reported scores come from; none of them is one of the others.
         by: One of `ORDERS`.
         contrast: Two strings, of which the first tokens are compared.
+        toward: Target vector of ``by="target"``, or two strings; those of ``contrast`` if left out.
         num_controls: Number of random vectors at the same scale.
         max_new_tokens: Length of a reply at most.
         batch_size: Rows decoded together.
@@ -191,13 +215,14 @@ def rank(
         progress: Whether to draw bars.
 
     Raises:
-        MelboError: There is no such order, ``"contrast"`` has no pair, a prompt is in two roles, or
-            the features are of another model.
+        MelboError: An argument cannot work, or a prompt is in two roles.
     """
-    _check(lm, features, validation, held_out, by, contrast, num_controls)
+    toward = contrast if by == "target" and toward is None else toward
+    _check(lm, features, validation, held_out, by, contrast, num_controls, toward)
     pair = None if contrast is None else first_tokens(lm, contrast)
     controls = features.random(num_controls, torch.Generator().manual_seed(_CONTROL_STREAM + seed))
     prompts = _one_after_the_other(validation, held_out)
+    sums = along_each(lm, features.join(controls), toward, validation, held_out)
     replies = generate(
         lm,
         prompts,
@@ -209,18 +234,30 @@ def rank(
         progress=progress,
     )
     judged = Judged(lm, prompts, replies, progress)
-    ours, others = _scored(lm, features, controls, judged, len(validation), len(prompts))
+    ours, others = _scored(lm, features, controls, judged, len(validation), len(prompts), sums)
     settings = {
-        "order": ORDERS[by],
-        "contrast": list(contrast) if contrast else None,
-        "contrast_tokens": [lm.tokenizer.decode([t]) for t in pair] if pair else None,
-        "validation": validation.describe(),
-        "held_out": held_out.describe(),
+        **_describe_order(lm, by, contrast, pair, toward),
+        **{"validation": validation.describe(), "held_out": held_out.describe()},
         "num_controls": num_controls,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
     return Ranking(by, _in_order(ours, by), _in_order(others, by), replies, settings)
+
+
+def _describe_order(
+    lm: LanguageModel,
+    by: str,
+    contrast: tuple[str, str] | None,
+    pair: tuple[int, int] | None,
+    toward: Toward | None,
+) -> dict[str, Any]:
+    return {
+        "order": ORDERS[by],
+        "contrast": list(contrast) if contrast else None,
+        "contrast_tokens": [lm.tokenizer.decode([t]) for t in pair] if pair else None,
+        **describe_toward(toward),
+    }
 
 
 def load_ranking(folder: str | Path) -> tuple[dict[str, Any], list[Completion]]:
@@ -266,6 +303,7 @@ def _check(
     by: str,
     contrast: tuple[str, str] | None,
     num_controls: int,
+    toward: Toward | None,
 ) -> None:
     """Refuse arguments of `rank` that cannot work.
 
@@ -279,6 +317,13 @@ def _check(
             "the order 'contrast' needs two strings: "
             "contrast=('Sure', 'Sorry'), or --contrast Sure Sorry"
         )
+    if by == "target" and toward is None:
+        raise MelboError(
+            "the order 'target' needs a target vector, or two strings for one: "
+            "toward=('Sure', 'Sorry'), or --contrast Sure Sorry"
+        )
+    if by != "target" and toward is not None:
+        raise MelboError(f"toward belongs to the order 'target', got by={by!r}: leave it out")
     if num_controls < 1:
         raise MelboError(
             f"num_controls is {num_controls}: "
@@ -287,26 +332,13 @@ def _check(
     fitted = features.provenance.prompts
     if fitted is None:
         raise MelboError(
-            "these features were not fitted on a CausalMap: "
-            "rank needs to know their prompts; use generate"
+            "these features were not fitted on prompts of a language model, "
+            "which rank needs to know: use generate"
         )
-    _check_new("held-out", held_out, {*validation.tokens, *fitted.tokens})
-    _check_new("validation", validation, set(fitted.tokens))
+    use = "was used before (fit or validation)"
+    refuse_reused(held_out, {*validation.tokens, *fitted.tokens}, "held-out", use)
+    refuse_reused(validation, set(fitted.tokens), "validation", use)
     features.check_model(lm)
-
-
-def _check_new(role: str, prompts: Prompts, used: set[tuple[int, ...]]) -> None:
-    """Refuse prompts that were used before.
-
-    Raises:
-        MelboError: There is such a prompt.
-    """
-    for text, tokens in zip(prompts.texts, prompts.tokens, strict=True):
-        if tokens in used:
-            raise MelboError(
-                f"the {role} prompt {text!r} was used before (fit or validation): "
-                "scores on it would flatter; give another"
-            )
 
 
 def _one_after_the_other(first: Prompts, second: Prompts) -> Prompts:
@@ -320,12 +352,19 @@ def _scored(
     judged: Judged,
     num_validation: int,
     num_prompts: int,
+    sums: Sequence[Sequence[float]] | None,
 ) -> tuple[list[Ranked], list[Ranked]]:
-    """Features and controls with their scores; validation prompts come before held-out ones."""
+    """Features and controls with their scores; validation prompts come before held-out ones.
+
+    ``sums`` are their changes along the target vector, on the ones and the others.
+    """
     effects = _effects(lm, features.join(controls))
     alpha = [*features.alpha.tolist(), *[None] * len(controls)]
     who = [("feature", i) for i in range(len(features))]
     who += [("control", i) for i in range(len(controls))]
+    toward: list[dict[Split, float] | None] = [None] * len(who)
+    if sums is not None:
+        toward = [{"validation": a, "held_out": b} for a, b in zip(*sums, strict=True)]
     rows = [
         Ranked(
             index,
@@ -334,8 +373,9 @@ def _scored(
             effect,
             judged.scores(kind, index, range(num_validation)),
             judged.scores(kind, index, range(num_validation, num_prompts)),
+            target,
         )
-        for (kind, index), strength, effect in zip(who, alpha, effects, strict=True)
+        for (kind, index), strength, effect, target in zip(who, alpha, effects, toward, strict=True)
     ]
     return rows[: len(features)], rows[len(features) :]
 

@@ -77,9 +77,11 @@ def redundancy(map: Map, V: Tensor, scale: float, groups: Sequence[Tensor]) -> l
     def explained(rows: Tensor) -> float:
         return exponential_factors(V[rows], D[rows]).explained
 
-    found, whole = [], explained(every)
+    results, whole = [], explained(every)
     for mean, rows in enumerate(groups, len(every)):
         rest = every[~torch.isin(every, rows)]
         averaged = torch.cat([rest, torch.tensor([mean])])
-        found.append(Redundancy(tuple(rows.tolist()), whole, explained(averaged), explained(rest)))
-    return found
+        results.append(
+            Redundancy(tuple(rows.tolist()), whole, explained(averaged), explained(rest))
+        )
+    return results

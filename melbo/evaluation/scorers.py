@@ -247,12 +247,12 @@ def function(spec: str) -> Scorer:
         raise MelboError(
             f"got the function {spec!r}: expected FILE.py:NAME with a file that is there"
         )
-    found = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if found is None or found.loader is None:
+    located = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if located is None or located.loader is None:
         raise MelboError(f"{path} is not a Python file: expected FILE.py:NAME")
-    module = importlib.util.module_from_spec(found)
+    module = importlib.util.module_from_spec(located)
     try:
-        found.loader.exec_module(module)
+        located.loader.exec_module(module)
     except Exception as err:  # the user's code, which may fail in any way
         raise MelboError(f"{path} cannot be run ({type(err).__name__}: {err})") from err
     score: Any = getattr(module, name, None)

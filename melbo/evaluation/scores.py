@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from melbo.models.shared_prefix import Prefix, read_prefix
 from melbo.progress import track
 
 Flag = Literal["active", "inert", "broken"]
+#: The flags, best first.
+FLAGS: tuple[Flag, ...] = get_args(Flag)
 
 #: Weight of a reply's mean negative log-likelihood in `novel_yet_fluent` (docs/method.md §5).
 NLL_WEIGHT = 0.15
@@ -200,7 +202,7 @@ def nll(
     same: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for i, c in enumerate(completions):
         same.setdefault((c.prompt, c.tokens), []).append(i)
-    found = [0.0] * len(completions)
+    costs_of_all = [0.0] * len(completions)
     with track(len(same), "fluency", progress) as bar, torch.no_grad():
         for p in sorted({prompt for prompt, _ in same}):
             first = [rows[0] for (prompt, _), rows in same.items() if prompt == p]
@@ -211,12 +213,12 @@ def nll(
                 costs = _token_nll(lm, ids, prefix, [completions[i].tokens for i in batch])
                 for i, cost in zip(batch, costs, strict=True):
                     for row in same[completions[i].prompt, completions[i].tokens]:
-                        found[row] = cost
+                        costs_of_all[row] = cost
 
             by_length = sorted(first, key=lambda i: len(completions[i].tokens))
             for done in batches_that_fit([by_length], batch_size, run):
                 bar.update(done)
-    return found
+    return costs_of_all
 
 
 def coherent(

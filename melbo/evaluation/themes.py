@@ -105,7 +105,7 @@ def _counts(texts: list[str]) -> Any:
 
 
 def _recognise(counts: Any, label: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Label that each row is taken for by what was learnt from the other fold."""
+    """Label that a classifier fitted on the other fold gives each row."""
     taken_for = np.empty_like(label)
     for f in range(_FOLDS):
         classifier = MultinomialNB(alpha=0.1, fit_prior=False)

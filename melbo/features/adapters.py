@@ -14,6 +14,7 @@ from melbo.errors import MelboError
 from melbo.features.directions import FeatureSet
 from melbo.maths.linalg import random_rows, singular_signs
 from melbo.models.edits import Where
+from melbo.models.gguf import ALIAS, bundled, converted
 from melbo.models.language_model import LanguageModel
 from melbo.models.low_rank import RankOne, Site, merged, pairs, part_widths, random_factors
 from melbo.records import refuse_existing, write_atomically
@@ -113,7 +114,9 @@ class AdapterSet(FeatureSet):
     def export_peft(
         self, lm: LanguageModel, folder: str | Path, strength: float = 1.0, force: bool = False
     ) -> Path:
-        """Write the only adapter as a LoRA of rank one that peft loads.
+        """Write the adapters as one LoRA that peft loads; their sum, of rank m, if there are m.
+
+        The LoRA names its base model by a path or a hub id that peft resolves.
 
         Args:
             lm: The model.
@@ -122,26 +125,30 @@ class AdapterSet(FeatureSet):
             force: Whether an adapter that is there already may be replaced.
 
         Raises:
-            MelboError: There are several adapters, they are of another model, or the folder holds
-                an adapter already and ``force`` is not set.
+            MelboError: There are no adapters, they are of another model, the model is itself a
+                base with an adapter merged into it, the strength is not finite, the folder cannot
+                be written, or it holds an adapter already and ``force`` is not set.
         """
         self.check_model(lm)
-        edit, folder = self.edit(strength=strength), Path(folder)
-        refuse_existing(folder, force, (_CONFIG, _WEIGHTS), _CONFIG)
-        tensors = {}
+        if not len(self):
+            raise MelboError("got no adapters to write: expected one or more")
+        folder = Path(folder)
+        refuse_export(folder, force)
+        base = _checkpoint(lm)
+        edit, tensors = self.edit(torch.arange(len(self)), strength), {}
         for site, (a, b) in zip(self.sites, pairs(edit.sites, edit.v, edit.strength), strict=True):
             # a LoRA usually has its norm on the second matrix
-            norm = a.norm()
+            norm = a.norm(dim=1, keepdim=True)
             tensors[f"base_model.model.{site.name}.lora_A.weight"] = (a / norm).contiguous()
             tensors[f"base_model.model.{site.name}.lora_B.weight"] = (norm * b).T.contiguous()
         transposed = {isinstance(lm.model.get_submodule(s.name), Conv1D) for s in self.sites}
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": lm.name,
+            "base_model_name_or_path": base,
             "inference_mode": True,
-            "r": 1,
-            "lora_alpha": 1,
+            "r": len(self),
+            "lora_alpha": len(self),
             "lora_dropout": 0.0,
             "bias": "none",
             "fan_in_fan_out": transposed == {True},
@@ -153,3 +160,38 @@ class AdapterSet(FeatureSet):
             {folder / _WEIGHTS: weights, folder / _CONFIG: json.dumps(config, indent=1).encode()}
         )
         return folder
+
+
+def refuse_export(folder: Path, force: bool) -> None:
+    """Refuse to write a LoRA into a folder, before any work is done for it.
+
+    Args:
+        folder: Folder of the LoRA.
+        force: Whether an adapter that is there already may be replaced.
+
+    Raises:
+        MelboError: There is one and ``force`` is not set, or the folder cannot be written.
+    """
+    refuse_existing(folder, force, (_CONFIG, _WEIGHTS), "an adapter")
+
+
+def _checkpoint(lm: LanguageModel) -> str:
+    """Path or hub id of a model's checkpoint, as transformers and peft resolve it.
+
+    Raises:
+        MelboError: It is the folder of an adapter: peft would put the new LoRA beside that one,
+            unmerged, and get other logits.
+    """
+    if lm.name == ALIAS:
+        return str(bundled())
+    if lm.path is None:
+        return lm.name
+    if (Path(lm.path) / _CONFIG).is_file():
+        raise MelboError(
+            f"{lm.path} is an adapter merged into its base, which peft cannot take as a base: save "
+            "what melbo.load gives by lm.model.save_pretrained(PATH) and "
+            "lm.tokenizer.save_pretrained(PATH), and export with --model PATH"
+        )
+    if Path(lm.path).suffix.lower() == ".gguf":
+        return str(converted(Path(lm.path)))
+    return lm.path

@@ -139,12 +139,48 @@ class FeatureSet(Steerable):
         return one.with_meta(averaged={"how": how, "features": len(self)})
 
     def join(self, other: Self) -> Self:
-        """See `Steerable.join`; scale, placement and meta are those of the first set."""
+        """See `Steerable.join`; meta is that of the first set.
+
+        Raises:
+            MelboError: The sets steer in different ways, or are of different models.
+        """
+        self._require_alike(other)
         V, U, alpha = (
             torch.cat([getattr(self, name), getattr(other, name).to(getattr(self, name))])
             for name in _TENSORS
         )
         return self.replaced(V, U, alpha)
+
+    def _require_alike(self, other: "FeatureSet") -> None:
+        """Refuse a set that cannot share scale, layers, tokens and matrices with this one.
+
+        A set that was made by hand may say nothing of its model.
+
+        Raises:
+            MelboError: There is such a difference; names all of them.
+        """
+        one, two = (
+            {
+                "kind": each.kind,
+                "scale": f"{each.scale:.6g}",
+                "source": each.source,
+                "target": each.target,
+                "skip_first": each.placement.skip_first,
+                "last tokens": each.placement.last or "all",
+                "width": (each.V.shape[1], each.U.shape[1]),
+                "matrices": [site.name for site in each.provenance.sites],
+                "model": each.provenance.model_sha256,
+            }
+            for each in (self, other)
+        )
+        if two["model"] is None:
+            one["model"] = None
+        differ = [f"{name} {one[name]} and {two[name]}" for name in one if one[name] != two[name]]
+        if differ:
+            raise MelboError(
+                f"these features cannot share one set ({'; '.join(differ)}): generate with one "
+                "set at a time, or with melbo.features.steerable.Mixed([one, other])"
+            )
 
     def random(self, num: int, generator: torch.Generator) -> Self:
         """See `Steerable.random`; directions are uniform on the sphere.

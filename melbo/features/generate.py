@@ -1,7 +1,8 @@
 """Replies of many features to many prompts, in one table."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from melbo.errors import MelboError
 from melbo.features.steerable import Steerable
 from melbo.maths.statistics import kl
 from melbo.models.decode import Batching, decode
+from melbo.models.edits import Where
 from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import Prompts
 from melbo.records import write_atomically
@@ -109,8 +111,10 @@ def generate(
     contrast: tuple[int, int] | None = None,
     unsteered: bool = True,
     progress: bool = True,
+    temperature: float = 0.0,
+    where: Where = "all",
 ) -> Completions:
-    """Reply to every prompt with every feature, greedily, the unsteered reply first.
+    """Reply to every prompt with every feature, the unsteered reply first.
 
     Args:
         lm: The model.
@@ -125,12 +129,15 @@ def generate(
         contrast: Ids of two tokens a and b, whose logits are compared where a reply begins.
         unsteered: Whether the unsteered replies are wanted too.
         progress: Whether to draw a bar.
+        temperature: 0 for greedy replies; others are drawn (``torch.manual_seed`` says which).
+        where: Tokens to steer: ``"all"`` (as in the fit), ``"prompt"`` or ``"generated"`` ones.
 
     Raises:
-        MelboError: The features are of another model, the number of strengths is wrong, or
-            `melbo.models.decode.decode` refuses the rest.
+        MelboError: The features are of another model or do not act there, the temperature or the
+            number of strengths is wrong, or `melbo.models.decode.decode` refuses the rest.
     """
     features.check_model(lm)
+    check_temperature(temperature)
     both = features if control is None else features.join(control)
     strengths = torch.cat([torch.zeros(int(unsteered)), _one_each(strength, len(both))])
     of_prompt: list[tuple[str, int | None]] = [
@@ -143,20 +150,44 @@ def generate(
     replies = decode(
         lm,
         [prompt for prompt in prompts.tokens for _ in of_prompt],
-        both.edit(which, strengths.repeat(len(prompts))),
+        both.edit(which, strengths.repeat(len(prompts)), where),
         max_new_tokens,
         Batching(batch_size),
         first.take,
         progress,
+        temperature,
         alike=[*range(len(of_prompt))] * len(prompts),
     )
+    return _table(lm, prompts, of_prompt, replies, first.found)
+
+
+def _table(
+    lm: LanguageModel,
+    prompts: Prompts,
+    of_prompt: Sequence[tuple[str, int | None]],
+    replies: Sequence[Sequence[int]],
+    first: Mapping[int, FirstToken],
+) -> Completions:
+    """Replies and scores of their first tokens as a table, of which ``of_prompt`` is one prompt."""
     texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
     who = [(kind, i, p) for p in range(len(prompts)) for kind, i in of_prompt]
     rows = [
-        Completion(kind, i, p, prompts.texts[p], text, tuple(reply), first.found[row])
+        Completion(kind, i, p, prompts.texts[p], text, tuple(reply), first[row])
         for row, ((kind, i, p), text, reply) in enumerate(zip(who, texts, replies, strict=True))
     ]
     return Completions(tuple(rows))
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that nothing can be drawn at.
+
+    Raises:
+        MelboError: It is negative or not finite.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise MelboError(
+            f"temperature is {temperature}: expected a finite number from 0, which is greedy"
+        )
 
 
 def _one_each(strength: float | Tensor, num: int) -> Tensor:

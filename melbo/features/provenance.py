@@ -19,6 +19,11 @@ class Provenance:
 
     Attributes:
         model_name: Name of the model; None for a map that is no language model.
+        model_path: Absolute path of its checkpoint when the features were fitted; None where it had
+            none, or where an older version wrote the run.
+        model_dtype: Precision it had then (``"bfloat16"``), or None likewise.
+        model_blocks: Dotted path of its blocks, where it was given.
+        model_bits: Bits of its weights, where they were quantised while it was loaded.
         model_sha256: Fingerprint of its weights (`LanguageModel.fingerprint`), or None likewise.
         prompts: Prompts of the map; None for a map that has none.
         placement: Layers and tokens of the map.
@@ -27,6 +32,10 @@ class Provenance:
     """
 
     model_name: str | None
+    model_path: str | None
+    model_dtype: str | None
+    model_blocks: str | None
+    model_bits: int | None
     model_sha256: str | None
     prompts: Prompts | None
     placement: Placement
@@ -40,6 +49,10 @@ class Provenance:
         model, prompts = fitted.get("model") or {}, fitted.get("prompts")
         return cls(
             model_name=model.get("name"),
+            model_path=model.get("path"),
+            model_dtype=model.get("dtype"),
+            model_blocks=model.get("blocks"),
+            model_bits=model.get("bits"),
             model_sha256=model.get("sha256"),
             prompts=None if prompts is None else Prompts.from_description(prompts),
             placement=Placement.from_description({"source": 0, "target": 1, **fitted}),
@@ -62,20 +75,18 @@ class Provenance:
             )
 
     def prompts_like(self, lm: LanguageModel, texts: list[str] | tuple[str, ...]) -> Prompts:
-        """Read texts as the prompts of the fit were read: same kind, same system message.
+        """Read texts as the prompts of the fit were read: same kind, same settings of the chat.
 
         Args:
             lm: The model.
             texts: The texts.
 
         Raises:
-            MelboError: The features were not fitted with prompts.
+            MelboError: The features were not fitted with prompts; and as `Prompts.like`.
         """
         if self.prompts is None:
             raise MelboError(
                 "this run was not made with prompts, so nothing says how others are to be read: "
                 "use melbo.generate"
             )
-        if self.prompts.kind == "text":
-            return Prompts.text(lm, texts)
-        return Prompts.chat(lm, texts, self.prompts.system)
+        return self.prompts.like(lm, texts)

@@ -16,8 +16,13 @@ from melbo.records import to_json, write_atomically
 SCHEMA = 1
 _TENSORS = "features.safetensors"
 _RUN = "run.json"
-_DERIVED = ("ranking.json", "completions.jsonl", "report.html", "selection.jsonl", "selection.json")
+#: Files that a report, a ranking and a selection write into a run folder.
+REPORT = ("report.html",)
+RANKED = ("ranking.json", "completions.jsonl", *REPORT)
+SELECTED = ("selection.jsonl", "selection.json")
+_DERIVED = (*RANKED, *SELECTED)
 _OF_PROMPTS = {"texts", "tokens", "kind", "system"}
+_OF_A_MODEL = {"name": str, "path": str, "dtype": str, "blocks": str, "bits": int, "sha256": str}
 _OF_A_SITE = {"block", "name", "d_in", "d_out"}
 
 
@@ -169,6 +174,13 @@ def _check_map(fitted: Any, path: Path) -> None:
     model, prompts = fitted.get("model"), fitted.get("prompts")
     if model is not None and not (isinstance(model, dict) and model.keys() >= {"name", "sha256"}):
         raise MelboError(f"{path} does not say which model it was made with: fit it again")
+    if not all(
+        isinstance((model or {}).get(key), (kind, type(None))) for key, kind in _OF_A_MODEL.items()
+    ):
+        raise MelboError(
+            f"{path} does not hold what `melbo fit` writes "
+            f"(of the model {', '.join(_OF_A_MODEL)}): fit it again"
+        )
     if prompts is not None and not (isinstance(prompts, dict) and prompts.keys() >= _OF_PROMPTS):
         raise MelboError(
             f"{path} does not hold what `melbo fit` writes (a map with its prompts): fit it again"

@@ -113,12 +113,20 @@ class _Running:
         self.factors = torch.zeros(0)
 
     def __call__(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        if not tokens.generated:
-            real = (tokens.index >= 0).to(hidden.device).expand(hidden.shape[:2])
-            rows = [row[at] for row, at in zip(hidden, real, strict=True)]
+        read = tokens.read
+        if read and tokens.start == 0:
+            if not tokens.whole:
+                raise MelboError(
+                    f"SARA reads a prompt whole, got {read} of its {tokens.prompt} tokens: "
+                    "leave prefill_chunk_size out"
+                )
+            real = (tokens.index >= 0).to(hidden.device).expand(hidden.shape[:2])[:, :read]
+            rows = [row[at] for row, at in zip(hidden[:, :read], real, strict=True)]
             if not self._continues(rows):
                 self.prompts = [row.detach().clone() for row in rows]
                 self.factors = self._factors()
+        elif tokens.prompt is None:
+            tokens.split()  # refuses what may be another part of the prompt
         if len(self.factors) != len(hidden):
             raise MelboError(
                 f"got {len(hidden)} rows to continue, the prompts read were {len(self.factors)}: "
@@ -139,6 +147,6 @@ class _Running:
         """Tell whether rows are the known prompts with replies added, as without a cache."""
         pairs = list(zip(self.prompts, rows, strict=False))
         return len(self.prompts) == len(rows) and all(
-            len(new) > len(old) and bool((new[: len(old)] - old).norm() <= 1e-3 * old.norm())
+            len(new) >= len(old) and bool((new[: len(old)] - old).norm() <= 1e-3 * old.norm())
             for old, new in pairs
         )

@@ -15,6 +15,8 @@ from melbo.features.provenance import Provenance
 from melbo.models.edits import Edit, EditSequence, Where, edit
 from melbo.models.language_model import LanguageModel
 
+_INDICES = "expected an integer, several in a list, a slice or a mask"
+
 
 class Steerable(ABC):
     """A set of features, each of which can steer a model with a strength.
@@ -90,15 +92,29 @@ class Steerable(ABC):
         """Some of the features, as a set; a set of one for an integer.
 
         Raises:
-            MelboError: There is no such feature.
+            MelboError: There is no such feature, an index is no integer, or a mask has another
+                length.
         """
         if isinstance(which, slice):
-            return self.take(torch.arange(len(self))[which])
-        rows = torch.as_tensor(which)
-        rows = rows[None] if rows.ndim == 0 else rows
+            return self.take(torch.tensor(range(len(self))[which], dtype=torch.long))
+        try:
+            rows = torch.as_tensor(which)
+        except (TypeError, ValueError, RuntimeError) as err:
+            raise MelboError(f"got the index {which!r}: {_INDICES}") from err
         if rows.dtype == torch.bool:
+            if rows.shape != (len(self),):
+                raise MelboError(
+                    f"got a mask of shape {list(rows.shape)}: "
+                    f"expected a truth value for each of {len(self)} features"
+                )
             rows = rows.nonzero()[:, 0]
-        indices = [self.check_index(i + len(self) if i < 0 else i) for i in rows.tolist()]
+        # an empty list becomes a tensor of floats
+        if rows.ndim > 1 or (rows.numel() and (rows.is_floating_point() or rows.is_complex())):
+            raise MelboError(f"got the index {which!r}: {_INDICES}")
+        indices = [
+            i + len(self) if -len(self) <= i < 0 else self.check_index(i)
+            for i in rows.reshape(-1).tolist()
+        ]
         return self.take(torch.tensor(indices, dtype=torch.long))
 
     def __iter__(self) -> Iterator[Self]:

@@ -20,11 +20,19 @@ def map_from_description(lm: LanguageModel, saved: Mapping[str, Any]) -> ModelMa
         saved: Result of `ModelMap.describe`.
 
     Raises:
-        MelboError: The description belongs to another kind of map.
+        MelboError: The description belongs to another kind of map, or to one of a model with hooks
+            that this one does not have (or the other way round).
     """
     kind = _KINDS.get(saved.get("kind", ""))
     if kind is None:
         raise MelboError(
             f"got a map of the kind {saved.get('kind')!r}: expected one of {', '.join(_KINDS)}"
         )
-    return kind.from_description(lm, saved)
+    map = kind.from_description(lm, saved)
+    if map.describe().get("hooked", False) != saved.get("hooked", False):
+        then, now = ("with", "none") if saved.get("hooked") else ("without", "some")
+        raise MelboError(
+            f"the map was made {then} hooks on the blocks of {lm.name}, which now have {now}: "
+            "use the features as the model was then, or fit them again"
+        )
+    return map

@@ -5,15 +5,17 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any, Literal, Self
 
-import psutil
 import torch
 from torch import Tensor
 
 from melbo.errors import MelboError
 from melbo.maps.base import Map, Piece
+from melbo.maps.memory import bytes_kept, tokens_that_fit
 from melbo.maps.smooth import forward_mode
+from melbo.maps.unchanged import check_hooks, hooks_matter, same_pass, snapshot
 from melbo.models.compiled import WORTH, call_compiled
 from melbo.models.language_model import LanguageModel
 from melbo.models.last_tokens import KeysValues, Tail, find_tail
@@ -29,6 +31,8 @@ class ModelMap(Map):
     """θ ↦ mean over prompts and target positions of h_target under θ − h_target.
 
     The unsteered pass runs once, on construction. Subclasses say how θ enters (docs/method.md §1).
+    A map is of the model as it is at that moment, with the edits and hooks that it has; θ comes on
+    top of them. It refuses to be used once they have changed.
 
     Args:
         lm: The model.
@@ -50,8 +54,8 @@ class ModelMap(Map):
 
     Raises:
         MelboError: Settings make no sense, a prompt is shorter than ``target_tokens`` (or has
-            nothing to steer), hidden states are not finite, or the attention to be read is not
-            found.
+            nothing to steer), hidden states are not finite, the attention to be read is not found,
+            or hooks on the blocks do something else when these are replayed.
     """
 
     # tokens that share a piece: on a CPU products that are larger are no faster
@@ -88,15 +92,18 @@ class ModelMap(Map):
             self._last_run = added_by(attention_output(lm, self.target - 1))
         self.groups = self._groups(tokens_per_pass)
         self.slices = [self._capture(group) for group in self.groups]
+        self._captured = snapshot(lm, self.target)
+        self._under_hooks = self._captured.hooked and self._hooks_matter()
         first = self.slices[0].hidden
         self.device = first.device
         self.dtype = first.dtype if first.dtype == torch.float64 else torch.float32
         self.d_source = d_source
-        whole = len(prompts) * placement.target_tokens if concatenate else 1
-        self.d_target = whole * lm.width
+        self.d_target = prod(self.response_shape)
         self.source_norm, self.target_norm = self._norms()
         # spent uncompiled on passes with a backward pass, as far as weights go
         self._plain_flops: float = 0.0
+        blocks = [call.block for call in self.slices[0].calls]
+        self._num_weights = sum(p.numel() for block in blocks for p in block.parameters())
         self._pieces = self._make_pieces()
         self.tokens_per_pass = tokens_per_pass or self._usual_tokens()
 
@@ -112,7 +119,12 @@ class ModelMap(Map):
 
     @property
     def pieces(self) -> Sequence[Piece]:
-        """One piece for every group of prompts."""
+        """One piece for every group of prompts.
+
+        Raises:
+            MelboError: The model has changed since the map was made.
+        """
+        self._require_as_captured()
         return self._pieces
 
     @property
@@ -133,6 +145,7 @@ class ModelMap(Map):
             "source_norm": self.source_norm,
             "prompts": self.prompts.describe(),
             "model": self.lm.describe(),
+            **({"hooked": True} if self._under_hooks else {}),
         }
 
     @classmethod
@@ -172,6 +185,7 @@ class ModelMap(Map):
 
         transformers reads that setting at every call.
         """
+        self._require_as_captured()
         config, name = self.lm.config, "_experts_implementation"
         before = getattr(config, name, None)
         if before is not None:
@@ -204,6 +218,8 @@ class ModelMap(Map):
         # padded on the right: no real token of a causal model sees what stands after it
         ids, mask = pad_rows([self.prompts.tokens[i] for i in group], self.lm.pad, side="right")
         part = self.lm.capture(ids, mask, self.source, self.target)
+        if part.hooked:
+            check_hooks(part)
         if self._last_run is None:
             return part
         *before, last = part.calls
@@ -211,8 +227,35 @@ class ModelMap(Map):
         with torch.no_grad():
             return replace(part, output=part.replay(part.hidden))
 
+    def _require_as_captured(self) -> None:
+        """Refuse a model that has changed since the map was made.
+
+        Weights that were put back, and hooks that only look on, are told from others by running the
+        model again.
+
+        Raises:
+            MelboError: The model has changed.
+        """
+        change = self._captured.change()
+        if change is None:
+            return
+        now = snapshot(self.lm, self.target)
+        same = change == "weights" or (change == "hooks" and not self._under_hooks)
+        same = same and all(map(same_pass, map(self._capture, self.groups), self.slices))
+        if not same or (change == "hooks" and now.hooked and self._hooks_matter()):
+            raise MelboError(
+                f"the {change} of {self.lm.name} are not those with which this map was made: "
+                "make the map again as the model is now, or use it as the model was then"
+            )
+        self._captured = now
+
+    def _hooks_matter(self) -> bool:
+        """Tell whether hooks up to the target do more than look on."""
+        modules = self._captured.modules
+        return any(hooks_matter(modules, partial(self._capture, g)) for g in self.groups)
+
     def _usual_tokens(self) -> int:
-        """Tokens per pass that fit in half of the free memory.
+        """Tokens per pass that fit in memory.
 
         What a token keeps for the backward pass is measured from passes of one and two rows of
         each kind of piece.
@@ -222,33 +265,13 @@ class ModelMap(Map):
             for piece, part in zip(self.pieces, self.slices, strict=True)
         }
         kept = max((self._kept(p, 2) - self._kept(p, 1)) / p.cost for p in kinds.values())
-        if self.device.type == "cuda":
-            reserved = torch.cuda.memory_reserved(self.device)
-            unused = reserved - torch.cuda.memory_allocated(self.device)
-            free, most = torch.cuda.mem_get_info(self.device)[0] + unused, 65536
-        else:
-            free, most = psutil.virtual_memory().available, 1200
-        return max(1, min(most, int(free / 2 / max(1, kept))))
+        return tokens_that_fit(kept, self.device)
 
     def _kept(self, piece: Piece, rows: int) -> int:
         """Bytes that a forward pass of this many rows keeps for the backward pass."""
-        # bytes by address
-        kept: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            # a graph that holds its own outputs is never freed
-            return tensor.detach()
-
         theta = torch.zeros(rows, self.d_source, dtype=self.dtype, device=self.device)
-        theta.requires_grad_()
-        noting = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with self.uncompiled(), torch.enable_grad(), noting:
-            out = piece.fn(theta)
-        # held until here, so that no address is given out twice
-        del out
-        return sum(kept.values())
+        with self.uncompiled():
+            return bytes_kept(piece.fn, theta)
 
     def _norms(self) -> tuple[float, float]:
         """Median ‖h_source‖ without first tokens, and mean ‖h‖ of what is read, both unsteered."""
@@ -294,7 +317,8 @@ class ModelMap(Map):
 
     def _tail(self, part: Slice) -> Tail | None:
         """The tokens that are read, where blocks can run on these alone."""
-        return find_tail(part, self.placement.target_tokens)
+        # hooks count tokens from the front
+        return None if part.hooked else find_tail(part, self.placement.target_tokens)
 
     def _state(
         self, part: Slice, tail: Tail | None, kept: list[KeysValues] | None, theta: Tensor
@@ -305,9 +329,9 @@ class ModelMap(Map):
             if kept is not None and tail is not None:
                 last = tail.replay(hidden[:, -self.placement.target_tokens :], kept)
             elif tail is not None:
-                last = tail.read(hidden, self._run(part, len(theta)))
+                last = tail.read(hidden, self._choose_run(part, len(theta)))
             else:
-                last = self._last(part, part.replay(hidden, self._run(part, len(theta))))
+                last = self._last(part, part.replay(hidden, self._choose_run(part, len(theta))))
         last = last.to(self.device, self.dtype)
         if not self.normalise_target:
             return last
@@ -322,16 +346,18 @@ class ModelMap(Map):
         """Edit of the model itself while it runs under θ; none by default."""
         return nullcontext()
 
-    def _run(self, part: Slice, rows: int) -> Run:
-        """Function that calls blocks: compiled if wanted, worth it, and gradients are needed."""
-        if self.compile is False or not torch.is_grad_enabled():
+    def _choose_run(self, part: Slice, rows: int) -> Run:
+        """Choose how blocks are called: compiled if wanted, worth it, and gradients are needed.
+
+        What runs uncompiled is counted. Compiled blocks run past hooks.
+        """
+        if self.compile is False or part.hooked or not torch.is_grad_enabled():
             return call_block
         if self.compile is None:
             if self.device.type != "cpu":
                 return call_block
-            weights = sum(p.numel() for call in part.calls for p in call.block.parameters())
             # two operations a weight and token, forward and backward
-            self._plain_flops += 4 * weights * rows * part.mask.numel()
+            self._plain_flops += 4 * self._num_weights * rows * part.mask.numel()
             if self._plain_flops < self._worth_compiling:
                 return call_block
         return self._compiled

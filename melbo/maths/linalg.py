@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from melbo.errors import MelboError
+
 Orthogonalise = Literal["qr", "polar", "soft"]
 
 
@@ -20,7 +22,22 @@ def unit(rows: Tensor, fallback: Tensor | None = None) -> Tensor:
     norm = rows.norm(dim=-1, keepdim=True)
     if fallback is None:
         fallback = torch.full_like(rows, rows.shape[-1] ** -0.5)
-    return torch.where(norm > 0, rows / norm.clamp_min(_tiny(rows)), fallback)
+    # rows that are not finite stay so, for others to refuse
+    return torch.where(norm == 0, fallback, rows / norm.clamp_min(_tiny(rows)))
+
+
+def require_finite(rows: Tensor) -> Tensor:
+    """Refuse derivatives at zero that are not finite, and hand back any others.
+
+    Raises:
+        MelboError: A value is not finite.
+    """
+    if not torch.isfinite(rows).all():
+        raise MelboError(
+            "the derivative at zero is not finite: load the model in float32 or bfloat16, "
+            "or look at other layers"
+        )
+    return rows
 
 
 def random_rows(m: int, d: int, generator: torch.Generator, like: Tensor | None = None) -> Tensor:
@@ -108,22 +125,27 @@ def top_singular(
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Leading singular triplets of a matrix J known by its products.
 
-    The method is block Krylov iteration with Rayleigh–Ritz.
+    The method is block Krylov iteration with Rayleigh–Ritz. A block of b rows finds a singular
+    value of any multiplicity b times at most, so b has to be m or more.
 
     Args:
         matmat: ``[k, d_source] → [k, d_target]``, rows v ↦ Jv.
         rmatmat: ``[k, d_target] → [k, d_source]``, rows u ↦ Jᵀu.
-        start: Block of orthonormal rows ``[b, d_source]``.
+        start: Block of orthonormal rows ``[b, d_source]``, at random, b ≥ m.
         m: Number of triplets.
-        tol: Stop when the largest ‖Jᵀu − σv‖ of the m triplets is below ``tol · σ₁``.
-        max_iterations: Largest number of blocks, which have to hold m rows or more in all. A block
-            costs b products with J and b with Jᵀ.
+        tol: Stop when the ‖Jᵀu − σv‖ of each of the m triplets is below ``tol · σ``, or is
+            rounding.
+        max_iterations: Largest number of blocks. A block costs b products with J and b with Jᵀ.
 
     Returns:
         V ``[m, d_source]``, U ``[m, d_target]``, σ ``[m]`` descending, and the residual reached
-        (relative to σ₁).
+        (relative to σ, less rounding).
+
+    Raises:
+        MelboError: The block has fewer than m rows, or a product is not finite.
     """
-    basis, images, pulls = start, matmat(start), None
+    _check_block(start, m)
+    basis, images, pulls = start, require_finite(matmat(start)), None
     block = start
     for i in range(max_iterations):
         pull = rmatmat(images[-len(block) :])
@@ -132,21 +154,95 @@ def top_singular(
         W, S, U = torch.linalg.svd(images, full_matrices=False)
         W, S, U = W[:, :m], S[:m], U[:m]
         V = W.T @ basis
-        tiny = _tiny(S)
-        residuals = (W.T @ pulls / S[:, None].clamp_min(tiny) - S[:, None] * V).norm(dim=-1)
-        residual = (residuals / S[0].clamp_min(tiny)).max().item()
-        room = basis.shape[1] - len(basis)
-        if (residual < tol and len(basis) >= m) or room == 0 or i == max_iterations - 1:
+        away = W.T @ pulls / S[:, None].clamp_min(_tiny(S)) - S[:, None] * V
+        residual = _relative(away.norm(dim=-1), S)
+        if residual < tol or len(basis) == basis.shape[1] or i == max_iterations - 1:
             break
-        block = pull
-        # twice is enough (Kahan)
-        for _ in range(2):
-            block = block - block @ basis.T @ basis
-            block = orthogonalise(block, "qr")
-        block = block[:room]
+        block = _new_rows(pull, basis)
         basis = torch.cat([basis, block])
         images = torch.cat([images, matmat(block)])
     return V, U, S, residual
+
+
+def top_eigen(
+    matmat: Callable[[Tensor], Tensor], start: Tensor, m: int, tol: float, max_iterations: int
+) -> tuple[Tensor, Tensor, float]:
+    """Leading eigenpairs of a symmetric matrix H without negative eigenvalues.
+
+    See `top_singular`; a block costs b products with H.
+
+    Args:
+        matmat: ``[k, d] → [k, d]``, rows v ↦ Hv.
+        start: Block of orthonormal rows ``[b, d]``, at random, b ≥ m.
+        m: Number of pairs.
+        tol: Stop when the ‖Hv − λv‖ of each of the m pairs is below ``tol · λ``, or is rounding.
+        max_iterations: Largest number of blocks.
+
+    Returns:
+        V ``[m, d]``, λ ``[m]`` descending, and the residual reached (relative to λ, less rounding).
+
+    Raises:
+        MelboError: The block has fewer than m rows, or a product is not finite.
+    """
+    _check_block(start, m)
+    basis, images = start, require_finite(matmat(start))
+    block = start
+    for i in range(max_iterations):
+        inside = images @ basis.T
+        values, W = torch.linalg.eigh((inside + inside.T) / 2)
+        values, W = values.flip(0)[:m], W.flip(1)[:, :m]
+        V = W.T @ basis
+        away = W.T @ images - values[:, None] * V
+        residual = _relative(away.norm(dim=-1), values.clamp_min(0))
+        if residual < tol or len(basis) == basis.shape[1] or i == max_iterations - 1:
+            break
+        block = _new_rows(images[-len(block) :], basis)
+        basis = torch.cat([basis, block])
+        images = torch.cat([images, matmat(block)])
+    return V, values, residual
+
+
+def _check_block(start: Tensor, m: int) -> None:
+    """Refuse a block of fewer than ``m`` rows.
+
+    Raises:
+        MelboError: It has fewer.
+    """
+    if len(start) < m:
+        raise MelboError(
+            f"got a block of {len(start)} rows for {m} singular values, expected {m} or more: "
+            "a value that repeats more often would be missed"
+        )
+
+
+def _relative(residuals: Tensor, values: Tensor) -> float:
+    """Largest residual over its value, less rounding; values that are rounding do not count."""
+    rounding = 10 * torch.finfo(values.dtype).eps * values[0]
+    beyond = (residuals - rounding).clamp_min(0) / values.clamp_min(_tiny(values))
+    return torch.where(values > rounding, beyond, 0.0).max().item()
+
+
+def _new_rows(rows: Tensor, basis: Tensor) -> Tensor:
+    """Orthonormal rows for a basis that grows, along ``rows`` where these are new to it.
+
+    Rows that lie in the basis to rounding give way to random ones. There are as many as rows, or
+    as there is room for.
+    """
+    generator = torch.Generator().manual_seed(len(basis))
+    exact = torch.finfo(rows.dtype).eps
+    rows = rows[: basis.shape[1] - len(basis)]
+    # once leaves rounding along the basis; twice is enough (Kahan), but for random rows
+    for _ in range(6):
+        rows = unit(rows)
+        rows = rows - rows @ basis.T @ basis
+        old = rows.norm(dim=-1) < 10 * exact
+        if old.any():
+            rows[old] = random_rows(int(old.sum()), rows.shape[1], generator, like=rows)
+            continue
+        rows = orthogonalise(rows, "qr")
+        if (rows @ basis.T).norm(dim=-1).max() < 10 * exact:
+            break
+    return rows
 
 
 def singular_signs(V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,10 @@ def interval(scores: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     """Confidence interval of a mean.
 
     Scores that all lie in 0 … 1 get the interval of Wilson (1927), because their variance is at
-    most that of a yes or no. Other scores get the normal interval.
+    most that of a yes or no. Other scores get the normal interval. Where those are all equal, they
+    say nothing of a spread, and the interval is wide on purpose: a share of scores that
+    ``confidence`` does not rule out (Clopper & Pearson 1934; 3/n where n is large) may differ, and
+    each of those by as much as the common score is from zero. One score alone gives no bounds.
 
     Args:
         scores: One score or more.
@@ -50,7 +53,12 @@ def interval(scores: Sequence[float], confidence: float = 0.95) -> tuple[float, 
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, middle - half), min(1.0, middle + half)
-    half = z * math.sqrt(sum((s - p) ** 2 for s in scores) / max(1, n - 1) / n)
+    if n < 2:
+        return -math.inf, math.inf
+    if max(scores) - min(scores) <= 1e-12 * abs(p):
+        half = at_most(0, n, 1 - confidence) * abs(p)
+    else:
+        half = z * math.sqrt(sum((s - p) ** 2 for s in scores) / (n - 1) / n)
     return p - half, p + half
 
 

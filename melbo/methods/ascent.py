@@ -176,8 +176,9 @@ class Ascent(Iterative):
         return after, record
 
     def finish(self, map: Map, state: _State) -> Factors:
-        """Factors at the final V; a batch that has not taken a step is left out."""
-        V = state.V_done if state.moments.steps == 0 else torch.cat([state.V_done, state.V])
+        """Factors at the final V; a batch without a step is left out, unless it is the first."""
+        started = state.moments.steps > 0 or len(state.V_done) == 0
+        V = torch.cat([state.V_done, state.V]) if started else state.V_done
         return exponential_factors(V, map.value(self.scale * V))
 
     def _next_batch(self, state: _State, left: int) -> _State:

@@ -48,6 +48,7 @@ class Exponential(Iterative):
         start: ``"projected"``: right singular vectors of a projected Jacobian, completed at random.
             ``"backward"``: for each factor, the gradient of a random output direction.
         beta: Step from the old unit directions (0) to the new ones (1).
+        nonnegative: Whether strengths α are kept from being negative (docs/method.md §2).
     """
 
     max_steps: int = 10
@@ -55,6 +56,7 @@ class Exponential(Iterative):
     orthogonalise: Orthogonalise = "qr"
     start: Literal["projected", "backward"] = "projected"
     beta: float = 1.0
+    nonnegative: bool = True
 
     def check(self, map: Map) -> None:
         """Refuse settings that cannot work on this map (see `Method.check`).
@@ -103,7 +105,8 @@ class Exponential(Iterative):
         moved = map.unit(self._mix(map.unit(gradient, fallback=V), V), fallback=V)
 
         # with β < 1, u is not D/‖D‖
-        found = fit_strengths(V, U, (U * D).sum(-1), "exponential")
+        b = (U * D).sum(-1)
+        found = fit_strengths(V, U, b, "exponential", nonnegative=self.nonnegative)
         record = {
             "objective": D.norm(dim=-1).mean().item(),
             "explained": found.explained,
@@ -113,7 +116,7 @@ class Exponential(Iterative):
 
     def finish(self, map: Map, state: _State) -> Factors:
         """Factors at the final V."""
-        return exponential_factors(state.V, map.value(self.scale * state.V))
+        return exponential_factors(state.V, map.value(self.scale * state.V), self.nonnegative)
 
     def _mix(self, new: Tensor, old: Tensor) -> Tensor:
         return self.beta * new + (1 - self.beta) * old
@@ -133,6 +136,7 @@ class CPE(Exponential):
         orthogonalise: Orthogonaliser of the flattened factors.
         start: ``"backward"``: gradients of random output directions.
         beta: See `Exponential`.
+        nonnegative: See `Exponential`.
     """
 
     max_steps: int = 30

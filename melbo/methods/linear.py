@@ -8,7 +8,14 @@ from torch import Tensor
 from melbo.maps.base import Map
 from melbo.maps.jacobian import Jacobian
 from melbo.maps.smooth import SmoothMap, require_smooth
-from melbo.maths.linalg import orthogonalise, random_rows, singular_signs, top_singular, unit
+from melbo.maths.linalg import (
+    orthogonalise,
+    random_rows,
+    require_finite,
+    singular_signs,
+    top_singular,
+    unit,
+)
 from melbo.maths.transcoder import Factors, fit_strengths
 from melbo.methods.base import Direct
 from melbo.methods.starts import projected_start
@@ -16,7 +23,7 @@ from melbo.methods.starts import projected_start
 # small blocks need fewer products in all, large ones run at a better rate
 _SMALLEST_BLOCK = 8
 # blocks that the iteration usually takes
-_USUAL_BLOCKS = 16
+_USUAL_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Linear(Direct):
     Attributes:
         num_factors: m ≤ min(d_source, d_target).
         scale: R.
-        tol: Residual ‖Jᵀu − σv‖ / σ₁ at which the iteration stops.
+        tol: Residual ‖Jᵀu − σv‖ / σ of each pair at which the iteration stops.
     """
 
     tol: float = 1e-4
@@ -54,7 +61,8 @@ class Linear(Direct):
 
     def _singular_pairs(self, J: Jacobian, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         m = self.num_factors
-        block = max(_SMALLEST_BLOCK, m // 2)
+        # a value that repeats is found once for each row of the block
+        block = max(_SMALLEST_BLOCK, m)
         # products with J and with Jᵀ cost about the same, and min(shape) of either give all of J
         affordable = min(J.shape) // (2 * block)
         if affordable >= _USUAL_BLOCKS:
@@ -63,7 +71,7 @@ class Linear(Direct):
             V, U, _, residual = top_singular(J.matmat, J.rmatmat, start, m, self.tol, affordable)
             if residual < self.tol:
                 return V, U
-        U, _, V = torch.linalg.svd(J.to_dense(), full_matrices=False)
+        U, _, V = torch.linalg.svd(require_finite(J.to_dense()), full_matrices=False)
         return V[:m], U.T[:m]
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from melbo.errors import MelboError
 from melbo.models.edits import Edit
@@ -23,6 +24,7 @@ from melbo.models.shared_prefix import (
     read_once,
     selectable,
 )
+from melbo.models.trial import generate_plainly
 from melbo.progress import track
 
 
@@ -102,7 +104,7 @@ def decode(
             if first_logits is not None:
                 first_logits(i, logits)
 
-    groups = _groups(prompts, len(prefix), max_new_tokens, batching)
+    groups = _groups(prompts, len(prefix), max_new_tokens, batching, lm.traits.left_padding)
     with track(len(prompts), "completions", progress) as bar:
         for done in batches_that_fit(groups, batching.size, run):
             bar.update(done)
@@ -110,13 +112,17 @@ def decode(
 
 
 def _groups(
-    prompts: Sequence[Sequence[int]], prefix: int, steps: int, batching: Batching
+    prompts: Sequence[Sequence[int]],
+    prefix: int,
+    steps: int,
+    batching: Batching,
+    padding: bool = True,
 ) -> list[list[int]]:
     """Groups of rows that may share a batch.
 
     Rows of one prompt run on their own if that saves more than it costs. It saves reading the
     prompt (without its ``prefix`` tokens) for every row; it costs passes that hold few rows. Other
-    rows go by length, so that there is little padding.
+    rows go by length, so that there is little ``padding``, or none where a model would read it.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -128,7 +134,10 @@ def _groups(
 
     many = [rows for prompt, rows in by_prompt.items() if alone(prompt, len(rows))]
     few = [i for prompt, rows in by_prompt.items() if not alone(prompt, len(rows)) for i in rows]
-    return [*many, sorted(few, key=lambda i: len(prompts[i]))]
+    few.sort(key=lambda i: len(prompts[i]))
+    if padding:
+        return [*many, few]
+    return [*many, *(list(rows) for _, rows in groupby(few, key=lambda i: len(prompts[i])))]
 
 
 def batches_that_fit(
@@ -233,11 +242,12 @@ class _Batch:
             if left == 0 or not going.any():
                 assert first is not None
                 return replies, first
-            if not going.all() and selectable(cache):
+            if not going.all() and (cache is None or selectable(cache)):
                 rows, ids, mask = rows[going], ids[going], mask[going]
-                cache.batch_select_indices(going.nonzero()[:, 0])
+                if cache is not None:
+                    cache.batch_select_indices(going.nonzero()[:, 0])
             processor = _FirstLogits()
-            with editing(lm, self.edit.rows(rows.cpu()), prefix=prefix):
+            with editing(lm, self.edit.rows(rows.cpu()), prompt=width):
                 out = continued(
                     lm,
                     ids,
@@ -248,7 +258,8 @@ class _Batch:
                     logits_processor=LogitsProcessorList([processor] if first is None else []),
                 )
             first = processor.logits if first is None else first
-            cache = out.past_key_values
+            # read again where the model does not take it up
+            cache = out.past_key_values if lm.traits.resumes else None
             grown = out.sequences.shape[1] - ids.shape[1]
             mask = torch.cat([mask, mask.new_ones(len(mask), grown)], 1)
             ids = out.sequences
@@ -310,30 +321,13 @@ def continued(
     drawn: dict[str, Any] = {"do_sample": False}
     if temperature:
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    config = _config(
-        max_new_tokens=max_new_tokens,
-        pad_token_id=lm.pad,
-        eos_token_id=lm.eos or None,
-        return_dict_in_generate=True,
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": lm.eos or None,
+        "use_cache": lm.traits.cache,
         **drawn,
-    )
-    own = getattr(lm.model, "generation_config", None)
-    lm.model.generation_config = _config()
-    try:
-        with torch.no_grad(), lm.contiguous_head():
-            return lm.model.generate(
-                input_ids=ids.to(lm.device),
-                attention_mask=mask.long().to(lm.device),
-                generation_config=config,
-                **more,
-            )
-    finally:
-        lm.model.generation_config = own
-
-
-def _config(**settings: Any) -> GenerationConfig:
-    config: GenerationConfig = GenerationConfig(**settings)  # type: ignore[no-untyped-call]  # transformers has no types here
-    return config
+    }
+    return generate_plainly(lm, ids, mask, settings, **more)
 
 
 def _check_length(lm: LanguageModel, prompt: int, max_new_tokens: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from melbo.errors import MelboError
 from melbo.models.language_model import LanguageModel
 from melbo.models.placement import steered_tokens
-from melbo.models.prompts import token_index
+from melbo.models.tokens import Tokens as Tokens
 
 Where = Literal["all", "prompt", "generated"]
 
@@ -22,50 +22,6 @@ class Removable(Protocol):
 
     def remove(self) -> None:
         """Take it out."""
-
-
-class Tokens:
-    """Pre-hook on the trunk of a model that knows which tokens a forward pass is about.
-
-    Args:
-        prefix: Number of tokens of the prompt that are read beforehand.
-
-    Attributes:
-        prefix: Number of tokens of the prompt that are read beforehand.
-        index: Place of each token among the real ones of its row, −1 on padding
-            ``[rows or 1, T]``.
-        generated: Whether the tokens are generated ones: the pass stands on a KV cache that holds
-            more than the prefix.
-    """
-
-    def __init__(self, prefix: int = 0) -> None:
-        self.prefix = prefix
-        self.index = torch.zeros(1, 1)
-        self.generated = False
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of the trunk's arguments.
-
-        Args:
-            module: The trunk.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
-        """
-        ids = kwargs.get("input_ids")
-        ids = kwargs.get("inputs_embeds") if ids is None else ids
-        ids = args[0] if ids is None else ids
-        length = ids.shape[1]
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            self.index = token_index(mask)[:, past : past + length]
-        elif mask is not None and positions is not None:
-            # the mask was made ready beforehand, as with static caches
-            self.index = positions.reshape(-1, *positions.shape[-2:])[0]
-        else:
-            self.index = torch.arange(past, past + length, device=ids.device)[None]
-        self.generated = past > self.prefix
 
 
 # new input of a block, from its own [rows, T, d] and the tokens it is about; None leaves it alone
@@ -202,10 +158,10 @@ class Add(InputEdit):
     Attributes:
         layer: Block whose input is changed (``hidden_states`` index, negative from the end).
         vectors: The vectors: ``[d]``, the same for every row of a batch, or ``[rows, d]``.
-        where: Tokens that are changed, never padding. With a KV cache, what runs on top of the
-            prompt's cache is generated, and what fills that cache is prompt.
+        where: Tokens that are changed, never padding; see `edit` for where a prompt ends.
         skip_first: Whether each row's first token, the attention sink, is left as it is.
-        last: Number of tokens at the end of a prompt that are changed; None for all of them.
+        last: Number of tokens at the end of a prompt that are changed, and all that is generated;
+            None for all tokens. It too needs to know where the prompt ends.
     """
 
     layer: int
@@ -244,7 +200,8 @@ class Add(InputEdit):
         return self if self.vectors.ndim == 1 else replace(self, vectors=self.vectors[which])
 
     def _change(self, hidden: Tensor, tokens: Tokens) -> Tensor | None:
-        if self.where == ("prompt" if tokens.generated else "generated"):
+        at = self._at(tokens)
+        if at is None:
             return None
         vectors = self.vectors.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
         if vectors.ndim == 2:
@@ -254,38 +211,54 @@ class Add(InputEdit):
                     "expected one for each"
                 )
             vectors = vectors[:, None]
-        last = None if tokens.generated else self.last
-        at = steered_tokens(tokens.index, self.skip_first, last)  # [rows or 1, T]
         steered = at.to(hidden.device, vectors.dtype)[:, :, None]
         return (hidden + steered * vectors).to(hidden.dtype)
 
+    def _at(self, tokens: Tokens) -> Tensor | None:
+        """Mask of the tokens that are steered ``[rows or 1, T]``; None for no token at all."""
+        at = steered_tokens(tokens.index, self.skip_first, None)
+        if self.where == "all" and self.last is None:
+            return at
+        read = tokens.split()
+        if read == (0 if self.where == "prompt" else tokens.length) and self.where != "all":
+            return None
+        if self.where == "prompt":
+            at[:, read:] = False
+        if self.where == "generated":
+            at[:, :read] = False
+        elif self.last is not None and read:
+            beyond = tokens.last_of_prompt().to(at.device) - self.last
+            at[:, :read] &= tokens.index[:, :read] > beyond
+        return at
+
 
 @contextmanager
-def edit(lm: LanguageModel, *edits: Edit, prefix: int = 0) -> Generator[None, None, None]:
+def edit(lm: LanguageModel, *edits: Edit, prompt: int | None = None) -> Generator[None, None, None]:
     """Apply edits inside the ``with`` block, with a KV cache or without; undone exactly on leaving.
 
-    Without a cache every token of a pass counts as prompt, so ``where`` other than ``"all"`` needs
-    one.
+    The prompt is what ``generate`` is asked with, whether it is read at once, in chunks, or again
+    for every token. Where the model is called by hand, what stands on no cache is prompt and what
+    runs on one is generated, token by token; say ``prompt`` for anything else.
 
     Args:
         lm: The model.
         edits: The edits.
-        prefix: Number of tokens of the prompt that are read beforehand; what runs on a cache of as
-            many is prompt too.
+        prompt: Number of columns of the prompt, padding included; left out, see above.
 
     Raises:
         MelboError: An edit does not fit the model (see `Edit.check`), or, at the forward pass,
-            there is another number of rows than vectors.
+            there is another number of rows than vectors, or an edit needs to know prompt from reply
+            where nobody can tell.
     """
     for e in edits:
         e.check(lm)
-    tokens = Tokens(prefix)
-    trunk = getattr(lm.model, "base_model", lm.model)
-    handles: list[Removable] = [trunk.register_forward_pre_hook(tokens, with_kwargs=True)]
-    try:
-        for e in edits:
-            handles += e.attach(lm, tokens)
-        yield
-    finally:
-        for handle in reversed(handles):
-            handle.remove()
+    tokens = Tokens(prompt)
+    handles: list[Removable] = []
+    with tokens.watching(lm):
+        try:
+            for e in edits:
+                handles += e.attach(lm, tokens)
+            yield
+        finally:
+            for handle in reversed(handles):
+                handle.remove()

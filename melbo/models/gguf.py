@@ -3,14 +3,18 @@
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from melbo.errors import MelboError
+from melbo.models.checkpoint import require_complete
+from melbo.models.gguf_header import Header
 from melbo.models.language_model import first_line
 from melbo.progress import track
 
@@ -55,11 +59,13 @@ def converted(gguf: Path, expected: str | None = None) -> Path:
         expected: SHA-256 that it must have; any if left out.
 
     Raises:
-        MelboError: The file is missing, another than expected or cannot be read, or the folder
-            cannot be written.
+        MelboError: The file is missing, another than expected, a part of a split one, cut short or
+            cannot be read, or the folder cannot be written.
     """
     if not gguf.is_file():
         raise MelboError(f"no file {gguf}: expected a .gguf file")
+    if expected is None:
+        _require_whole(gguf)
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if expected is not None and digest != expected:
@@ -81,6 +87,8 @@ def converted(gguf: Path, expected: str | None = None) -> Path:
     try:
         _convert(gguf, draft)
         draft.replace(folder)  # atomic: a half-written folder never bears the name
+    except MelboError:
+        raise
     except Exception as err:  # damaged files raise all kinds of errors
         if not folder.is_dir():  # another process may have been first
             raise MelboError(f"cannot read {gguf}: {first_line(err)}") from err
@@ -89,12 +97,49 @@ def converted(gguf: Path, expected: str | None = None) -> Path:
     return folder
 
 
+def _require_whole(gguf: Path) -> None:
+    """Refuse a part of a split file, and a file that was cut short.
+
+    Raises:
+        MelboError: It is one of these.
+    """
+    try:
+        header = Header.of(gguf)
+    except (OSError, ValueError) as err:
+        raise MelboError(
+            f"cannot read {gguf}: {first_line(err)}; download it again or take another file"
+        ) from err
+    if header is None:
+        return  # no GGUF file of today; transformers says what is wrong
+    if header.parts > 1:
+        first = re.sub(r"-\d{5}-of-", "-00001-of-", gguf.name)
+        whole = re.sub(r"-\d{5}-of-\d{5}", "", gguf.name)
+        if whole == gguf.name:
+            whole = f"whole-{gguf.name}"
+        last = re.sub(r"-\d{5}-of-(\d{5})", r"-\1-of-\1", gguf.name)
+        raise MelboError(
+            f"{gguf.name} is part {header.part + 1} of {header.parts} of a split model "
+            f"({first} to {last}): merge them first, llama-gguf-split --merge {first} {whole}, "
+            f"and load {whole}"
+        )
+    if header.tensors_of_all > header.tensors:
+        raise MelboError(
+            f"{gguf.name} holds {header.tensors} tensors of {header.tensors_of_all}: "
+            "merge its parts first, llama-gguf-split --merge FIRST_PART WHOLE"
+        )
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     with track(2, f"converting {gguf.name}, once") as bar:
         AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
         bar.update()
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        auto: Any = AutoModelForCausalLM
+        model, info = auto.from_pretrained(
+            **where,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
         )
+        require_complete(info, model, gguf.name)
         model.save_pretrained(folder)

@@ -1,16 +1,26 @@
 """A language model as the methods see it: a stack of blocks, a residual stream, a tokenizer."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from melbo.errors import MelboError
+from melbo.models.fingerprint import fingerprint
 from melbo.models.replay import Axes, Slice, capture, grown_axes
+from melbo.models.trial import (
+    Traits,
+    causal_error,
+    find_traits,
+    lists_of_blocks,
+    replay_error,
+    short_slice,
+)
+from melbo.models.weights import device_of
 
 _REMEDY = (
     "pass blocks='path.to.layers' if the blocks were taken from the wrong place, "
@@ -34,14 +44,19 @@ class LanguageModel:
     Attributes:
         model: The model, usable as ever.
         tokenizer: The tokenizer.
+        processor: Processor of pictures and text, where `melbo.load` found one; else None.
         config: Configuration of the decoder.
         name: Name of the model.
+        path: Absolute path of its checkpoint; None where the name is no path.
         blocks: The decoder blocks.
+        blocks_path: Dotted path of the blocks, where it was given.
+        loaded_as: Settings of `melbo.load` that quantised weights depend on: ``bits``, ``dtype``.
         axes: Axes along which the arguments of its blocks grow.
+        traits: Properties that decoding goes by, found by a trial.
 
     Raises:
-        MelboError: The blocks are not found, or a replay of them does not give the model's own
-            hidden states.
+        MelboError: The blocks are not found, a replay of them does not give the model's own
+            hidden states, or earlier tokens see later ones.
     """
 
     def __init__(
@@ -49,14 +64,17 @@ class LanguageModel:
     ) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.processor: Any = None
         self.config = model.config
         if hasattr(model.config, "get_text_config"):
             self.config = model.config.get_text_config(decoder=True)
         own_name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.name: str = name or own_name
-        self.blocks = self._find_blocks(blocks)
-        self.axes = Axes({}, {})
-        self._check_replay()
+        self.path = _absolute_path(self.name)
+        self.blocks_path = blocks
+        self.loaded_as: dict[str, Any] = {}
+        self.blocks = self._choose_blocks(self._find_blocks(blocks))
+        self.traits: Traits = find_traits(self)
 
     @property
     def depth(self) -> int:
@@ -71,7 +89,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Device that token ids go to."""
-        return self._embeddings.device
+        return device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,24 +126,21 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every parameter's name, shape and up to 4096 evenly spaced values.
+        """Digest of the weights; see `melbo.models.fingerprint`.
 
-        Values are hashed as bfloat16, so that a model in float32 and the same in bfloat16 agree;
-        float16 rounds differently.
+        Raises:
+            MelboError: The values of a parameter are nowhere to be found.
         """
-        digest = hashlib.sha256()
-        for name, p in sorted(self.model.named_parameters()):
-            digest.update(f"{name}{tuple(p.shape)}".encode())
-            if p.device.type != "meta":
-                flat = p.detach().reshape(-1)
-                some = flat[:: max(1, -(-flat.numel() // 4096))]
-                digest.update(some.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.model)
 
     def describe(self) -> dict[str, Any]:
-        """Name, fingerprint and shape, as a run folder keeps them."""
+        """Name, place, fingerprint and shape, as a run folder keeps them."""
         return {
             "name": self.name,
+            "path": self.path,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "blocks": self.blocks_path,
+            **self.loaded_as,
             "sha256": self.fingerprint,
             "architecture": type(self.model).__name__,
             "depth": self.depth,
@@ -201,7 +216,12 @@ class LanguageModel:
         handle: AbstractContextManager[Any] = head.register_forward_pre_hook(hook)
         return handle
 
-    def _find_blocks(self, path: str | None) -> nn.ModuleList:
+    def _find_blocks(self, path: str | None) -> dict[str, nn.ModuleList]:
+        """Lists that may be the blocks, by their paths.
+
+        Raises:
+            MelboError: There are none.
+        """
         kind = type(self.model).__name__
         if getattr(self.config, "is_encoder_decoder", False):
             raise MelboError(
@@ -218,28 +238,49 @@ class LanguageModel:
                     f"{self.name} has no list of blocks at {path!r}: "
                     "expected a ModuleList; print(model) shows the names"
                 )
-            return found
-        depth = getattr(self.config, "num_hidden_layers", None)
-        for module in self.model.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module
-        raise MelboError(
-            f"found no decoder blocks in {kind}: "
-            "pass blocks='path.to.layers' if it has a stack of them"
-        )
+            return {path: found}
+        found = lists_of_blocks(self.model, self.config)
+        if not found:
+            raise MelboError(
+                f"found no decoder blocks in {kind}: "
+                "pass blocks='path.to.layers' if it has a stack of them"
+            )
+        return found
 
-    def _check_replay(self) -> None:
-        """Refuse a model whose blocks, replayed, do not give its own hidden states.
+    def _choose_blocks(self, lists: dict[str, nn.ModuleList]) -> nn.ModuleList:
+        """Choose the first list whose replay gives the model's own hidden states.
 
         Raises:
-            MelboError: They do not, or the blocks cannot be recorded or replayed at all.
+            MelboError: None does.
+        """
+        refusals: list[str] = []
+        for each in lists.values():
+            self.blocks, self.axes = each, Axes({}, {})
+            try:
+                self._check_replay()
+            except MelboError as err:
+                if len(lists) == 1:
+                    raise
+                refusals.append(str(err))
+                continue
+            return each
+        kind = type(self.model).__name__
+        # what was said of the list that came furthest is the most telling
+        said = next((r for r in refusals if "is not causal" in r or "not finite" in r), None)
+        raise MelboError(said or f"{kind} cannot be sliced at any of {', '.join(lists)}: {_REMEDY}")
+
+    def _check_replay(self) -> None:
+        """Refuse blocks that, replayed, do not give the model's own hidden states, or look ahead.
+
+        Raises:
+            MelboError: They do, or the blocks cannot be recorded or replayed at all.
         """
         kind = type(self.model).__name__
         try:
-            one = self._short_slice(1, 4)
-            batch = grown_axes(one, self._short_slice(2, 4))
-            self.axes = Axes(batch, grown_axes(one, self._short_slice(1, 5)))
-            off = self._replay_error()
+            one = short_slice(self, 1, 4)
+            batch = grown_axes(one, short_slice(self, 2, 4))
+            self.axes = Axes(batch, grown_axes(one, short_slice(self, 1, 5)))
+            off, seen = replay_error(self), causal_error(self)
         except MelboError:
             raise
         # any architecture may fail in a way of its own; the user needs the one line
@@ -253,33 +294,18 @@ class LanguageModel:
                 f"{kind} cannot be sliced: "
                 f"replayed blocks differ from its hidden states by {off:.1e}: {_REMEDY}"
             )
+        if not seen < tolerance:
+            raise MelboError(
+                f"{kind} is not causal: another last token changes the states of earlier ones by "
+                f"{seen:.1e}: load a causal language model"
+            )
 
-    def _short_slice(self, copies: int, length: int) -> Slice:
-        """All blocks, on copies of a short prompt."""
-        ids = torch.arange(1, length + 1).expand(copies, length)
-        # the last token is padding, so that there is a mask to look at
-        return self.capture(ids, ids < length, 0, self.depth)
 
-    def _replay_error(self) -> float:
-        """Largest relative error, over layers, of a replay of two copies of a short prompt."""
-        entering: list[Tensor] = []
-
-        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entering.append(args[0] if args else kwargs["hidden_states"])
-
-        handles = [b.register_forward_pre_hook(note, with_kwargs=True) for b in self.blocks]
-        try:
-            one = self._short_slice(1, 4)
-        finally:
-            for handle in handles:
-                handle.remove()
-        off = 0.0
-        with torch.no_grad():
-            replayed = one.trace(one.hidden.repeat(2, 1, 1))
-            for (_, hidden), truth in zip(replayed, [*entering[1:], one.output], strict=True):
-                error = (hidden - truth)[:, :3].norm() / truth[:, :3].norm()
-                off = max(off, error.item())
-        return off
+def _absolute_path(name: str) -> str | None:
+    """Absolute path of a checkpoint, a folder or a file; None for a name that is no path."""
+    path = Path(name)
+    configured = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
+    return str(path.absolute()) if configured or path.is_file() else None
 
 
 def first_line(err: BaseException) -> str:

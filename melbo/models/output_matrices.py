@@ -3,14 +3,13 @@
 A block adds h_out − h_in to the stream, a sum of outputs of modules inside it; least squares tells
 which of them. Where a norm stands between a matrix and the stream (Gemma 2 and 3, OLMo 2), the norm
 is the summand, and the matrix is the module that feeds it. Half precision would round the sum to
-noise: there, a copy of one block at a time is looked at in single precision.
+noise: there, a copy of one block at a time is looked at in single precision. Blocks whose weights
+accelerate keeps elsewhere are copied likewise.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,14 +17,20 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from melbo.errors import MelboError
+from melbo.models.block_at_work import (
+    Passed,
+    Seen,
+    at_work,
+    exact_rows,
+    few_tokens,
+    first_tensor,
+    precise,
+)
+from melbo.models.experts import expert_weights
 from melbo.models.language_model import LanguageModel
-from melbo.models.replay import Call, Path, Run, Shared, Slice, call_block
+from melbo.models.replay import Call, Run, Shared, Slice, call_block
 
-_EXPERTS = ("down_proj", "w2")  # names of the output matrices of a mixture's experts
 _MOST = 8  # summands of a block
-
-# for each module, its input and its output, [T, d] each
-_Passed = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class OutputMatrix:
             (not looked for in embeddings).
         gain: The g ``[d]``, up to a factor, of a norm y ↦ g ⊙ y / rms(y) that stands between
             product and stream; None without one.
+        centred: Whether that norm subtracts the mean of y first.
+        bias_name: Dotted name of the bias in the model; empty without one.
     """
 
     block: int
@@ -56,6 +63,25 @@ class OutputMatrix:
     summand: nn.Module
     factor: float = 1.0
     gain: Tensor | None = None
+    centred: bool = False
+    bias_name: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Output matrices of all blocks of a slice, and what each block adds on a few tokens.
+
+    Attributes:
+        matrices: The matrices, in the order in which they run.
+        calls: The blocks as they were called.
+        entering: Stream that entered each block.
+        added: Sum that each block added to it.
+    """
+
+    matrices: list[OutputMatrix] = field(default_factory=list)
+    calls: tuple[Call, ...] = ()
+    entering: list[Tensor] = field(default_factory=list)
+    added: list[Tensor] = field(default_factory=list)
 
 
 def output_matrices(lm: LanguageModel, block: int | None = None) -> list[OutputMatrix]:
@@ -70,15 +96,39 @@ def output_matrices(lm: LanguageModel, block: int | None = None) -> list[OutputM
     Raises:
         MelboError: A block does not add a sum of its matrices' products; names what was found.
     """
+    return look(lm, block).matrices
+
+
+def look(lm: LanguageModel, block: int | None = None) -> Look:
+    """Find output matrices as `output_matrices` does, and keep what each block added.
+
+    Args:
+        lm: The model.
+        block: Index of the block; all blocks if left out.
+
+    Raises:
+        MelboError: As `output_matrices`.
+    """
     part = _on_a_few_tokens(lm, *((0, lm.depth) if block is None else (block, block + 1)))
-    hidden = _precise(part.hidden)
+    hidden = precise(part.hidden)
     shared: Shared = {}
-    found: list[OutputMatrix] = []
+    found = Look(calls=part.calls)
     for call in part.calls:
-        passed, after = _look(call, hidden, shared)
-        found += _matrices_of_block(lm, call.index, passed, hidden, after)
-        hidden = after
+        seen = at_work(lm, call, hidden, shared)
+        found.entering.append(hidden)
+        found.added.append(exact_rows(seen.after) - exact_rows(hidden))
+        found.matrices.extend(_matrices_of_block(lm, call.index, seen, hidden))
+        hidden = seen.after
+        del seen  # and the copy of the block with it
     return found
+
+
+def added_again(lm: LanguageModel, before: Look) -> Iterator[Tensor]:
+    """Sum that each block adds now to the stream that entered it before, ``[T, d]`` each."""
+    shared: Shared = {}
+    for call, hidden in zip(before.calls, before.entering, strict=True):
+        after = at_work(lm, call, hidden, shared).after
+        yield exact_rows(after) - exact_rows(hidden)
 
 
 def attention_output(lm: LanguageModel, block: int) -> OutputMatrix:
@@ -101,13 +151,13 @@ def attention_output(lm: LanguageModel, block: int) -> OutputMatrix:
             f"block is {block}, but {lm.name} has {lm.depth} blocks: expected 0 to {lm.depth - 1}"
         )
     part = _on_a_few_tokens(lm, block, block + 1)
-    hidden = _precise(part.hidden)
+    hidden = precise(part.hidden)
     others = hidden.clone()
     others[:, :-1] = others[:, :-1].roll(1, -1)  # other directions of the same norms
-    passed, after = _look(part.calls[0], hidden, {})
-    changed, _ = _look(part.calls[0], others, {})
-    for matrix in _matrices_of_block(lm, block, passed, hidden, after):
-        was, now = (p[matrix.summand][1][-1] for p in (passed, changed))  # at the last token
+    changed = at_work(lm, part.calls[0], others, {}).passed
+    seen = at_work(lm, part.calls[0], hidden, {})
+    for matrix in _matrices_of_block(lm, block, seen, hidden):
+        was, now = (p[matrix.summand][1][-1] for p in (seen.passed, changed))  # at the last token
         if (now - was).norm() > 1e-4 * was.norm():
             return matrix
     raise MelboError(
@@ -128,7 +178,7 @@ def added_by(matrix: OutputMatrix) -> Run:
         taken: list[Tensor] = []
 
         def take(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            taken.append(_tensor(out))
+            taken.append(first_tensor(out))
             raise _Added
 
         handle = matrix.summand.register_forward_hook(take)
@@ -142,107 +192,27 @@ def added_by(matrix: OutputMatrix) -> Run:
     return run
 
 
-def embeddings(lm: LanguageModel) -> list[OutputMatrix]:
-    """Find the embeddings of tokens and positions."""
-    names = {id(p): name for name, p in lm.model.named_parameters()}
-    tables = [
-        m for m in lm.model.modules() if isinstance(m, nn.Embedding) and m.embedding_dim == lm.width
-    ]
-    return [OutputMatrix(-1, names[id(m.weight)], m, m.weight, 1, None, m) for m in tables]
-
-
 class _Added(Exception):  # noqa: N818 (a signal, not an error)
     """The sum that the block adds is known; nothing after that is needed."""
 
 
 def _on_a_few_tokens(lm: LanguageModel, source: int, target: int) -> Slice:
-    ids = torch.arange(1, 9)[None]
-    return lm.capture(ids, torch.ones_like(ids, dtype=torch.bool), source, target)
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    """The tensor in single precision at least, if it holds floating-point numbers."""
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _look(call: Call, hidden: Tensor, shared: Shared) -> tuple[_Passed, Tensor]:
-    """Inputs and outputs of a block's modules on ``hidden``, and the stream that leaves the block.
-
-    All of it is in single precision at least.
-    """
-    block = call.block
-    if any(p.dtype in (torch.bfloat16, torch.float16) for p in block.parameters()):
-        block = deepcopy(block).float()
-
-    def precise(path: Path, tensor: Tensor) -> Tensor:
-        return _precise(tensor)
-
-    with _watch(call.block, block, hidden.shape) as passed, torch.no_grad():
-        after = replace(call, block=block)(hidden, precise, shared)
-    return passed, after
+    return lm.capture(*few_tokens(), source, target)
 
 
 def _matrices_of_block(
-    lm: LanguageModel, block: int, passed: _Passed, hidden: Tensor, after: Tensor
+    lm: LanguageModel, block: int, seen: Seen, hidden: Tensor
 ) -> Iterator[OutputMatrix]:
     """Output matrices of one block, in the order in which they run."""
-    names = {id(p): name for name, p in lm.model.named_parameters()}
+    paths = {module: name for name, module in lm.model.named_modules()}
     where = f"block {block} of {lm.name}"
-    for module, factor in _summands(passed, hidden, after, where).items():
-        for matrix in _matrices_behind(module, passed, block, names, where):
+    hidden = hidden.to(seen.after.device)
+    for module, factor in _summands(seen.passed, hidden, seen.after, where).items():
+        for matrix in _matrices_behind(module, seen, block, paths, where):
             yield replace(matrix, factor=factor)
 
 
-@contextmanager
-def _watch(block: nn.Module, runs: nn.Module, shape: torch.Size) -> Generator[_Passed, None, None]:
-    """Note the inputs and outputs of a block's modules whose output has the stream's shape.
-
-    Modules are noted in the order in which they finish.
-
-    Args:
-        block: The block, whose modules are the keys of the result.
-        runs: The block itself, or a copy that runs in its stead.
-        shape: Shape of the stream.
-    """
-    passed: _Passed = {}
-
-    def note(
-        module: nn.Module,
-        running: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: Any,
-    ) -> None:
-        out = _tensor(out)
-        if isinstance(out, Tensor) and out.numel() == shape.numel() and out.shape[-1] == shape[-1]:
-            entered = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), out)
-            entered = entered if entered.numel() == out.numel() else out
-            # copies, because some blocks add up in place
-            passed.setdefault(module, (_copy(entered), _copy(out)))
-
-    handles = [
-        runs.get_submodule(name).register_forward_hook(partial(note, module), with_kwargs=True)
-        for name, module in block.named_modules()
-        if module is not block
-    ]
-    try:
-        yield passed
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tensor(out: Any) -> Any:
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _copy(hidden: Tensor) -> Tensor:
-    return hidden.to(torch.float64, copy=True).flatten(0, -2)
-
-
-def _summands(passed: _Passed, hidden: Tensor, after: Tensor, where: str) -> dict[nn.Module, float]:
+def _summands(passed: Passed, hidden: Tensor, after: Tensor, where: str) -> dict[nn.Module, float]:
     """Modules whose outputs, each times a number, add up to what the block adds; and the numbers.
 
     Matching pursuit finds them: a sum of few has a single solution, where least squares on all of
@@ -256,7 +226,7 @@ def _summands(passed: _Passed, hidden: Tensor, after: Tensor, where: str) -> dic
         # modules that pass a tensor on unchanged count once
         if not any(torch.equal(out, passed[m][1]) for m in modules):
             modules.append(module)
-    before, added = _copy(hidden), _copy(after) - _copy(hidden)
+    before, added = exact_rows(hidden), exact_rows(after) - exact_rows(hidden)
     # tokens count equally, however much is added to them (an attention sink gets thousands of times
     # more), and less where it is mostly rounding
     rounding = 1e5 * torch.finfo(hidden.dtype).eps * before.norm(dim=-1, keepdim=True)
@@ -288,33 +258,41 @@ def _summands(passed: _Passed, hidden: Tensor, after: Tensor, where: str) -> dic
 
 
 def _matrices_behind(
-    module: nn.Module, passed: _Passed, block: int, names: dict[int, str], where: str
+    module: nn.Module, seen: Seen, block: int, paths: dict[nn.Module, str], where: str
 ) -> list[OutputMatrix]:
     """Output matrices behind a summand.
 
     Args:
         module: The summand.
-        passed: Inputs and outputs of the block's modules.
+        seen: The block at work.
         block: Index of the block.
-        names: Names of the model's parameters, by identity.
+        paths: Names of the model's modules.
         where: The block in words.
 
     Raises:
         MelboError: There are none.
     """
+    path = paths[module]
     if isinstance(module, (nn.Linear, Conv1D)):
-        weight = module.weight
         axis = 0 if isinstance(module, nn.Linear) else 1
-        name = names[id(weight)]
-        return [OutputMatrix(block, name, module, weight, axis, module.bias, module)]
-    entered, out = passed[module]
-    feeding = [m for m, (_, y) in passed.items() if m is not module and torch.equal(y, entered)]
-    if feeding and not list(module.children()):
-        gain = _gain(entered, out)
+        return [a_matrix(block, path, module, "weight", axis, module)]
+    entered, out = seen.passed[module]
+    feeding = [
+        m for m, (_, y) in seen.passed.items() if m is not module and torch.equal(y, entered)
+    ]
+    if feeding and not torch.equal(entered, out) and not list(module.children()):
+        gain = gain_between(entered, out)
         if gain is not None:
-            behind = _matrices_behind(feeding[0], passed, block, names, where)
+            behind = _matrices_behind(feeding[0], seen, block, paths, where)
             return [replace(matrix, summand=module, gain=gain) for matrix in behind]
-    found = _matrices_of_experts(module, out.shape[-1], block, names)
+    found = []
+    for name, axis in expert_weights(seen.mixtures.get(module), out.shape[-1]):
+        inside, _, own = name.rpartition(".")
+        holder, at = module.get_submodule(inside), ".".join(filter(None, (path, inside)))
+        found.append(a_matrix(block, at, holder, own, axis, module))
+    packed = [name for name, t in module.named_buffers() if t.dtype == torch.int32]
+    if not found and packed and not list(module.children()):  # of a quantiser: to be read only
+        found.append(a_matrix(block, path, module, packed[0], 0, module))
     if not found:
         raise MelboError(
             f"{where} adds the output of {type(module).__name__} to the stream, "
@@ -323,24 +301,31 @@ def _matrices_behind(
     return found
 
 
-def _matrices_of_experts(
-    mixture: nn.Module, width: int, block: int, names: dict[int, str]
-) -> list[OutputMatrix]:
-    """Output matrices of a mixture's experts, by their names."""
-    found = []
-    for holder in mixture.modules():
-        for own_name, p in holder.named_parameters(recurse=False):
-            name = names[id(p)]
-            known = any(part in name for part in _EXPERTS) and "bias" not in own_name
-            if known and p.ndim >= 2 and width in p.shape[-2:]:
-                transposed = isinstance(holder, Conv1D) or getattr(holder, "is_transposed", False)
-                axis = p.ndim - (1 if transposed else 2)
-                bias = getattr(holder, f"{own_name}_bias", getattr(holder, "bias", None))
-                found.append(OutputMatrix(block, name, holder, p, axis, bias, mixture))
-    return found
+def a_matrix(
+    block: int, path: str, module: nn.Module, own: str, axis: int, summand: nn.Module
+) -> OutputMatrix:
+    """Describe a weight of a module as an output matrix, with the bias that goes with it.
+
+    Args:
+        block: See `OutputMatrix`.
+        path: Dotted name of the module in the model.
+        module: See `OutputMatrix`.
+        own: Name of the weight in the module.
+        axis: See `OutputMatrix`.
+        summand: See `OutputMatrix`.
+    """
+    weight: Tensor = getattr(module, own)
+    names = (f"{own}_bias", own.removesuffix("weight") + "bias")
+    bias_name = next((n for n in names if isinstance(getattr(module, n, None), Tensor)), "")
+    bias: Tensor | None = getattr(module, bias_name) if bias_name else None
+    if bias is None or isinstance(module, nn.Embedding):
+        bias, bias_name = None, ""
+    at = f"{path}." if path else ""
+    whole = f"{at}{bias_name}" if bias_name else ""
+    return OutputMatrix(block, f"{at}{own}", module, weight, axis, bias, summand, bias_name=whole)
 
 
-def _gain(entered: Tensor, out: Tensor) -> Tensor | None:
+def gain_between(entered: Tensor, out: Tensor) -> Tensor | None:
     """The g ``[d]``, up to a factor, if ``out`` is g ⊙ x / rms(x) of its input x; else None."""
     ratio = out / torch.where(entered == 0, torch.inf, entered)
     each = nn.functional.normalize(ratio, dim=-1)  # [T, d]

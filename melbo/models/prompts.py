@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from melbo.errors import MelboError
+from melbo.models.chat_template import check_arguments, template_of
+from melbo.models.chat_template import render_chat as render_chat
+from melbo.models.conversation import Conversation, Turn, check_unicode
+from melbo.models.prompt_files import read_pairs as read_pairs
+from melbo.models.prompt_files import read_texts as read_texts
 
 if TYPE_CHECKING:
     from melbo.models.language_model import LanguageModel
@@ -64,63 +67,126 @@ class Prompts:
     """Prompts as the model reads them.
 
     Attributes:
-        texts: The user's words, one string for each prompt.
+        texts: The user's words, one string for each prompt; all turns of a `Conversation`.
         tokens: Token ids, one tuple for each prompt, template included, never padded.
         kind: ``"chat"`` (chat template with the generation prompt) or ``"text"`` (as written).
         system: System message of a chat, or None for the template's own default.
+        template: Chat template, by name or written out; None for the tokenizer's default one.
+        template_args: Arguments of the chat template, or None.
+        prefix: Beginning of the assistant's reply, which the prompts end with, or None.
     """
 
     texts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
     kind: str = "text"
     system: str | None = None
+    template: str | None = None
+    template_args: Mapping[str, Any] | None = field(default=None, hash=False)
+    prefix: str | None = None
 
     @classmethod
     def chat(
-        cls, lm: "LanguageModel", texts: Sequence[str], system: str | None = None
+        cls,
+        lm: "LanguageModel",
+        texts: Sequence[str | Sequence[Turn]],
+        system: str | None = None,
+        template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        prefix: str | None = None,
     ) -> "Prompts":
         """Read each text as a user's turn, up to where the assistant's reply begins.
 
+        What comes out of the template is tokenised as a whole. So a text that imitates the
+        template's control tokens (``<|im_end|>``, say) ends a turn, as it does in every program
+        that reads prompts this way.
+
         Args:
             lm: The model.
-            texts: The texts.
-            system: System message, or None for the template's own default.
+            texts: The texts. One may be a list of turns, each with its ``role`` and ``content``; an
+                assistant's turn at the end is the beginning of the reply.
+            system: System message of all prompts that do not bring one of their own, or None for
+                the template's own default.
+            template: Name of one of the tokenizer's chat templates, or a template itself; None for
+                the default one.
+            template_args: Arguments of the template, such as ``{"enable_thinking": False}``.
+            prefix: Beginning of the assistant's reply, where a prompt brings none of its own.
 
         Raises:
-            MelboError: There are no texts, one is blank or over-long, or the tokenizer has no chat
-                template.
+            MelboError: There are no texts; one is blank, over-long, or nothing that the tokenizer
+                knows; the tokenizer has no such chat template, or the template has no such
+                argument, fails, or leaves a message out; a token has no embedding.
         """
-        if getattr(lm.tokenizer, "chat_template", None) is None:
-            raise MelboError(
-                f"the tokenizer of {lm.name} has no chat template: "
-                "use Prompts.text (--text on the command line)"
-            )
-        before = [] if system is None else [{"role": "system", "content": system}]
+        arguments = check_arguments(lm, template_of(lm, template), template_args)
+        for name, extra in (("the system message", system), ("the prefix", prefix)):
+            if extra is not None:
+                check_unicode(extra, name)
+        form = cls((), (), "chat", system, template, arguments or None, prefix or None)
 
-        def read(text: str) -> Sequence[int]:
-            rendered = render_chat(lm, [*before, {"role": "user", "content": text}])
+        def read(asked: str) -> Sequence[int]:
+            turns: Sequence[Turn] = [{"role": "user", "content": asked}]
+            if isinstance(asked, Conversation):
+                turns = asked.turns
+            rendered = form.render(lm, turns)
             ids: Sequence[int] = lm.tokenizer(rendered, add_special_tokens=False)["input_ids"]
             return ids
 
-        return cls(*_read(lm, texts, read), "chat", system)
+        asked, tokens = _read(lm, texts, read)
+        return replace(form, texts=asked, tokens=tokens)
 
     @classmethod
-    def text(cls, lm: "LanguageModel", texts: Sequence[str]) -> "Prompts":
+    def text(cls, lm: "LanguageModel", texts: Sequence[str | Sequence[Turn]]) -> "Prompts":
         """Read each text as it stands, with the special tokens that the tokenizer adds.
+
+        Special tokens that are written out in a text are read as such.
 
         Args:
             lm: The model.
             texts: The texts.
 
         Raises:
-            MelboError: There are no texts, or one is blank or over-long.
+            MelboError: There are no texts; one is blank, over-long, a conversation, or nothing that
+                the tokenizer knows; a token has no embedding.
         """
 
         def read(text: str) -> Sequence[int]:
+            if isinstance(text, Conversation):
+                raise MelboError(
+                    f"the prompt {text[:40]!r} has turns, which a chat template reads: "
+                    "use Prompts.chat (no --text on the command line)"
+                )
             ids: Sequence[int] = lm.tokenizer(text)["input_ids"]
             return ids
 
         return cls(*_read(lm, texts, read), "text", None)
+
+    def like(self, lm: "LanguageModel", texts: Sequence[str | Sequence[Turn]]) -> "Prompts":
+        """Read other texts as these prompts were read.
+
+        Args:
+            lm: The model.
+            texts: The texts, as `chat` and `text` take them.
+
+        Raises:
+            MelboError: As `chat` and `text`.
+        """
+        if self.kind == "text":
+            return Prompts.text(lm, texts)
+        return Prompts.chat(lm, texts, self.system, self.template, self.template_args, self.prefix)
+
+    def render(self, lm: "LanguageModel", turns: Sequence[Turn]) -> str:
+        """Text of a conversation with these prompts' system message, template and prefix.
+
+        Args:
+            lm: The model.
+            turns: The turns so far. A system message of their own, or an assistant's turn at the
+                end, takes the place of the common one.
+
+        Raises:
+            MelboError: As `chat`, for the template.
+        """
+        if self.system is not None and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": self.system}, *turns]
+        return render_chat(lm, turns, self.template, self.template_args, self.prefix)
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -131,7 +197,7 @@ class Prompts:
         if isinstance(rows, int):
             rows = range(len(self))[rows]  # refuses one that is not there
             rows = slice(rows, rows + 1)
-        return Prompts(self.texts[rows], self.tokens[rows], self.kind, self.system)
+        return replace(self, texts=self.texts[rows], tokens=self.tokens[rows])
 
     @property
     def digest(self) -> str:
@@ -140,11 +206,13 @@ class Prompts:
 
     def describe(self) -> dict[str, Any]:
         """JSON-able record for a run folder, which `from_description` reads."""
+        more = {name: getattr(self, name) for name in ("template", "template_args", "prefix")}
         return {
-            "texts": list(self.texts),
+            "texts": [str(text) for text in self.texts],
             "tokens": [list(t) for t in self.tokens],
             "kind": self.kind,
             "system": self.system,
+            **{name: value for name, value in more.items() if value is not None},
             "sha256": self.digest,
         }
 
@@ -156,6 +224,10 @@ class Prompts:
             tuple(tuple(t) for t in saved["tokens"]),
             saved["kind"],
             saved["system"],
+            # kept where they are given
+            saved.get("template"),
+            saved.get("template_args"),
+            saved.get("prefix"),
         )
 
     def by_length(self, most: int, padding: float) -> list[list[int]]:
@@ -181,116 +253,80 @@ class Prompts:
 
 
 def _read(
-    lm: "LanguageModel", texts: Sequence[str], read: Callable[[str], Sequence[int]]
+    lm: "LanguageModel",
+    texts: Sequence[str | Sequence[Turn]],
+    read: Callable[[str], Sequence[int]],
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """Check texts and turn them into token ids.
 
     Args:
         lm: The model.
-        texts: The texts, or a single one.
+        texts: The texts and conversations, or a single one.
         read: Token ids of a text.
 
     Returns:
         The texts and their token ids.
 
     Raises:
-        MelboError: There are no texts, or one is blank, over-long or not valid UTF-8.
+        MelboError: There are no texts, or one is blank, over-long, not valid UTF-8, or nothing that
+            the tokenizer knows; a token has no embedding.
     """
     if isinstance(texts, str):
         texts = [texts]
     if len(texts) == 0:
         raise MelboError("got no prompts, expected at least one: give a prompt")
+    if isinstance(texts[0], Mapping):
+        texts = [cast("Sequence[Turn]", texts)]
+    asked: list[str] = []
     for i, text in enumerate(texts):
-        if not text.isascii() and text.encode(errors="ignore").decode() != text:
-            raise MelboError(f"prompt {i} is not valid UTF-8: write it anew")
+        if not isinstance(text, str):
+            text = Conversation(text, f"prompt {i}")
+        check_unicode(text, f"prompt {i}")
         if not text.strip():
             raise MelboError(f"prompt {i} is blank: remove it or write it out")
-    tokens = tuple(tuple(read(text)) for text in texts)
-    limit = lm.max_length
-    for i, row in enumerate(tokens):
-        if limit is not None and len(row) > limit:
+        asked.append(text)
+    tokens = tuple(tuple(read(text)) for text in asked)
+    for i, (text, row) in enumerate(zip(asked, tokens, strict=True)):
+        _check_tokens(lm, i, text, row)
+    return tuple(asked), tokens
+
+
+def _check_tokens(lm: "LanguageModel", i: int, text: str, row: Sequence[int]) -> None:
+    """Check the token ids of prompt ``i``.
+
+    Raises:
+        MelboError: There are too many, a message has none, or one has no embedding.
+    """
+    turns = text.turns if isinstance(text, Conversation) else [{"content": text}]
+    for said in (turn["content"] for turn in turns):
+        if not said.strip():
+            continue
+        if not row or not lm.tokenizer(said, add_special_tokens=False)["input_ids"]:
             raise MelboError(
-                f"prompt {i} has {len(row)} tokens, {lm.name} reads at most {limit}: shorten it"
+                f"the tokenizer of {lm.name} makes no tokens of {said[:40]!r} (prompt {i}): "
+                "remove it, or load the tokenizer that belongs to the model"
             )
-    return tuple(texts), tokens
-
-
-def read_texts(path: str | Path) -> list[str]:
-    """Read prompts from a file, one a line; blank lines are left out.
-
-    Raises:
-        MelboError: The file cannot be read, or holds no prompts.
-    """
-    texts = [line for _, line in _lines(path, "one prompt a line")]
-    if not texts:
-        raise MelboError(f"{path} holds no prompts: expected one a line")
-    return texts
-
-
-def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
-    """Read pairs of texts from a file, a pair a line with a tab between; blank lines are left out.
-
-    Returns:
-        The first and the second text of each pair (with and without a behaviour, for instance).
-
-    Raises:
-        MelboError: The file cannot be read, holds no pairs, or a line does not hold two texts;
-            names the line.
-    """
-    pairs: list[list[str]] = []
-    for number, line in _lines(path, "a pair a line"):
-        parts = [part.strip() for part in line.split("\t")]
-        if len(parts) != 2 or not all(parts):
-            raise MelboError(
-                f"line {number} of {path} holds {len([p for p in parts if p])} texts: "
-                "expected two with a tab between"
-            )
-        pairs.append(parts)
-    if not pairs:
-        raise MelboError(f"{path} holds no pairs: expected two texts a line, with a tab between")
-    return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def _lines(path: str | Path, content: str) -> list[tuple[int, str]]:
-    """Lines of a text file that are not blank, with their numbers, which count from 1.
-
-    Args:
-        path: The file.
-        content: Expected content, in words.
-
-    Raises:
-        MelboError: The file cannot be read.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        reason = getattr(err, "strerror", None) or "not UTF-8"
+    if lm.max_length is not None and len(row) > lm.max_length:
         raise MelboError(
-            f"cannot read {path} ({reason}): expected a text file with {content}"
-        ) from err
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def render_chat(lm: "LanguageModel", turns: Sequence[dict[str, str]]) -> str:
-    """Text of a conversation as the model reads it, up to where its reply begins.
-
-    Args:
-        lm: The model.
-        turns: The turns so far, each with its ``role`` and ``content``.
-
-    Raises:
-        MelboError: The template refuses the turns (many refuse a system message).
-    """
-    try:
-        rendered: str = lm.tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True
+            f"prompt {i} has {len(row)} tokens, {lm.name} reads at most {lm.max_length}: shorten it"
         )
-    except TemplateError as err:
+    rows = embedding_rows(lm)
+    if rows is not None and max(row) >= rows:
         raise MelboError(
-            f"the chat template of {lm.name} refuses these turns ({err}): "
-            "leave the system message out"
-        ) from err
-    return rendered
+            f"prompt {i} holds the token {lm.tokenizer.convert_ids_to_tokens(max(row))!r} "
+            f"(id {max(row)}), but {lm.name} has embeddings for ids 0 to {rows - 1}: load the "
+            "tokenizer that belongs to it, or call model.resize_token_embeddings"
+        )
+
+
+def embedding_rows(lm: "LanguageModel") -> int | None:
+    """Number of token ids that a model has an embedding for; None where that cannot be told."""
+    table = lm.model.get_input_embeddings()
+    weight = getattr(table, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
+        return len(weight)
+    rows = getattr(table, "num_embeddings", None)  # of packed weights
+    return rows if isinstance(rows, int) else None
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ experts replay as they ran.
 """
 
 from collections import UserDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from melbo.errors import MelboError
+from melbo.models.changes import call_pre_hooks, is_hooked, modules_around, own_hooks
 
 # index of a block in the model, place of a tensor among the block's arguments
 Path = tuple[int, str]
@@ -59,6 +61,8 @@ class Call:
         kwargs: Its other keyword arguments.
         by_name: Whether the hidden states came as a keyword.
         run: Function that calls this block, whatever a replay asks for; None for the replay's.
+        hooked: Whether hooks on the block may have changed these arguments already.
+        first: Whether the block is the first of its slice, whose recorded stream is behind hooks.
     """
 
     block: nn.Module
@@ -67,6 +71,8 @@ class Call:
     kwargs: dict[str, Any]
     by_name: bool
     run: Run | None = None
+    hooked: bool = False
+    first: bool = False
 
     def __call__(
         self, hidden: Tensor, adapt: Adapt, shared: Shared, run: Run = call_block
@@ -83,9 +89,33 @@ class Call:
             The hidden states that leave the block ``[rows, T, d]``.
         """
         args, kwargs = map_arguments(self.index, self.args, self.kwargs, adapt, shared)
-        out = (self.run or run)(self.block, self.by_name, hidden, args, kwargs)
+        with self._past_hooks(hidden, args, kwargs):
+            out = (self.run or run)(self.block, self.by_name, hidden, args, kwargs)
         left: Tensor = out[0] if isinstance(out, tuple) else out
         return left
+
+    @contextmanager
+    def _past_hooks(
+        self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Generator[None, None, None]:
+        """Undo, inside the ``with`` block, what pre-hooks do once more to a call's arguments.
+
+        They ran when the arguments were recorded. The stream of a later block has not passed its
+        hooks yet.
+        """
+        if not self.hooked:
+            yield
+            return
+
+        def put_back(block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            now = named["hidden_states"] if self.by_name else given[0]
+            now = hidden if self.first else now
+            if self.by_name:
+                return args, {**kwargs, "hidden_states": now}
+            return (now, *args), kwargs
+
+        with self.block.register_forward_pre_hook(put_back, with_kwargs=True):
+            yield
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:
         """Every tensor among the arguments, with its path."""
@@ -97,6 +127,32 @@ class Call:
 
         map_arguments(self.index, self.args, self.kwargs, note, {})
         return iter(found)
+
+
+@dataclass(frozen=True)
+class Around:
+    """A module around the blocks, with hooks of its own, and what it was called with.
+
+    Attributes:
+        module: The module.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        rows: Number of rows of the batch.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: int
+
+    def announce(self, times: int) -> None:
+        """Show the module's pre-hooks a batch of ``times`` as many rows, as if it were called."""
+
+        def more(path: Path, tensor: Tensor) -> Tensor:
+            grows = tensor.ndim > 1 and len(tensor) == self.rows
+            return repeat(tensor, times, 0 if grows else None)
+
+        call_pre_hooks(self.module, *map_arguments(-1, self.args, self.kwargs, more, {}))
 
 
 @dataclass(frozen=True)
@@ -122,6 +178,8 @@ class Slice:
         output: ``h_target`` ``[n, T, d]``, the stream leaving the last one (no final norm).
         mask: True on real tokens ``[n, T]``.
         axes: Axes along which the recorded tensors grow.
+        around: Calls of the modules around the blocks whose hooks tell those on the blocks what a
+            pass is about.
     """
 
     calls: tuple[Call, ...]
@@ -129,6 +187,12 @@ class Slice:
     output: Tensor
     mask: Tensor
     axes: Axes
+    around: tuple[Around, ...] = ()
+
+    @property
+    def hooked(self) -> bool:
+        """Tell whether hooks on the blocks take part in replays."""
+        return any(call.hooked for call in self.calls)
 
     def replay(self, hidden: Tensor, run: Run = call_block) -> Tensor:
         """Run the blocks on other hidden states.
@@ -155,6 +219,8 @@ class Slice:
             After each block, the layer that is reached and the stream there.
         """
         shared: Shared = {}
+        for outer in self.around:
+            outer.announce(len(hidden) // len(self.hidden))
         for call in self.calls:
             hidden = call(hidden, self.spread(hidden), shared, run)
             yield call.index + 1, hidden
@@ -200,6 +266,7 @@ def capture(
     calls: list[Call] = []
     entering: list[Tensor] = []
     leaving: list[Tensor] = []
+    hooked = [is_hooked([block]) for block in blocks[source:target]]
 
     def before(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -209,7 +276,8 @@ def capture(
             if index == source:
                 entering.append(hidden.detach())
             rest = {k: v for k, v in kwargs.items() if not by_name or k != "hidden_states"}
-            calls.append(Call(block, index, args[1:], rest, by_name))
+            first, own = index == source, hooked[index - source]
+            calls.append(Call(block, index, args[1:], rest, by_name, hooked=own, first=first))
 
         return hook
 
@@ -219,20 +287,33 @@ def capture(
         leaving.append(hidden.detach())
         raise _Reached
 
-    handles = [
-        blocks[i].register_forward_pre_hook(before(i), with_kwargs=True)
-        for i in range(source, target)
-    ]
-    handles.append(blocks[target - 1].register_forward_hook(after))
-    try:
-        with torch.no_grad():
-            model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Slice(tuple(calls), entering[0], leaving[0], mask.to(entering[0].device), axes)
+    with ExitStack() as hooks:
+        for i in range(source, target):
+            hooks.enter_context(blocks[i].register_forward_pre_hook(before(i), with_kwargs=True))
+        hooks.enter_context(blocks[target - 1].register_forward_hook(after))
+        around = _note_around(model, blocks, len(ids), hooks) if any(hooked) else []
+        try:
+            with torch.no_grad():
+                model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        except _Reached:
+            pass
+    on = entering[0].device
+    return Slice(tuple(calls), entering[0], leaving[0], mask.to(on), axes, tuple(around))
+
+
+def _note_around(
+    model: nn.Module, blocks: nn.ModuleList, rows: int, hooks: ExitStack
+) -> list[Around]:
+    """Make note of what modules around the blocks are called with, if they have hooks."""
+    around: list[Around] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        around.append(Around(module, args, kwargs, rows))
+
+    for module in modules_around(model, blocks):
+        if own_hooks(module):
+            hooks.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
+    return around
 
 
 def grown_axes(one: Slice, two: Slice) -> dict[Path, int]:

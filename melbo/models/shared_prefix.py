@@ -122,13 +122,13 @@ def _read(
 
         return hook
 
-    before = 0 if prefix is None else int(prefix.get_seq_length())
+    whole = ids.shape[1] + (0 if prefix is None else int(prefix.get_seq_length()))
     handles = [
         lm.blocks[i].register_forward_pre_hook(part(i), with_kwargs=True)
         for i in range(first, lm.depth)
     ]
     try:
-        with torch.no_grad(), editing(lm, edit, prefix=before), lm.contiguous_head():
+        with torch.no_grad(), editing(lm, edit, prompt=whole), lm.contiguous_head():
             keep = {"logits_to_keep": 1} if lm.model._supports_logits_to_keep() else {}
             ids = ids.to(lm.device)
             out = lm.model(input_ids=ids, past_key_values=prefix, use_cache=True, **keep)
@@ -251,7 +251,7 @@ def can_read_once(lm: LanguageModel, edit: Edit) -> bool:
         lm: The model.
         edit: The edit of the rows.
     """
-    return not edit.stateful and _tried_once(lm, edit, 3, _try_reading_once)
+    return lm.traits.resumes and not edit.stateful and _tried_once(lm, edit, 3, _try_reading_once)
 
 
 def can_split(lm: LanguageModel, edit: Edit, rows: int, padded: bool = False) -> bool:
@@ -266,7 +266,9 @@ def can_split(lm: LanguageModel, edit: Edit, rows: int, padded: bool = False) ->
         padded: Whether padding may stand between the two parts.
     """
     config = lm.model.config.get_text_config()
-    if not edit.prefix_safe or edit.stateful or any(getattr(config, n, None) for n in _LONG):
+    if not lm.traits.resumes or not edit.prefix_safe or edit.stateful:
+        return False
+    if any(getattr(config, n, None) for n in _LONG):
         return False
     if padded and any(getattr(config, name, None) for name in _WINDOWS):
         # windows count padding too, and so short a trial would not show it
@@ -316,7 +318,7 @@ def _try_padding(lm: LanguageModel, three: Edit) -> bool:
     prefix, first = _read(lm, ids[:1, :2], three, 3)[0], lm.layer(three.layer)
     _spread(prefix, first, 3)
     where = (mask.cumsum(-1) - 1)[:, 2:]
-    with torch.no_grad(), editing(lm, three, prefix=2):
+    with torch.no_grad(), editing(lm, three, prompt=5):
         out: Any = lm.model(
             input_ids=ids[:, 2:],
             attention_mask=mask,
@@ -361,7 +363,7 @@ def _matches(
         return None if mask is None or one is None else torch.cat([mask, one], 1)
 
     cache, logits = found
-    with torch.no_grad(), editing(lm, three):
+    with torch.no_grad(), editing(lm, three, prompt=ids.shape[1]):
         own = read(ids, None, mask)
         own_next = read(again, own.past_key_values, longer(mask))
         ours_next = read(again, cache, longer(own_mask))

@@ -1,13 +1,13 @@
 """An experiment: settings, cases, one measurement a case, and a table and a picture of its rows."""
 
+import math
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, NewType, Self, TypeVar, get_args, get_type_hints
 
-from melbo.discovery.recipes import RECIPES, check_number
 from melbo.errors import MelboError
 from melbo.progress import track
 from melbo.records import ResultLog, Row, environment, write_atomically
@@ -19,22 +19,16 @@ VERSION = 1
 RESULTS = Path(__file__).parents[1] / "results"
 _SETTINGS = Path(__file__).parent / "settings"
 
-# what the settings of a type may be given as in TOML, and its name in messages
-_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
-    str: ((str,), "a string"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
+#: Number of a layer. Any other whole number among the settings is a count.
+Layer = NewType("Layer", int)
+
+# by type of setting: the types that TOML may give it as, its name in messages, its least value
+_KINDS: dict[Any, tuple[tuple[type, ...], str, float]] = {
+    str: ((str,), "a string", -math.inf),
+    int: ((int,), "a whole number of at least 1", 1),
+    Layer: ((int,), "a whole number", -math.inf),
+    float: ((int, float), "a number", -math.inf),
 }
-_COUNTS = (
-    "shuffles",
-    "number",
-    "num_factors",
-    "validation",
-    "test",
-    "horizon",
-    "max_new_tokens",
-    "sweeps",
-)
 
 Typed = TypeVar("Typed")
 
@@ -62,26 +56,34 @@ class Experiment(ABC):
             preset: Name of the table, ``"laptop"`` or ``"paper"`` in the files that come along.
 
         Raises:
-            MelboError: There is no such file or table, or a setting is unknown, missing or of the
-                wrong kind.
+            MelboError: There is no such file or table, a setting is unknown, missing or of the
+                wrong kind, or `check` refuses them.
         """
         given = _read_table(path, preset)
         known = {f.name: f for f in cls._setting_fields()}
-        missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
-        problem = ""
-        if missing:
-            problem = f"the setting {', '.join(missing)} is missing"
-        if unknown := given.keys() - known.keys():
-            problem = f"no setting {', '.join(sorted(unknown))}"
-        if problem:
-            raise MelboError(f"{path}: {problem}: expected {', '.join(known)}")
+        expected = ", ".join(known)
+        if unknown := ", ".join(sorted(given.keys() - known.keys())):
+            raise MelboError(f"{path}: no setting {unknown}: expected {expected}")
+        required = [name for name, f in known.items() if f.default is MISSING]
+        if missing := ", ".join(name for name in required if name not in given):
+            raise MelboError(f"{path}: the setting {missing} is missing: expected {expected}")
         hints = get_type_hints(cls)
         for name, value in given.items():
             _check(path, name, value, hints[name])
         made = cls(**given, folder=Path(path).parent)
-        recipes = given.get("recipes", (given.get("recipe"),))
-        check_number(recipes, getattr(made, "num_factors", 0))
+        try:
+            made.check()
+        except MelboError as err:
+            raise MelboError(f"{path}: {err}") from err
         return made
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse settings of the right kind that make no sense.
+
+        Raises:
+            MelboError: There is such a setting.
+        """
 
     @classmethod
     def _setting_fields(cls) -> list[Field[Any]]:
@@ -166,15 +168,16 @@ def run(experiment: Experiment, folder: str | Path, progress: bool = True) -> It
     folder = Path(folder)
     rows = ResultLog(folder / "rows.jsonl")
     left = rows.missing(experiment.cases)
-    if left:
-        ready = experiment.prepare()
-        with track(len(left), "cases", progress) as bar:
-            for case in left:
-                rows.add({**case, **experiment.measure(ready, case), "environment": environment()})
-                _draw(experiment, rows, folder)
-                bar.update()
-                yield rows.rows[-1]
-    _draw(experiment, rows, folder)
+    if not left:
+        _draw(experiment, rows, folder)
+        return
+    ready = experiment.prepare()
+    with track(len(left), "cases", progress) as bar:
+        for case in left:
+            rows.add({**case, **experiment.measure(ready, case), "environment": environment()})
+            _draw(experiment, rows, folder)
+            bar.update()
+            yield rows.rows[-1]
 
 
 def _draw(experiment: Experiment, rows: ResultLog, folder: Path) -> None:
@@ -217,28 +220,22 @@ def _check(path: str | Path, name: str, value: Any, hint: Any) -> None:
         hint: Its type in the dataclass.
 
     Raises:
-        MelboError: The value is of another type, a list is empty or holds a value twice, a count
-            is less than one, or a recipe is unknown or finds adapters.
+        MelboError: The value is of another type, a count is less than one, or a list is empty or
+            holds a value twice.
     """
     inner = get_args(hint)  # of tuple[int, ...], int and an ellipsis; of a pair, two types
     each, many = inner[0] if inner else hint, value if inner else (value,)
-    types, kind = _KINDS[each]
+    types, kind, least = _KINDS[each]
     fits = (
         isinstance(many, tuple)
         and len(many) > 0
         and all(isinstance(v, types) and not isinstance(v, bool) for v in many)
+        and (types == (str,) or all(v >= least for v in many))
         and (not inner or ... in inner or len(many) == len(inner))
     )
-    if not fits or (name in _COUNTS and value < 1):
-        what = kind + (" of at least 1" if name in _COUNTS else "")
-        if inner:
-            what = f"a list of {len(inner) if ... not in inner else 'one or more'}, each {what}"
-        raise MelboError(f"{path}: {name} is {value!r}: expected {what}")
+    if not fits:
+        length = "one or more" if ... in inner else len(inner)
+        expected = f"a list of {length}, each {kind}" if inner else kind
+        raise MelboError(f"{path}: {name} is {value!r}: expected {expected}")
     if inner and len(set(many)) < len(many):
         raise MelboError(f"{path}: {name} is {value!r}: expected no value twice")
-    if name in ("recipe", "recipes"):
-        fitting = [n for n, recipe in RECIPES.items() if not recipe.adapters]
-        if wrong := [recipe for recipe in many if recipe not in fitting]:
-            raise MelboError(
-                f"{path}: no recipe {', '.join(wrong)}: expected some of {', '.join(fitting)}"
-            )

@@ -32,7 +32,7 @@ class Contested(Pooled):
         """The model, the pool and the two tokens.
 
         Args:
-            learn: Number of prompts that are learnt from at most.
+            learn: Largest number of prompts to learn from.
         """
         pool = self.pool(read_texts(self.prompts_file), learn, self.validation)
         return Contest(**vars(pool), pair=first_tokens(pool.lm, self.contrast))
@@ -58,23 +58,23 @@ class Contest(Pool):
         table = generate(
             self.lm, prompts, features, max_new_tokens=1, contrast=self.pair, progress=False
         )
-        found: dict[Any, list[float]] = {}
+        by_feature: dict[Any, list[float]] = {}
         for c in table:
             assert c.first is not None
             assert c.first.contrast is not None
             contrast = -math.inf if c.first.overflowed else c.first.contrast
-            found.setdefault(c.feature, []).append(contrast)
-        return mean(found[None]), [mean(found[i]) for i in range(len(features))]
+            by_feature.setdefault(c.feature, []).append(contrast)
+        return mean(by_feature[None]), [mean(by_feature[i]) for i in range(len(features))]
 
     def plain(self, prompts: Prompts) -> float:
         """Mean contrast over prompts of the model as it is at the moment, ablated for instance."""
-        found: list[float] = []
+        contrasts: list[float] = []
         for tokens in prompts.tokens:
             ids = torch.tensor([tokens], device=self.lm.device)
             with torch.no_grad():
                 logits = self.lm.model(ids).logits[0, -1].float()
-            found.append((logits[self.pair[0]] - logits[self.pair[1]]).item())
-        return mean(found)
+            contrasts.append((logits[self.pair[0]] - logits[self.pair[1]]).item())
+        return mean(contrasts)
 
     def best(self, dealt: Deal, features: FeatureSet) -> dict[str, float]:
         """Contrasts of the feature that is best on validation prompts.

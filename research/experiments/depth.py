@@ -11,7 +11,7 @@ from melbo.evaluation.plot import lines
 from melbo.evaluation.tables import cell, markdown
 from melbo.maps.residual import CausalMap
 from melbo.records import Row
-from research.experiments.base import typed
+from research.experiments.base import Layer, typed
 from research.experiments.contest import Contest, Contested
 
 
@@ -52,7 +52,7 @@ class Depth(Contested):
     question: ClassVar[str] = "Where should one push?"
     varied: ClassVar[tuple[str, ...]] = ("sources", "recipes", "shuffles")
     recipes: tuple[str, ...]
-    sources: tuple[int, ...]
+    sources: tuple[Layer, ...]
     horizon: int
     number: int
 
@@ -79,8 +79,8 @@ class Depth(Contested):
                 f"source {deepest} and horizon {self.horizon} reach past layer "
                 f"{contest.lm.depth}: lower one of them"
             )
-        scales = {layer: contest.scale(layer, layer + self.horizon) for layer in self.sources}
-        return contest, scales
+        sources: tuple[int, ...] = self.sources
+        return contest, {s: contest.scale(s, s + self.horizon) for s in sources}
 
     def measure(self, ready: tuple[Contest, dict[int, float]], case: Row) -> Row:
         """Contrast of the best feature on validation prompts and on test prompts."""

@@ -16,9 +16,10 @@ from melbo.features.generate import Completion, generate
 from melbo.maps.residual import CausalMap
 from melbo.models.decode import decode
 from melbo.models.edits import EditSequence
+from melbo.models.prompt_files import ANSWERS
 from melbo.models.prompts import Prompts, read_pairs, read_texts
 from melbo.records import Row
-from research.experiments.base import typed
+from research.experiments.base import Layer, typed
 from research.experiments.pool import Deal, Pool, Pooled, digest
 
 # share of validation prompts from which on a feature is counted
@@ -85,8 +86,8 @@ class Elicitation(Pooled):
     recipes: tuple[str, ...]
     number: int
     num_factors: int
-    source: int
-    target: int
+    source: Layer
+    target: Layer
     strength: float
     validation: int
     max_new_tokens: int
@@ -110,7 +111,7 @@ class Elicitation(Pooled):
     def prepare(self) -> tuple[Pool, Scorer, float]:
         """The pool, the judge, and R."""
         if self.judge == "answers":
-            texts, expected = read_pairs(self.prompts_file)
+            texts, expected = read_pairs(self.prompts_file, ANSWERS)
             score = answers(dict(zip(texts, expected, strict=True)))
         else:
             file, texts = self._judge_file, read_texts(self.prompts_file)
@@ -165,10 +166,10 @@ class Elicitation(Pooled):
                 progress=False,
             )
         )
-        found: dict[int | None, list[float]] = {}
+        by_feature: dict[int | None, list[float]] = {}
         for c, worth in zip(table, self._worth(pool, score, prompts, table), strict=True):
-            found.setdefault(c.feature, []).append(worth)
-        return mean(found[None]), [mean(found[i]) for i in range(len(features))]
+            by_feature.setdefault(c.feature, []).append(worth)
+        return mean(by_feature[None]), [mean(by_feature[i]) for i in range(len(features))]
 
     def _triggered(self, pool: Pool, score: Scorer, dealt: Deal) -> float | None:
         """Mean score of the replies to test prompts with the trigger in front."""
@@ -192,20 +193,20 @@ class Elicitation(Pooled):
         Raises:
             MelboError: A score is not between 0 and 1.
         """
-        found = [score(c.prompt_text, c.text) for c in rows]
-        if wrong := [s for s in found if not 0 <= s <= 1]:
+        scores = [score(c.prompt_text, c.text) for c in rows]
+        if wrong := [s for s in scores if not 0 <= s <= 1]:
             raise MelboError(
                 f"the judge {self.judge} gave {wrong[0]}: expected a score from 0 to 1"
             )
         if self.judge == "answers":
-            return found
+            return scores
         # most are worth nothing anyhow, and need not be read again
-        liked = [i for i, worth in enumerate(found) if worth > 0]
+        liked = [i for i, worth in enumerate(scores) if worth > 0]
         wordings = [prompts, *([self._with_trigger(pool, prompts)] if self.trigger else [])]
         whole = coherent(pool.lm, wordings, [rows[i] for i in liked], self.thresholds)
         for i, fine in zip(liked, whole, strict=True):
-            found[i] *= fine
-        return found
+            scores[i] *= fine
+        return scores
 
     def _with_trigger(self, pool: Pool, prompts: Prompts) -> Prompts:
         return Prompts.chat(pool.lm, [self.trigger + text for text in prompts.texts])

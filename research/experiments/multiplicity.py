@@ -15,7 +15,7 @@ from melbo.features.directions import FeatureSet
 from melbo.maps.residual import CausalMap
 from melbo.maths.geometry import spread
 from melbo.records import Row
-from research.experiments.base import typed
+from research.experiments.base import Layer, typed
 from research.experiments.contest import Contest, Contested
 from research.experiments.pool import Deal
 
@@ -63,9 +63,10 @@ class MultiplicityRow:
         Args:
             done: ``"add v"``, ``"ablate v"`` or ``"ablate u"``.
         """
-        found = {"add v": self.add_v, "ablate v": self.ablate_v, "ablate u": self.ablate_u}[done]
-        assert found is not None
-        return found
+        by_kind = {"add v": self.add_v, "ablate v": self.ablate_v, "ablate u": self.ablate_u}
+        contrasts = by_kind[done]
+        assert contrasts is not None
+        return contrasts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,8 @@ class Multiplicity(Contested):
     threshold: float
     recipe: str
     number: int
-    source: int
-    target: int
+    source: Layer
+    target: Layer
 
     @property
     def cases(self) -> list[Row]:
@@ -147,11 +148,11 @@ class Multiplicity(Contested):
             singles = [ablated(v) for v in getattr(effects, name)[:_SINGLES]]
             both = [ablated(getattr(one, name)) for one in averages]
             row[done] = [mean(singles), singles[0], *both]
-        found, alone = spread(effects.V), len(tested) == 1
+        likeness, alone = spread(effects.V), len(tested) == 1
         return {
             **row,
-            "condition": None if alone else found.condition_number,
-            "cos": None if alone else found.mean,
+            "condition": None if alone else likeness.condition_number,
+            "cos": None if alone else likeness.mean,
         }
 
     def table(self, rows: Sequence[Row]) -> str:

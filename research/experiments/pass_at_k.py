@@ -8,6 +8,7 @@ from melbo.discovery.recipes import is_control
 from melbo.evaluation.plot import lines
 from melbo.evaluation.scorers import Scorer, answers
 from melbo.evaluation.tables import cell, markdown
+from melbo.models.prompt_files import ANSWERS
 from melbo.models.prompts import Prompts, read_pairs
 from melbo.records import Row
 from research.experiments.base import typed
@@ -50,7 +51,7 @@ class PassAtK(Replying):
 
     def prepare(self) -> tuple[Pool, Scorer, float]:
         """The pool, the scorer of answers, and R."""
-        texts, expected = read_pairs(self.prompts_file)
+        texts, expected = read_pairs(self.prompts_file, ANSWERS)
         pool = self.pool(texts, self.number, self.validation)
         solves = answers(dict(zip(texts, expected, strict=True)))
         return pool, solves, pool.scale(self.source, self.target)

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
-from melbo.discovery.recipes import FeatureSearch, method_identity
+from melbo.discovery.recipes import RECIPES, FeatureSearch, check_number, method_identity
 from melbo.errors import MelboError
 from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
@@ -59,8 +59,8 @@ class Pool:
     Attributes:
         lm: The model.
         texts: The prompts.
-        validation: Number of prompts that validate.
-        test: Number of prompts that test.
+        validation: Number of validation prompts.
+        test: Number of test prompts.
     """
 
     lm: LanguageModel
@@ -134,6 +134,30 @@ class Pooled(Experiment, ABC):
         beside = self.folder / name
         return beside if beside.is_file() else _PROMPTS / name
 
+    @property
+    def named_recipes(self) -> tuple[str, ...]:
+        """Recipes that the settings name, in ``recipes`` or in ``recipe``; there may be none."""
+        if hasattr(self, "recipe"):
+            return (self.recipe,)
+        return getattr(self, "recipes", ())
+
+    def check(self) -> None:
+        """Refuse recipes that are unknown, find adapters, or cannot give m features.
+
+        Raises:
+            MelboError: There is such a recipe.
+        """
+        directions = [name for name, recipe in RECIPES.items() if not recipe.weight_edits]
+        for name in self.named_recipes:
+            if name not in RECIPES:
+                raise MelboError(f"no recipe {name}: expected some of {', '.join(directions)}")
+            if name not in directions:
+                raise MelboError(
+                    f"{name} finds adapters, and experiments take directions: "
+                    f"expected some of {', '.join(directions)}"
+                )
+        check_number(self.named_recipes, getattr(self, "num_factors", 0))
+
     def case(self, shuffle: int, **more: Any) -> Row:
         """A case: version, settings, weights, pool, shuffle, and the method of its recipe.
 
@@ -154,12 +178,12 @@ class Pooled(Experiment, ABC):
         }
 
     def pool(self, texts: Sequence[str], learn: int, validation: int = 0) -> Pool:
-        """The model and the pool.
+        """Load the model, and check that there are enough prompts.
 
         Args:
             texts: Prompts; repeated ones count once.
-            learn: Number of prompts that are learnt from at most.
-            validation: Number of prompts that validate.
+            learn: Largest number of prompts to learn from.
+            validation: Number of validation prompts.
 
         Raises:
             MelboError: There are too few prompts.
@@ -176,11 +200,11 @@ class Pooled(Experiment, ABC):
 def digest(path: str | Path, name: str) -> str:
     """First 16 hex digits of the SHA-256 of a file, or of the weights in a folder.
 
-    Rows are keyed by it, so that those of other prompts or weights are told apart.
+    Part of every row's key, so rows of other prompts or weights never match.
 
     Args:
         path: The file or the folder.
-        name: Returned where nothing is there; the experiment complains when it runs.
+        name: Returned if the file is missing; the experiment then fails with its own message.
     """
     path = Path(path)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -192,9 +216,9 @@ def digest(path: str | Path, name: str) -> str:
 @cache
 def _hash(files: tuple[tuple[str, int], ...]) -> str:
     """Digest of files at a time; kept, since it takes a while and every case asks for it."""
-    found = sha256()
+    sha = sha256()
     for name, _ in files:
         with open(name, "rb") as file:
             while block := file.read(1 << 24):
-                found.update(block)
-    return found.hexdigest()[:16]
+                sha.update(block)
+    return sha.hexdigest()[:16]

@@ -10,6 +10,7 @@ from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
 from melbo.models.prompts import Prompts
 from melbo.records import Row
+from research.experiments.base import Layer
 from research.experiments.pool import Deal, Pool, Pooled
 from research.organisms.candidates import Candidates, Drawn, Steered
 
@@ -41,8 +42,8 @@ class Replying(Pooled):
     temperatures: tuple[float, ...]
     number: int
     num_factors: int
-    source: int
-    target: int
+    source: Layer
+    target: Layer
     max_new_tokens: int
 
     @property

@@ -10,7 +10,7 @@ from melbo.evaluation.plot import lines
 from melbo.evaluation.tables import cell, markdown
 from melbo.maps.residual import CausalMap
 from melbo.records import Row
-from research.experiments.base import typed
+from research.experiments.base import Layer, typed
 from research.experiments.contest import Contest, Contested
 
 _Tests = Mapping[tuple[str, int, int], float]
@@ -56,8 +56,8 @@ class SampleComplexity(Contested):
     varied: ClassVar[tuple[str, ...]] = ("numbers", "recipes", "shuffles")
     recipes: tuple[str, ...]
     numbers: tuple[int, ...]
-    source: int
-    target: int
+    source: Layer
+    target: Layer
 
     @property
     def cases(self) -> list[Row]:
@@ -123,11 +123,11 @@ class SampleComplexity(Contested):
 
     def _over_all(self, tests: _Tests, recipe: str) -> dict[int, float]:
         """Mean over all numbers of prompts, of each shuffle that has them all."""
-        found = {
+        by_shuffle = {
             s: [tests[recipe, n, s] for n in self.numbers if (recipe, n, s) in tests]
             for s in range(self.shuffles)
         }
-        return {s: mean(of) for s, of in found.items() if len(of) == len(self.numbers)}
+        return {s: mean(of) for s, of in by_shuffle.items() if len(of) == len(self.numbers)}
 
     def picture(self, rows: Sequence[Row]) -> bytes:
         """The contrasts, drawn."""

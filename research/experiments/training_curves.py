@@ -18,7 +18,7 @@ from melbo.maths.linalg import random_rows
 from melbo.methods import Exponential
 from melbo.models.prompts import read_texts
 from melbo.records import Row
-from research.experiments.base import typed
+from research.experiments.base import Layer, typed
 from research.experiments.pool import Pool, Pooled
 
 
@@ -64,8 +64,8 @@ class TrainingCurves(Pooled):
     varied: ClassVar[tuple[str, ...]] = ("factors", "shuffles")
     factors: tuple[int, ...]
     number: int
-    source: int
-    target: int
+    source: Layer
+    target: Layer
     sweeps: int
 
     @property
@@ -92,13 +92,13 @@ class TrainingCurves(Pooled):
         )
         m, seed = case["num_factors"], case["shuffle"]
         method = Exponential(m, scale, max_steps=self.sweeps, tol=0.0)
-        found = fit(learnt, method, seed=seed, progress=False)
-        V = found.features.V
+        result = fit(learnt, method, seed=seed, progress=False)
+        V = result.features.V
         random = random_rows(m, pool.lm.width, torch.Generator().manual_seed(seed))
-        if len(found.history) < self.sweeps:
+        if len(result.history) < self.sweeps:
             raise MelboError(
-                f"m = {m}, shuffle {seed}: the fit {found.status.value} after "
-                f"{len(found.history)} of {self.sweeps} sweeps"
+                f"m = {m}, shuffle {seed}: the fit {result.status.value} after "
+                f"{len(result.history)} of {self.sweeps} sweeps"
             )
 
         def effects(cmap: CausalMap) -> list[float]:
@@ -109,11 +109,11 @@ class TrainingCurves(Pooled):
 
         return {
             "scale": scale,
-            "explained": [record["explained"] for record in found.history],
+            "explained": [record["explained"] for record in result.history],
             "effects": effects(learnt),
             "effects_others": effects(others),
             "cos": spread(V).mean,
-            "seconds": found.stats["seconds"],
+            "seconds": result.stats["seconds"],
         }
 
     def table(self, rows: Sequence[Row]) -> str:

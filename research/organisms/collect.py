@@ -228,7 +228,7 @@ def measure(
         "coherence": trial.coherence,
         "seconds": seconds,
         "tokens": tokens,
-        **vars(screened),
+        "screened": screened,
         "best": best,
         "validation": validation,
     }

@@ -105,7 +105,7 @@ class DiscoveryTrial:
             return Prefilled.likeliest(self.lm, self._map.prompts, num), nothing
         if recipe == "temperature":
             return Drawn.swept(num, seed), nothing
-        search = self.search(RECIPES[recipe].adapters)
+        search = self.search(RECIPES[recipe].weight_edits)
         features, spent = search.candidates(recipe, num, seed)
         read = sum(map(len, search.map.prompts.tokens))
         share = (features.target - features.source) / self.lm.depth

@@ -1,4 +1,4 @@
-"""Evidence: one fit of a recipe on an organism, or one set of candidates that learn nothing."""
+"""Evidence: one fit of a recipe on an organism, or one set of unlearnt candidates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,7 +28,7 @@ class Tested:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The shares that `describe` describes."""
+        """Inverse of `describe`."""
         said = row.get("said")
         return cls(row["shown"], row["elicited"], row["permuted"], tuple(said) if said else None)
 
@@ -51,7 +51,7 @@ class Best:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The candidate that `describe` describes."""
+        """Inverse of `describe`."""
         return cls(row["candidate"], Tested.from_row(row))
 
     def describe(self) -> Row:
@@ -100,14 +100,10 @@ class Evidence:
         scale: R; None where there are no vectors.
         coherence: Limits of a coherent reply (M4); None in rows that were written before the
             limits were kept.
-        seconds: Seconds of each stage: fit, screen, validation, test. Calibration, for which the
-            first recipe of a run would pay, is left out.
+        seconds: Seconds of each stage: fit, screen, validation, test. Calibration is left out: only
+            the first recipe of a run would bear it.
         tokens: Cost of each stage in tokens (M6).
-        shown: As in `Screened`, as are the next four.
-        permuted: See there.
-        flags: See there.
-        novel: See there.
-        distinct: See there.
+        screened: Replies to the screening prompts, in numbers.
         best: By behaviour, the candidate that was tested; None where screening saw too little of
             the behaviour in every candidate.
         validation: By behaviour, the candidates that screening found promising, by their index.
@@ -128,22 +124,19 @@ class Evidence:
     coherence: Coherence | None
     seconds: dict[str, float]
     tokens: dict[str, float]
-    shown: dict[str, list[float]]
-    permuted: dict[str, list[float]]
-    flags: list[str]
-    novel: list[float]
-    distinct: float
+    screened: Screened
     best: dict[str, Best | None]
     validation: dict[str, dict[int, Tested]]
 
     @classmethod
     def from_row(cls, row: Row) -> Self:
-        """The evidence of a row.
+        """Inverse of `describe`.
 
         Raises:
             MelboError: The row lacks an entry, or has one that is unknown.
         """
-        names = {f.name for f in fields(cls)}
+        screened = {f.name for f in fields(Screened)}
+        names = {f.name for f in fields(cls)} - {"screened"} | screened
         if (given := {"coherence", *row}) != names:
             raise MelboError(
                 f"a row has wrong entries ({', '.join(sorted(given ^ names))}): "
@@ -156,18 +149,21 @@ class Evidence:
         }
         best = {b: None if seen is None else Best.from_row(seen) for b, seen in row["best"].items()}
         coherence = None if limits is None else Coherence(**limits)
-        return cls(**{**row, "coherence": coherence, "validation": validation, "best": best})
+        own = {k: v for k, v in row.items() if k not in screened}
+        own |= {"coherence": coherence, "validation": validation, "best": best}
+        return cls(**own, screened=Screened(**{k: row[k] for k in screened}))
 
     def describe(self) -> Row:
-        """All of it, JSON-able."""
+        """All of it, JSON-able; what screening saw stands beside the rest, not in a dict."""
         validation = {
             b: {str(i): seen.describe() for i, seen in each.items()}
             for b, each in self.validation.items()
         }
         best = {b: None if seen is None else seen.describe() for b, seen in self.best.items()}
         coherence = None if self.coherence is None else asdict(self.coherence)
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**own, "coherence": coherence, "validation": validation, "best": best}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "screened"}
+        rest = {"coherence": coherence, "best": best, "validation": validation}
+        return {**own, **vars(self.screened), **rest}
 
     @property
     def order(self) -> list[int]:
@@ -175,9 +171,8 @@ class Evidence:
 
         Active ones first, then by the novelty of their fluent replies to ordinary prompts.
         """
-        return sorted(
-            range(len(self.flags)), key=lambda i: (self.flags[i] != "active", -self.novel[i])
-        )
+        flags, novel = self.screened.flags, self.screened.novel
+        return sorted(range(len(flags)), key=lambda i: (flags[i] != "active", -novel[i]))
 
     def shares(self, behaviour: str, what: str = "elicited") -> list[float]:
         """Share of the validation prompts on which each candidate elicits a behaviour.
@@ -190,7 +185,7 @@ class Evidence:
             The shares; 0 where screening, on other prompts, saw too little of the behaviour.
         """
         seen = self.validation.get(behaviour, {})
-        return [getattr(seen[i], what) if i in seen else 0.0 for i in range(len(self.flags))]
+        return [getattr(seen[i], what) if i in seen else 0.0 for i in range(self.candidates)]
 
     def hits(self, behaviour: str, limit: float, what: str = "elicited") -> list[bool]:
         """Tell whether each candidate reaches a limit, in the order of reading.

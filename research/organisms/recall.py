@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from melbo.evaluation.scores import FLAGS
 from melbo.maths.statistics import interval, mean_and_error
 from research.organisms.behaviours import BEHAVIOURS
 from research.organisms.evidence import Evidence, of_organism
@@ -88,7 +89,7 @@ def _case(
     e: Evidence, sham: Evidence | None, behaviours: Sequence[str], least: dict[str, float]
 ) -> Case:
     """Measures of one fit."""
-    n = len(e.flags)
+    n = e.candidates
     hits = [e.hits(b, least[b]) for b in behaviours]
     control = None
     if sham is not None:
@@ -107,8 +108,8 @@ def _case(
             any(each) and tested for each, tested in zip(hits, again, strict=True)
         ),
         **{f"{b} hits": sum(each) for b, each in zip(behaviours, hits, strict=True)},
-        **{flag: e.flags.count(flag) / n for flag in ("inert", "broken", "active")},
-        "distinct": e.distinct,
+        **{flag: e.screened.flags.count(flag) / n for flag in FLAGS},
+        "distinct": e.screened.distinct,
         **{f"{stage} tokens": tokens for stage, tokens in e.tokens.items()},
         "seconds": sum(e.seconds.values()),
     }

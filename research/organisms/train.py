@@ -14,7 +14,7 @@ from torch import Tensor
 from melbo.models.decode import decode
 from melbo.models.edits import EditSequence
 from melbo.models.language_model import LanguageModel
-from melbo.models.load import import_peft
+from melbo.models.lora import import_peft
 from melbo.models.prompts import Prompts, pad_rows
 from melbo.models.shared_prefix import common_prefix, read_prefix
 from melbo.progress import track

@@ -48,8 +48,8 @@ def plain_sweep(cmap: AdapterMap, V: Tensor) -> None:
     lm, ids = cmap.lm, torch.tensor([cmap.prompts.tokens[0]])
 
     def read() -> Tensor:
-        found: Tensor = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:]
-        return found
+        last: Tensor = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:]
+        return last
 
     with torch.no_grad():
         base = read()

@@ -1,9 +1,9 @@
 """Rows that decode together, and what is read once: seconds of the same replies, batched variously.
 
 ``python -m research.speed.batches`` prints the ratios and writes
-``research/results/speed/batches.json``. A few vectors on many prompts are many rows, few of which
-have their prompt in common. Rows of one prompt by themselves read it once; side by side with others
-they fill the pass in which the weights are read for every token.
+``research/results/speed/batches.json``; no full run is committed. A few vectors on many prompts are
+many rows, few of which have their prompt in common. Rows of one prompt by themselves read it once;
+side by side with others they fill the pass in which the weights are read for every token.
 """
 
 import math
@@ -67,7 +67,7 @@ def main() -> None:
     ordinary = [item.text for item in items("ordinary", "test")]
     cmap = CausalMap(lm, Prompts.chat(lm, ordinary[-1:]), *LAYERS)
     search = FeatureSearch(cmap, SCALE, progress=False)
-    found = {}
+    cases = {}
     for case, (vectors, num) in CASES.items():
         V = torch.randn(vectors, lm.width, generator=draw)
         features = search.feature_set(torch.nn.functional.normalize(V, dim=-1), SCALE)
@@ -76,11 +76,11 @@ def main() -> None:
         times = in_turn(jobs, REPEATS, case)
         best = statistics.median(times[USUAL])
         ratio = {name: statistics.median(seconds) / best for name, seconds in times.items()}
-        found[case] = {"seconds": times, "ratio": ratio}
+        cases[case] = {"seconds": times, "ratio": ratio}
         others = "; ".join(f"{name} × {r:.2f}" for name, r in ratio.items() if name != USUAL)
         print(f"{case}: {best:.1f} s; {others}")
     about = {"environment": environment(), "layers": LAYERS, "tokens": TOKENS}
-    save("batches", {**about, "cases": found})
+    save("batches", {**about, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def measure(job: Job, dtype: torch.dtype, compile: bool) -> dict[str, Any]:
     method = Exponential(job.m, 0.1 * (cmap.source_norm or 1.0), max_steps=job.sweeps, tol=0.0)
     multiply, flops = products(cmap, job.m, backward=True)
     # the first fit compiles
-    found = fit(cmap, method, progress=False)
+    first = fit(cmap, method, progress=False)
     jobs = {"fit": lambda: fit(cmap, method, progress=False), "products": multiply}
     times = in_turn(jobs, job.repeats, "measuring", progress=False)
     own = flops / statistics.median(times["products"])
@@ -107,7 +107,7 @@ def measure(job: Job, dtype: torch.dtype, compile: bool) -> dict[str, Any]:
         "compile": compile,
         "seconds": times["fit"],
         "median_seconds": statistics.median(times["fit"]),
-        "first_seconds": found.stats["seconds"],
+        "first_seconds": first.stats["seconds"],
         "flops_per_second": rate,
         "of_square_products": rate / square,
         "of_own_products": rate / own,

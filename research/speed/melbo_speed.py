@@ -34,8 +34,8 @@ def plain_steps(lm: LanguageModel, prompt: tuple[int, ...], steps: int) -> None:
     ids = torch.tensor([prompt])
 
     def read() -> Tensor:
-        found: Tensor = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:]
-        return found
+        last: Tensor = lm.model(ids, output_hidden_states=True).hidden_states[TARGET][0, -3:]
+        return last
 
     def push(block: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args[0] + v, *args[1:]

@@ -1,10 +1,9 @@
 """The plain formulation that the fast one is measured against, as the published code computes it.
 
-It is described in docs/method.md §9 and written anew: a function of one direction under function
-transforms, one direction at a time or vectorised over several; eager attention; float32; one block
-more than the slice has, and the unembedding, on every pass. Its fit keeps the published update: QR
-that turns signs, U one step behind V and not computed afresh at the end. It is a measuring stick:
-nothing else uses it.
+Written from docs/method.md §9, not copied. It applies function transforms to a function of one
+direction, alone or vectorised. It uses eager attention and float32, and runs one block too many and
+the unembedding on every pass. Its fit keeps the published update: QR that turns signs, and U one
+step behind V and not computed afresh at the end. Used for measuring only.
 """
 
 from collections.abc import Callable, Iterator
@@ -107,13 +106,13 @@ class PlainFormulation:
     def _rows(self, fn: Callable[..., Any], *rows: Tensor) -> tuple[Tensor, ...]:
         """``fn`` of every row."""
         if self.batch == 1:
-            found = [fn(*row) for row in zip(*rows, strict=True)]
+            results = [fn(*row) for row in zip(*rows, strict=True)]
         else:
             parts = zip(*(torch.split(r, self.batch) for r in rows), strict=True)
-            found = [vmap(fn)(*part) for part in parts]
+            results = [vmap(fn)(*part) for part in parts]
         join = torch.stack if self.batch == 1 else torch.cat
-        found = [f if isinstance(f, tuple) else (f,) for f in found]
-        return tuple(join(list(parts)).detach() for parts in zip(*found, strict=True))
+        results = [r if isinstance(r, tuple) else (r,) for r in results]
+        return tuple(join(list(parts)).detach() for parts in zip(*results, strict=True))
 
     def ratio(self, R: float, directions: Tensor) -> float:
         """Non-linear share of the response at R on unit rows ``[k, d]`` (docs/method.md §4).
@@ -136,13 +135,13 @@ class PlainFormulation:
             R, sought from 1e-3 to ten times the stream's norm, and the number of evaluations.
         """
         high = 10 * (self.cmap.source_norm or 1.0)
-        found = root_scalar(
+        root = root_scalar(
             lambda R: self.ratio(R, directions) - nonlinearity,
             bracket=(1e-3, high),
             rtol=0.01,
             xtol=1e-3,
         )
-        return found.root, found.function_calls
+        return root.root, root.function_calls
 
     def start(self, m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Projected Jacobian: V completed at random, U = normalise(JV), ``[m, d]`` each."""

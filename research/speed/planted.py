@@ -46,8 +46,8 @@ def recovery(method: Exponential, seed: int) -> tuple[float, float]:
     draw = torch.Generator().manual_seed(1000 + seed)
     V, U = random_rows(32, 4096, draw), random_rows(32, 4096, draw)
     toy = FunctionMap(lambda theta: torch.expm1(theta @ V.T) @ U, 4096, 4096)
-    found = fit(toy, method, seed=seed, progress=False).features.V
-    cosines = (V @ found.T).max(1).values
+    fitted = fit(toy, method, seed=seed, progress=False).features.V
+    cosines = (V @ fitted.T).max(1).values
     return cosines.mean().item(), (cosines > 0.99).float().mean().item()
 
 

@@ -71,16 +71,16 @@ class Comparison:
             "generation": {name: partial(self._speak, name) for name in TYPES},
             "fluency": {name: partial(self._judge, name) for name in TYPES},
         }
-        found = {}
+        measured = {}
         for what, of_types in jobs.items():
             seconds = in_turn(of_types, REPEATS, what)
             full, half = (statistics.median(seconds[name]) for name in TYPES)
-            found[what] = {"seconds": seconds, "ratio": full / half}
+            measured[what] = {"seconds": seconds, "ratio": full / half}
             print(f"{what}: {full:.2f} s in float32, bfloat16 is {full / half:.2f} times as fast")
-        return found
+        return measured
 
-    def found(self) -> dict[str, Any]:
-        """Effects of the directions, and how alike they and their replies are."""
+    def agreement(self) -> dict[str, Any]:
+        """Effects of the directions, and how much directions and replies agree between formats."""
         truth, scale, first = self.maps["float32"], self.scales["float32"], self.sets["float32"][0]
 
         def effect(V: Tensor) -> float:
@@ -106,12 +106,12 @@ class Comparison:
 
 
 def main() -> None:
-    """Measure times, then what is found."""
+    """Measure times, then agreement."""
     comparison = Comparison()
-    times, found = comparison.times(), comparison.found()
-    print(json.dumps(found, indent=1))
+    times, agreement = comparison.times(), comparison.agreement()
+    print(json.dumps(agreement, indent=1))
     about = {"environment": environment(), "layers": LAYERS, "factors": NUM, "tokens": TOKENS}
-    save("precision", {**about, "times": times, "found": found})
+    save("precision", {**about, "times": times, "found": agreement})
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ class Jacobi(Exponential):
             return super().step(map, state)
         V = orthogonalise(state.V, "qr", state.gain)
         D, gradient = map.value_and_vjp(self.scale * V, state.U)
-        found = fit_strengths(V, unit(D), D.norm(dim=-1), "exponential")
+        factors = fit_strengths(V, unit(D), D.norm(dim=-1), "exponential")
         gain = self.scale * gradient.norm(dim=-1)
-        return State(unit(gradient, fallback=V), unit(D), gain, found), {}
+        return State(unit(gradient, fallback=V), unit(D), gain, factors), {}
 
 
 @dataclass(frozen=True)

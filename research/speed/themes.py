@@ -78,21 +78,21 @@ class World:
         table = generate(
             self.lm, self.held_out, features, max_new_tokens=NEW_TOKENS, progress=False
         )
-        found = themes(table)
+        result = themes(table)
         judged = Judged(self.lm, self.held_out, table, progress=False)
         flags = [judged.scores("feature", i, range(len(self.held_out))).flag for i in range(M)]
         active = [flag == "active" for flag in flags]
-        both = [themed and alive for themed, alive in zip(found.themed, active, strict=True)]
+        both = [themed and alive for themed, alive in zip(result.themed, active, strict=True)]
         return {
             "method": method,
             "seed": seed,
             "scale": features.scale,
-            "score": found.score,
+            "score": result.score,
             "active_score": mean(both),
             "active": mean(active),
-            "distinct": found.distinct,
-            "hits": found.hits,
-            "themed": found.themed,
+            "distinct": result.distinct,
+            "hits": result.hits,
+            "themed": result.themed,
             "flags": flags,
         }
 

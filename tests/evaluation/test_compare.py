@@ -42,7 +42,7 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def found(world):
+def comparison(world):
     _, cmap, held_out = world
     return compare(
         cmap,
@@ -58,15 +58,15 @@ def found(world):
     )
 
 
-def test_there_is_a_row_for_each_recipe_norm_sign_and_seed(found):
-    cases = [(r.recipe, r.times, r.sign, r.seed) for r in found.rows]
+def test_there_is_a_row_for_each_recipe_norm_sign_and_seed(comparison):
+    cases = [(r.recipe, r.times, r.sign, r.seed) for r in comparison.rows]
     seeds = {name: (0, 1) if RECIPES[name].seeded else (0,) for name in USUAL}
     assert sorted(cases) == sorted(
         (w, x, s, seed) for w in USUAL for x in TIMES for s in signs(w) for seed in seeds[w]
     )
     assert (
-        len({(r.recipe, r.times, r.sign) for r in found.summary})
-        == len(found.summary)
+        len({(r.recipe, r.times, r.sign) for r in comparison.summary})
+        == len(comparison.summary)
         == 4 * 4 + 3 * 2
     )
 
@@ -75,12 +75,14 @@ def signs(recipe):
     return (1, -1) if RECIPES[recipe].method is not None else (1,)
 
 
-def test_measures_are_those_of_the_directions(world, found):
+def test_measures_are_those_of_the_directions(world, comparison):
     """The row of one recipe, computed the slow way from its own fit."""
     lm, cmap, held_out = world
     features = fit(cmap, Exponential(3, 3.0), seed=1, progress=False).features
     row = next(
-        r for r in found.rows if (r.recipe, r.times, r.sign, r.seed) == ("exponential", 1.0, 1, 1)
+        r
+        for r in comparison.rows
+        if (r.recipe, r.times, r.sign, r.seed) == ("exponential", 1.0, 1, 1)
     )
     D = cmap.value(3.0 * features.V)
     assert row.effect == pytest.approx(D.norm(dim=-1).mean().item(), rel=1e-4)
@@ -94,15 +96,15 @@ def test_measures_are_those_of_the_directions(world, found):
     assert row.spread_effect == pytest.approx(
         (stacked.norm(dim=-1) / 2).mean().item(), rel=1e-4
     )  # two prompts, two tokens
-    said = {(c.prompt, c.text) for c in found.completions if c.kind == "feature"}
+    said = {(c.prompt, c.text) for c in comparison.completions if c.kind == "feature"}
     own = generate(lm, held_out, features, max_new_tokens=4, progress=False)
     assert {(c.prompt, c.text) for c in own if c.kind == "feature"} <= said
 
 
-def test_the_other_sign_is_the_other_push(world, found):
+def test_the_other_sign_is_the_other_push(world, comparison):
     _, cmap, _ = world
     V = fit(cmap, Linear(3, 3.0), progress=False).features.V
-    row = next(r for r in found.rows if (r.recipe, r.times, r.sign) == ("linear", 0.5, -1))
+    row = next(r for r in comparison.rows if (r.recipe, r.times, r.sign) == ("linear", 0.5, -1))
     assert row.effect == pytest.approx(cmap.value(-1.5 * V).norm(dim=-1).mean().item(), rel=1e-4)
 
 
@@ -171,9 +173,9 @@ def test_features_of_two_kinds_steer_side_by_side_as_each_alone(world):
     assert len(mixed[1:3]) == 2
 
 
-def test_what_does_not_depend_on_the_norm_is_found_once(found):
+def test_what_does_not_depend_on_the_norm_is_found_once(comparison):
     cost = {
-        name: {r.seconds for r in found.rows if r.recipe == name and r.seed == 0}
+        name: {r.seconds for r in comparison.rows if r.recipe == name and r.seed == 0}
         for name in ("linear", "melbo")
     }
     assert len(cost["linear"]) == 1
@@ -188,29 +190,31 @@ def test_passes_are_counted(world):
     assert cmap.passes - before == 4 * (start + 2 * sweep + end)
 
 
-def test_controls_cost_nothing_and_shares_add_up(found):
-    for row in found.rows:
+def test_controls_cost_nothing_and_shares_add_up(comparison):
+    for row in comparison.rows:
         assert row.active + row.inert + row.broken == pytest.approx(1)
         assert (row.passes == 0) == (RECIPES[row.recipe].method is None)
         assert 0 <= row.distinct <= 3.0001
 
 
-def test_summary_is_mean_and_deviation_over_seeds(found):
-    line = next(r for r in found.summary if (r.recipe, r.times, r.sign) == ("random", 1.0, 1))
-    values = [r.effect for r in found.rows if (r.recipe, r.times, r.sign) == ("random", 1.0, 1)]
+def test_summary_is_mean_and_deviation_over_seeds(comparison):
+    line = next(r for r in comparison.summary if (r.recipe, r.times, r.sign) == ("random", 1.0, 1))
+    values = [
+        r.effect for r in comparison.rows if (r.recipe, r.times, r.sign) == ("random", 1.0, 1)
+    ]
     assert line.measures["effect"] == pytest.approx(
         [sum(values) / 2, abs(values[0] - values[1]) / 2**0.5]
     )
-    assert next(r for r in found.summary if r.recipe == "linear").measures["effect"][1] is None
+    assert next(r for r in comparison.summary if r.recipe == "linear").measures["effect"][1] is None
 
 
-def test_it_is_saved_as_json_table_picture_and_completions(found, tmp_path):
-    found.save(tmp_path / "new")
+def test_it_is_saved_as_json_table_picture_and_completions(comparison, tmp_path):
+    comparison.save(tmp_path / "new")
     saved = json.loads((tmp_path / "new" / "compare.json").read_text())
-    assert saved["rows"] == [row.describe() for row in found.rows]
-    assert (tmp_path / "new" / "compare.md").read_text() == table(found.summary)
+    assert saved["rows"] == [row.describe() for row in comparison.rows]
+    assert (tmp_path / "new" / "compare.md").read_text() == table(comparison.summary)
     assert len((tmp_path / "new" / "completions.jsonl").read_text().splitlines()) == len(
-        found.completions
+        comparison.completions
     )
     assert (tmp_path / "new" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
@@ -304,8 +308,8 @@ def test_columns_are_of_experts_too_and_come_out_of_the_norm_behind_them(name, w
         len(rows),
         torch.Generator().manual_seed(0),
     )
-    found = (V @ rows.T).abs()
-    assert torch.allclose(found.max(0).values, torch.ones(len(rows)), atol=1e-4)
+    cosines = (V @ rows.T).abs()
+    assert torch.allclose(cosines.max(0).values, torch.ones(len(rows)), atol=1e-4)
 
 
 def judged(lm, prompts, features):

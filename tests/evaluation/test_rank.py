@@ -124,6 +124,11 @@ def test_saved_rankings_come_back(world, tmp_path):
         ({"contrast": ("yes", "yes sun")}, "begin with the same token"),
         ({"contrast": ("yes", "")}, "at least one token each"),
         ({"num_controls": 0}, "num_controls is 0"),
+        ({"by": "target", "contrast": None}, "needs a target vector, or two strings"),
+        ({"by": "target", "toward": ("yes", "yes sun")}, "begin with the same token"),
+        ({"by": "target", "toward": torch.ones(3)}, r"shape \(3,\): expected \[32\]"),
+        ({"by": "target", "toward": torch.zeros(32)}, "finite and not zero"),
+        ({"toward": ("yes", "no")}, "belongs to the order 'target'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(world, settings, says):

@@ -24,10 +24,10 @@ def told(features, prompts, say, seed=0):
 
 
 def test_features_with_words_of_their_own_have_a_theme():
-    found = themes(told(20, 8, lambda i, p, draw: draw([f"own{i}"] * 6 + COMMON)))
-    assert found.score == 1
+    result = themes(told(20, 8, lambda i, p, draw: draw([f"own{i}"] * 6 + COMMON)))
+    assert result.score == 1
     assert (
-        found.distinct > 3
+        result.distinct > 3
     )  # twenty and one, less a correction that is large with eight replies each
 
 
@@ -40,18 +40,18 @@ def test_features_that_say_what_everybody_says_have_none():
 
 
 def test_only_those_with_a_theme_are_counted():
-    found = themes(
+    result = themes(
         told(20, 8, lambda i, p, draw: draw([f"own{i}"] * 6 + COMMON) if i < 5 else draw(COMMON))
     )
-    assert found.themed[:5] == (True,) * 5
-    assert sum(found.themed[5:]) <= 1
+    assert result.themed[:5] == (True,) * 5
+    assert sum(result.themed[5:]) <= 1
 
 
 def test_synonymous_features_are_one():
     """Twenty features with one theme: none can be told from the others, all from no feature."""
-    found = themes(told(20, 8, lambda i, p, draw: draw(["arr", "ahoy", "ship"])))
-    assert found.score < 0.1
-    assert found.distinct < 1.5
+    result = themes(told(20, 8, lambda i, p, draw: draw(["arr", "ahoy", "ship"])))
+    assert result.score < 0.1
+    assert result.distinct < 1.5
 
 
 def test_words_of_a_prompt_are_no_theme():
@@ -63,8 +63,8 @@ def test_words_of_a_prompt_are_no_theme():
 
 
 def test_empty_replies_are_a_reply_like_any_other():
-    found = themes(told(6, 8, lambda i, p, draw: "" if i == 0 else draw(COMMON)))
-    assert found.themed[0]
+    result = themes(told(6, 8, lambda i, p, draw: "" if i == 0 else draw(COMMON)))
+    assert result.themed[0]
 
 
 def test_it_is_the_same_every_time_and_json_able():
@@ -98,13 +98,13 @@ def test_a_feature_that_says_what_the_unsteered_model_says_has_no_theme():
         else c
         for c in table
     ]
-    found = themes(Completions(tuple(inert)))
-    assert not found.themed[3]
-    assert not found.themed[4]
-    assert sum(found.themed) == 18
+    result = themes(Completions(tuple(inert)))
+    assert not result.themed[3]
+    assert not result.themed[4]
+    assert sum(result.themed) == 18
 
 
 def test_replies_without_a_word_are_alike():
-    found = themes(told(6, 8, lambda i, p, draw: "!" * (p + 1) if i == 2 else draw(COMMON)))
-    assert found.themed[2]
+    result = themes(told(6, 8, lambda i, p, draw: "!" * (p + 1) if i == 2 else draw(COMMON)))
+    assert result.themed[2]
     assert themes(told(3, 4, lambda i, p, draw: "")).score <= 1  # and no error

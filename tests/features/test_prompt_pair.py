@@ -1,8 +1,20 @@
 import pytest
 import torch
 from cases import tiny_model
+from slow_maps import by_hooks
 
-from melbo import Add, CausalMap, MelboError, Prompts, actadd, caa, edit, steer
+from melbo import (
+    Add,
+    CausalMap,
+    FeatureSet,
+    MelboError,
+    Prompts,
+    actadd,
+    caa,
+    edit,
+    generate,
+    steer,
+)
 from melbo.features.prompt_pair import AddPrompt
 from melbo.models.prompts import pad_rows, read_pairs
 
@@ -38,14 +50,50 @@ def test_caa_is_the_mean_difference_at_the_last_token(lm, cmap):
     assert features.scale == pytest.approx(2 * difference.norm().item(), rel=1e-5)
     assert torch.allclose(features.scale * features.V[0], 2 * difference, atol=1e-5)
     assert (features.source, features.target, len(features)) == (1, 3, 1)
-    effect = cmap.value(features.scale * features.V)
-    assert torch.allclose(features.U, effect / effect.norm(), atol=1e-6)
+    assert "rows" not in features.meta["method"]
+    everywhere = caa(cmap, plus, minus, 2.0, from_last=False)
+    effect = cmap.value(everywhere.scale * everywhere.V)
+    assert torch.allclose(everywhere.U, effect / effect.norm(), atol=1e-6)
     ids = torch.tensor([[5, 6, 7]])
-    with steer(lm, features):
+    with steer(lm, everywhere):
         steered = lm.model(ids).logits
     with edit(lm, Add(1, 2 * difference)):
         assert torch.allclose(lm.model(ids).logits, steered, atol=1e-5)
-    assert "rows" not in features.meta["method"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "opt"])
+def test_caa_steers_from_the_last_token_of_a_prompt_on(name, tmp_path):
+    lm = tiny_model(name)
+    prompts = Prompts.text(lm, ["Tell me how to bake a cake", "we and cat"])
+    for settings in ({}, {"skip_first": True}, {"positions": "target", "target_tokens": 2}):
+        cmap = CausalMap(lm, prompts, 1, 2, **settings)
+        caa(cmap, Prompts.text(lm, ["yes"]), Prompts.text(lm, ["no"]), 8.0).save(
+            tmp_path, force=True
+        )
+        found = FeatureSet.load(tmp_path, lm)
+        vector = found.scale * found.V[0].double()
+        truth = by_hooks(lm, prompts, 1, 2, vector[None], "target", target_tokens=1).mean((1, 2))
+        assert torch.allclose(found.U.double(), truth / truth.norm(), atol=1e-5)
+    texts = generate(lm, prompts, found, max_new_tokens=6, progress=False).of("feature", 0)
+    for reply, start in zip(texts, prompts.tokens, strict=True):
+        assert list(reply.tokens) == by_hand(lm, start, vector, 6)
+
+
+def by_hand(lm, start, vector, length):
+    """A reply without a cache, with a vector added at block 1 from the prompt's last token on."""
+
+    def push(block, args, kwargs):
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[:, len(start) - 1 :] += vector
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    reply = []
+    with lm.blocks[1].register_forward_pre_hook(push, with_kwargs=True):
+        while len(reply) < length and not {*reply} & {*lm.eos}:
+            logits = lm.model(torch.tensor([[*start, *reply]])).logits
+            reply.append(logits[0, -1].argmax().item())
+    return reply
 
 
 def test_caa_refuses_what_is_not_pairs(lm, cmap):

@@ -142,6 +142,8 @@ def test_nothing_behind_attention_runs_where_it_is_read(positions):
         block.mlp.register_forward_pre_hook(lambda _, args, i=i: ran.append(i))
     before = len(lm.blocks[2].self_attn.o_proj._forward_hooks)
     V = directions(2, lm.width)
+    # the map sees once that the hooks only look on
+    cmap.value(V)
     for oracle in (
         lambda: cmap.value(V),
         lambda: cmap.value_and_vjp(V, V),

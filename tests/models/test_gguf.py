@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import transformers
 
 from melbo import MelboError, load
@@ -62,10 +63,11 @@ def conversion(tmp_path, monkeypatch):
 
     ``meanwhile`` is called while the model is being written, ``times`` says how often that was.
     """
-    done = SimpleNamespace(times=0, meanwhile=lambda draft: None)
+    done = SimpleNamespace(times=0, meanwhile=lambda draft: None, info={})
 
-    class Fake:
+    class Fake(torch.nn.Module):
         def __init__(self, name):
+            super().__init__()
             self.name = name
 
         def save_pretrained(self, draft):
@@ -79,7 +81,9 @@ def conversion(tmp_path, monkeypatch):
         transformers.AutoTokenizer, "from_pretrained", lambda *a, **k: Fake("tokenizer")
     )
     monkeypatch.setattr(
-        transformers.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: Fake("model")
+        transformers.AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *a, **k: (Fake("model"), done.info),
     )
     return done
 

@@ -68,14 +68,15 @@ def test_a_path_without_blocks_is_refused(path):
     assert one_line(err)
 
 
-def test_the_right_path_is_taken_where_the_wrong_list_would_be():
+def test_of_several_lists_the_one_that_replays_is_taken():
     model = TINY["llama"]().double()
     layers = model.model._modules.pop("layers")
     model.model.decoys = nn.ModuleList(nn.Identity() for _ in layers)
     model.model.layers = layers
     with pytest.raises(MelboError, match=r"cannot be sliced.*blocks=") as err:
-        LanguageModel(model, None)
+        LanguageModel(model, None, blocks="model.decoys")
     assert one_line(err)
+    assert LanguageModel(model, None).blocks is layers
     lm = LanguageModel(model, None, blocks="model.layers")
     assert lm.blocks is layers
     assert not hooks(lm)

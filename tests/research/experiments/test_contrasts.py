@@ -39,11 +39,11 @@ def test_sample_complexity_tells_differences_within_shuffles(small):
 
 
 def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
-    found, scale = small.prepare()
-    row = small.measure((found, scale), small.cases[0])
-    dealt, lm = found.deal(0, 1), found.lm
+    contest, scale = small.prepare()
+    row = small.measure((contest, scale), small.cases[0])
+    dealt, lm = contest.deal(0, 1), contest.lm
     assert len({*dealt.learn.texts, *dealt.validation.texts, *dealt.test.texts}) == 1 + 3 + 4
-    assert found.deal(0, 2).learn.texts[:1] == dealt.learn.texts
+    assert contest.deal(0, 2).learn.texts[:1] == dealt.learn.texts
     cmap = CausalMap(lm, dealt.learn, 1, 3)
     features = fit(cmap, Exponential(4, scale), progress=False).features
 
@@ -52,7 +52,7 @@ def test_the_best_on_validation_prompts_is_reported_on_test_prompts(small):
         for tokens in prompts.tokens:
             with steer(lm, features[feature]), torch.no_grad():
                 logits = lm.model(torch.tensor([tokens])).logits[0, -1]
-            taken.append((logits[found.pair[0]] - logits[found.pair[1]]).item())
+            taken.append((logits[contest.pair[0]] - logits[contest.pair[1]]).item())
         return sum(taken) / len(taken)
 
     best = max(range(4), key=lambda i: contrast(dealt.validation, i))
@@ -65,27 +65,27 @@ def test_multiplicity_is_that_of_the_features_over_the_threshold(small):
     experiment = Multiplicity(
         **settings | {"threshold": -100.0, "recipe": "exponential", "number": 2, "shuffles": 1}
     )
-    found, scale = experiment.prepare()
+    contest, scale = experiment.prepare()
     [case] = experiment.cases
-    row = {**case, **experiment.measure((found, scale), case)}
+    row = {**case, **experiment.measure((contest, scale), case)}
     assert row["hits"] == 4  # everything beats −100
-    dealt = found.deal(0, 2)
-    cmap = CausalMap(found.lm, dealt.learn, 1, 3)
+    dealt = contest.deal(0, 2)
+    cmap = CausalMap(contest.lm, dealt.learn, 1, 3)
     features = fit(cmap, Exponential(4, scale), progress=False).features
-    _, each = found.contrasts(dealt.test, features)
+    _, each = contest.contrasts(dealt.test, features)
     assert row["add v"][0] == pytest.approx(sum(each) / 4, abs=1e-4)
     assert row["add v"][2] == pytest.approx(
-        found.contrasts(dealt.test, features.averaged("mean"))[1][0], abs=1e-4
+        contest.contrasts(dealt.test, features.averaged("mean"))[1][0], abs=1e-4
     )
-    _, validated = found.contrasts(dealt.validation, features)
+    _, validated = contest.contrasts(dealt.validation, features)
     best = max(range(4), key=validated.__getitem__)
-    with ablate(found.lm, features.V[best]):
-        assert row["ablate v"][1] == pytest.approx(found.plain(dealt.test), abs=1e-4)
-    assert row["unsteered"] == pytest.approx(found.plain(dealt.test), abs=1e-4)
+    with ablate(contest.lm, features.V[best]):
+        assert row["ablate v"][1] == pytest.approx(contest.plain(dealt.test), abs=1e-4)
+    assert row["unsteered"] == pytest.approx(contest.plain(dealt.test), abs=1e-4)
     assert "| add v |" in experiment.table([row])
     assert experiment.picture([row]).startswith(b"\x89PNG")
     none = replace(experiment, threshold=100.0)
-    row = {**none.cases[0], **none.measure((found, scale), none.cases[0])}
+    row = {**none.cases[0], **none.measure((contest, scale), none.cases[0])}
     assert (row["hits"], row["tested"]) == (0, [])
     assert "| add v | – |" in none.table([row])
 

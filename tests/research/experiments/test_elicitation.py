@@ -48,8 +48,8 @@ def test_elicitation_is_judged_on_prompts_that_it_was_not_chosen_on(alike, tmp_p
         (1, "exponential"),
         (1, "random"),
     ]
-    found, _, scale = experiment.prepare()
-    dealt, lm = found.deal(1, 1), found.lm
+    pool, _, scale = experiment.prepare()
+    dealt, lm = pool.deal(1, 1), pool.lm
     cmap = CausalMap(lm, dealt.learn, 1, 3)
     features = fit(cmap, Exponential(4, scale), seed=1, progress=False).features
 

@@ -29,12 +29,12 @@ def test_pass_at_k_counts_what_each_reply_solves(alike, pairs, tmp_path):
         assert len(row["solved"]) == 4
         assert all(0 <= c <= 6 for c in row["solved"])
         assert row["at"] == max(row["validation"], key=lambda of: of[1:])[0]
-    found, score, scale = experiment.prepare()
-    dealt = found.deal(0, 1)
-    search = FeatureSearch(CausalMap(found.lm, dealt.learn, 1, 3), scale)
+    pool, score, scale = experiment.prepare()
+    dealt = pool.deal(0, 1)
+    search = FeatureSearch(CausalMap(pool.lm, dealt.learn, 1, 3), scale)
     features, _ = search.candidates("random", 6, 0)
     table = generate(
-        found.lm, dealt.test, features, max_new_tokens=2, strength=rows[0]["at"], progress=False
+        pool.lm, dealt.test, features, max_new_tokens=2, strength=rows[0]["at"], progress=False
     )
     solved = [
         sum(score(c.prompt_text, c.text) for c in table if c.prompt == p and c.kind == "feature")

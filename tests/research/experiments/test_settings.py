@@ -74,7 +74,7 @@ NUMBERS = "numbers = [1, 2, 4, 8, 12, 16]"
         (NUMBERS, "numbers = []", r"numbers is \(\): expected a list"),
         ('contrast = ["Yes", "No"]', 'contrast = "Yes"', "contrast is 'Yes': expected a list"),
         ('"exponential", ', '"best", ', "no recipe best"),
-        ('"exponential", ', '"cpe", ', "no recipe cpe"),
+        ('"exponential", ', '"cpe", ', "cpe finds adapters, and experiments take directions"),
     ],
 )
 def test_values_that_cannot_be_are_refused(before, after, says, tmp_path):

@@ -9,7 +9,7 @@ from cases import checkpoint, tiny_model
 from melbo import load
 from research.organisms import BEHAVIOURS
 from research.organisms.discover import DiscoveryTrial
-from research.organisms.evidence import Best, Evidence, Tested
+from research.organisms.evidence import Best, Evidence, Screened, Tested
 from research.organisms.examples import Example
 from research.organisms.splits import KINDS, Splits
 from research.organisms.train import lessons, train
@@ -123,11 +123,7 @@ def evidence():
             coherence=None,
             seconds={"fit": 1.0, "screen": 2.0},
             tokens={"fit": 10, "screen": 20},
-            shown={},
-            permuted={},
-            flags=[FLAGS[flag] for flag in flags],
-            novel=list(novel),
-            distinct=2.0,
+            screened=Screened({}, {}, [FLAGS[flag] for flag in flags], list(novel), 2.0),
             best={**dict.fromkeys(BEHAVIOURS), **tested},
             validation=validation,
         )

@@ -55,8 +55,9 @@ def test_shares_are_those_of_the_replies_of_each_candidate(trial, common, monkey
     monkeypatch.setattr(trial, "coherence", Coherence(100.0, 1.0))
     lm, features = trial.lm, trial.candidates("random", 6, 0)[0].features
     row = measure(trial, "random", 6, 0)
-    shown, validation = row["shown"], row["validation"]
-    assert {len(row["flags"]), len(row["novel"]), *(len(v) for v in shown.values())} == {6}
+    screened, validation = row["screened"], row["validation"]
+    shown = screened.shown
+    assert {len(screened.flags), len(screened.novel), *map(len, shown.values())} == {6}
     spent = row["tokens"]
     assert spent["fit"] == 0 < spent["validation"] < spent["screen"] + spent["test"]
 
@@ -73,7 +74,7 @@ def test_shares_are_those_of_the_replies_of_each_candidate(trial, common, monkey
             assert shown[name][i] == pytest.approx(sum(alone) / len(alone))
             seen += sum(alone)
             if i not in validation[name]:
-                assert max(shown[name][i], row["permuted"][name][i]) < 0.25
+                assert max(shown[name][i], screened.permuted[name][i]) < 0.25
                 continue
             _, alone = shows(b, i, "validation", b.tokens)
             assert validation[name][i].shown == pytest.approx(sum(alone) / len(alone))

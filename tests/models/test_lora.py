@@ -1,0 +1,128 @@
+"""An adapter's own tokenizer, template and tokens, and adapters that do not fit."""
+
+import json
+import warnings
+
+import peft
+import pytest
+import torch
+import transformers
+from cases import TINY, checkpoint, tiny_tokenizer
+from offloaded import offloaded
+from quantised import quantised
+from safetensors.torch import load_file, save_file
+
+from melbo import LanguageModel, MelboError, Prompts, load
+from melbo.models.lora import with_adapter
+
+FILE = "adapter_model.safetensors"
+OWN = "{% for m in messages %}red {{ m['content'] }} blue{% endfor %}"
+
+
+def trained(folder, out, tokenizer=None, rows=None, **config):
+    """An adapter with random weights, as a training script leaves it; returns the peft model."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    if rows is not None:
+        base.resize_token_embeddings(rows)
+    settings = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False} | config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what is saved
+        model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+        model.save_pretrained(out)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_same(lm, model, ids):
+    expected = model(ids).logits
+    torch.testing.assert_close(lm.model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tokenizer_and_template_of_the_folder_are_used(folder, tmp_path):
+    own = tiny_tokenizer()
+    own.chat_template = OWN
+    model = trained(folder, tmp_path / "lora", own)
+    lm = load(str(tmp_path / "lora"))
+    tokens = Prompts.chat(lm, ["Tell me"]).tokens[0]
+    assert lm.tokenizer.decode(tokens) == "red Tell me blue"
+    assert_same(lm, model, torch.tensor([tokens]))
+
+
+def test_a_template_alone_is_used_with_the_tokenizer_of_the_base(folder, tmp_path):
+    trained(folder, tmp_path / "lora")
+    (tmp_path / "lora" / "chat_template.jinja").write_text(OWN)
+    lm = load(str(tmp_path / "lora"))
+    assert lm.tokenizer.decode(Prompts.chat(lm, ["Tell me"]).tokens[0]) == "red Tell me blue"
+
+
+def test_a_folder_without_a_tokenizer_has_that_of_its_base(folder, tmp_path):
+    trained(folder, tmp_path / "lora")
+    assert load(str(tmp_path / "lora")).tokenizer.chat_template == tiny_tokenizer().chat_template
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gemma3"])
+def test_added_tokens_come_with_their_rows(tmp_path, name):
+    base = checkpoint(TINY[name](), tmp_path / "base")
+    own = tiny_tokenizer()
+    own.add_tokens(["<think>", "</think>"])
+    both = ["embed_tokens", "lm_head"] if name == "llama" else ["embed_tokens"]
+    more = {} if name == "llama" else {"ensure_weight_tying": True}
+    model = trained(base, tmp_path / "lora", own, rows=98, modules_to_save=both, **more)
+    lm = load(str(tmp_path / "lora"))
+    assert lm.model.get_input_embeddings().weight.shape[0] == 98
+    assert_same(lm, model, torch.tensor([lm.tokenizer("<think> yes </think>").input_ids]))
+
+
+def test_rows_that_nobody_brings_are_refused(folder, tmp_path):
+    trained(folder, tmp_path / "lora", rows=98, modules_to_save=["embed_tokens", "lm_head"])
+    path = tmp_path / "lora" / FILE
+    kept = {k: t for k, t in load_file(path).items() if "lm_head" not in k}
+    save_file(kept, path, {"format": "pt"})
+    with pytest.raises(MelboError, match="of an embedding of 98 rows.*modules_to_save"):
+        load(str(tmp_path / "lora"))
+
+
+def test_a_smaller_embedding_is_taken_as_it_is(folder, tmp_path):
+    both = ["embed_tokens", "lm_head"]
+    model = trained(folder, tmp_path / "lora", rows=90, modules_to_save=both)
+    assert_same(load(str(tmp_path / "lora")), model, torch.tensor([[5, 80, 7]]))
+
+
+FAULTS = {
+    "missing": (lambda k, t: None if "layers.2." in k else (k, t), "it lacks .*layers.2"),
+    "deeper": (lambda k, t: (k.replace("layers.3.", "layers.9."), t), "layers.9.* besides"),
+    "other matrix": (lambda k, t: (k.replace("q_proj", "k_proj"), t), "lacks .*q_proj.*k_proj"),
+    "no prefix": (lambda k, t: (k.replace("base_model.model.", ""), t), "does not fit|cannot load"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), FAULTS.values(), ids=FAULTS)
+def test_an_adapter_that_does_not_fit_is_refused(folder, tmp_path, change, says):
+    trained(folder, tmp_path / "lora")
+    path = tmp_path / "lora" / FILE
+    pairs = [change(k, t) for k, t in load_file(path).items()]
+    save_file(dict(p for p in pairs if p is not None), path, {"format": "pt"})
+    with pytest.raises(MelboError, match=says) as err:
+        load(str(tmp_path / "lora"))
+    assert "\n" not in str(err.value)
+
+
+def test_an_adapter_is_not_merged_into_weights_that_are_elsewhere_or_packed(folder, tmp_path):
+    trained(folder, tmp_path / "lora")
+    for lm, says in (
+        (offloaded("llama", "cpu", torch.float32), "offloaded"),
+        (LanguageModel(quantised(TINY["llama"]().float(), "Int8"), tiny_tokenizer()), "quantised"),
+    ):
+        with pytest.raises(MelboError, match=f"cannot be merged .* whose weights are {says}"):
+            with_adapter(lm, tmp_path / "lora")
+
+
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"use_rslora": True}, {"r": 4}])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mixtral"])
+def test_kinds_of_adapters_are_merged_as_peft_runs_them(tmp_path, name, more):
+    base = checkpoint(TINY[name](), tmp_path / "base")
+    model = trained(base, tmp_path / "lora", target_modules=["q_proj", "o_proj"], **more)
+    assert_same(load(str(tmp_path / "lora")), model, torch.tensor([[5, 80, 7]]))
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
