@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from melbo.errors import MelboError
 from melbo.models.fingerprint import fingerprint
+from melbo.models.prompts import embedding_rows
 from melbo.models.replay import Axes, Slice, capture, grown_axes
 from melbo.models.trial import (
     Traits,
@@ -108,11 +109,13 @@ class LanguageModel:
 
     @property
     def pad(self) -> int:
-        """Token id that fills rows; it is never attended to."""
-        pad: int | None = None if self.tokenizer is None else self.tokenizer.pad_token_id
-        if pad is not None:
-            return pad
-        return self.eos[0] if self.eos else 0
+        """Token id that fills rows, one that has an embedding; it is never attended to."""
+        own: int | None = None if self.tokenizer is None else self.tokenizer.pad_token_id
+        rows = embedding_rows(self)
+        for pad in (own, *self.eos):
+            if pad is not None and (rows is None or 0 <= pad < rows):
+                return pad
+        return 0
 
     @property
     def eos(self) -> list[int]:

@@ -172,7 +172,7 @@ def _fit(cmap: CausalMap, m: int, repeats: int, plain: bool, progress: bool) -> 
             bar.update()
     times = {_PLAIN_16: [time.perf_counter() - start], "ours": []}
     b = (U * cmap.value(method.scale * V)).sum(-1)
-    goal = fit_strengths(V, U, b, "exponential").explained
+    goal = fit_strengths(V, U, b, "exponential", nonnegative=True).explained
     for _ in range(repeats):
         start = time.perf_counter()
         state, sweeps, explained = method.init(cmap, torch.Generator().manual_seed(0)), 0, 0.0

@@ -15,6 +15,8 @@ from melbo.cli import options, write
 from melbo.cli.options import default_layers
 from melbo.evaluation.halving import plan, usual_budget
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4}
 KINDS = {
     "llama": (transformers.LlamaConfig, {"intermediate_size": 48}),

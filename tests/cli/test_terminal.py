@@ -10,6 +10,8 @@ from command_line import PROMPT, SCRIPT, SHORT, environment, strict
 from melbo import cli
 from melbo.cli.terminal import is_broken
 
+pytestmark = pytest.mark.slow
+
 ENCODINGS = ["cp1252", "latin-1", "ascii", "koi8-r", "cp932", "utf-8"]
 WORDS = "日本語 é ü 😀 one two"
 BROKEN = "caf\udce9"  # bytes of a shell's argument that are not UTF-8, as Python has them

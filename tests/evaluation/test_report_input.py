@@ -7,6 +7,8 @@ from melbo import MelboError
 from melbo.evaluation.rank import load_ranking
 from melbo.evaluation.report import report
 
+pytestmark = pytest.mark.slow
+
 # line ends that a reply may hold, and at which some readers of lines stop
 LINE_ENDS = "one\u2028two\u2029three\x85four\x0bfive\rsix\nseven"
 NASTY = "</p></script><script>alert(1)</script><img src=x onerror=alert(2)> & \"'"

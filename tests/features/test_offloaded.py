@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from melbo import ablate, load
 from melbo.features.adapters import AdapterSet
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[5, 9, 17, 23, 31, 40], [2, 11, 60, 4, 8, 77]])
 CASES = [
     ("llama", "cpu", torch.float32),

@@ -22,6 +22,8 @@ from melbo import (
 from melbo.features.prompt_pair import AddPrompt
 from melbo.maps.described import map_from_description
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["llama", "gpt2", "gemma2", "mixtral", "opt", "falcon"]
 STALE = "are not those with which this map was made"
 
