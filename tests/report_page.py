@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its elements with their attributes, and its text."""
+    """A page as a browser reads it: elements with their attributes, and text."""
 
     def __init__(self, text):
         super().__init__()

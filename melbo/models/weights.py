@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ def changed(model: nn.Module, changes: Sequence[Change]) -> Generator[None, None
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
                     kept = tensor.detach().clone()
-                    undo.append(lambda tensor=tensor, kept=kept: tensor.copy_(kept))  # type: ignore[misc]
+                    undo.append(partial(tensor.copy_, kept))
                     tensor.copy_(change.compute(tensor.detach()))
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a run remembers of its model, so that the next command works from any folder."""
+"""A run remembers its model, so that the next command works from any folder."""
 
 import json
 import shutil

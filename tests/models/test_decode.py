@@ -124,7 +124,7 @@ def test_finished_rows_make_room(lm, asked, edit, monkeypatch):
 
 @pytest.mark.parametrize("together", [True, False])
 def test_drawn_replies_are_as_likely_as_the_model_says(lm, some, together):
-    """Whether rows of a prompt read it once, or each by itself."""
+    """Tell whether rows of a prompt read it once, or each by itself."""
     rows, prompt = 4000, some.tokens[0]
     with torch.random.fork_rng():
         torch.manual_seed(0)
