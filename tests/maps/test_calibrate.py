@@ -149,11 +149,11 @@ def test_a_jump_is_told_from_the_continuous_root_above_it(at, size):
     # the response jumps at one norm, so that the ratio jumps there and falls as 1/R above
     toy = scalar_map(lambda r: 0.3 * r + size * at / r * (r > at))
     found = calibrate(toy, progress=False)
-    root = max(((0.5 + (0.25 - 1.2 * size * at) ** 0.5) / 0.6), 0) if 1.2 * size * at < 0.25 else 0
-    if root:
-        assert found.scale == pytest.approx(root, rel=0.02)
-    if at >= 0.002 and size > 1:
-        assert "discontinuous" in found.warning
+    # roots of .3 R + size·at / R = .5; without any, the ratio passes ½ at the jump alone
+    under = 0.25 - 1.2 * size * at
+    root = (0.5 + under**0.5) / 0.6 if under > 0 else at
+    assert found.scale == pytest.approx(root, rel=0.02)
+    assert "discontinuous" in found.warning
 
 
 def test_a_jump_is_the_root_where_there_is_no_other():
