@@ -53,15 +53,15 @@ if TYPE_CHECKING:
     from melbo.models.edits import Edit as Edit
     from melbo.models.edits import edit as edit
     from melbo.models.language_model import LanguageModel as LanguageModel
-    from melbo.models.load import load as load
-    from melbo.models.prompts import Prompts as Prompts
+    from melbo.models.loading.load import load as load
+    from melbo.models.text.prompts import Prompts as Prompts
 
 # module of each name, below the package
 _MODULES = {
     "MelboError": "errors",
-    "load": "models.load",
+    "load": "models.loading.load",
     "LanguageModel": "models.language_model",
-    "Prompts": "models.prompts",
+    "Prompts": "models.text.prompts",
     "Add": "models.edits",
     "Edit": "models.edits",
     "edit": "models.edits",

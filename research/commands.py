@@ -24,7 +24,7 @@ from melbo.cli.options import (
 from melbo.cli.show import say
 from melbo.discovery.recipes import RECIPES
 from melbo.errors import MelboError
-from melbo.models import prompts as built_in
+from melbo.models.text import built_in
 from melbo.records import ResultLog, environment, to_json, write_atomically
 from research.experiments import EXPERIMENTS, run
 from research.experiments.base import RESULTS, settings_file

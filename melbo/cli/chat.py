@@ -9,10 +9,10 @@ from melbo.cli.terminal import is_broken
 from melbo.errors import MelboError
 from melbo.features.generate import check_temperature
 from melbo.features.steerable import Steerable, check_strength, steer
-from melbo.models.decode import continued
+from melbo.models.decoding.decode import continued
 from melbo.models.edits import Where
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import render_chat
+from melbo.models.text.prompts import render_chat
 
 _HELP = (
     "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · "

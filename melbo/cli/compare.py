@@ -27,8 +27,8 @@ from melbo.discovery.recipes import RECIPES
 from melbo.evaluation.compare import USUAL
 from melbo.evaluation.compare import compare as compare_recipes
 from melbo.evaluation.comparison import Comparison
-from melbo.models import prompts as built_in
-from melbo.models.prompts import read_texts
+from melbo.models.text import built_in
+from melbo.models.text.prompts import read_texts
 
 
 @click.command(cls=Command)

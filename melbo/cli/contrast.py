@@ -28,7 +28,7 @@ from melbo.evaluation.report import report
 from melbo.features.prompt_pair import PromptPair
 from melbo.features.run_folder import refuse_existing
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import read_pairs
+from melbo.models.text.prompts import read_pairs
 
 
 @click.command(cls=Command)

@@ -31,9 +31,9 @@ from melbo.maps.calibrate import Calibration
 from melbo.maps.calibrate import calibrate as find_scale
 from melbo.maps.model_map import ModelMap
 from melbo.methods import CPE, METHODS
-from melbo.models import prompts as built_in
 from melbo.models.language_model import LanguageModel
-from melbo.models.low_rank import Matrix
+from melbo.models.text import built_in
+from melbo.models.weights.low_rank import Matrix
 
 #: Options of ``melbo fit`` that are settings of methods.
 SETTINGS = (

@@ -14,11 +14,11 @@ from melbo.features.provenance import Provenance
 from melbo.features.run_folder import read_run
 from melbo.maps.adapter import AdapterMap
 from melbo.maps.residual import CausalMap
-from melbo.models.gguf import ALIAS
 from melbo.models.language_model import LanguageModel
-from melbo.models.load import load as load_from
-from melbo.models.low_rank import Matrix
-from melbo.models.prompts import Prompts, read_texts
+from melbo.models.loading.gguf import ALIAS
+from melbo.models.loading.load import load as load_from
+from melbo.models.text.prompts import Prompts, read_texts
+from melbo.models.weights.low_rank import Matrix
 
 LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks", "bits")
 READING = ("system", "text", "template", "template_args", "prefix")

@@ -24,8 +24,8 @@ from melbo.evaluation.scorers import Scorer, scorer
 from melbo.evaluation.scorers import answers as answer_scorer
 from melbo.features.run_folder import SELECTED, read_run
 from melbo.features.saved import load_steerable
-from melbo.models.prompt_files import ANSWERS
-from melbo.models.prompts import read_pairs, read_texts
+from melbo.models.text.prompt_files import ANSWERS
+from melbo.models.text.prompts import read_pairs, read_texts
 from melbo.records import require_writable
 
 

@@ -34,9 +34,9 @@ from melbo.features.directions import FeatureSet
 from melbo.features.generate import generate
 from melbo.features.run_folder import RANKED, REPORT
 from melbo.features.saved import load_steerable
-from melbo.models import prompts as built_in
 from melbo.models.edits import Where
-from melbo.models.prompts import read_texts
+from melbo.models.text import built_in
+from melbo.models.text.prompts import read_texts
 from melbo.records import require_writable
 
 

@@ -27,10 +27,10 @@ from melbo.features.adapters import AdapterSet, refuse_export
 from melbo.features.directions import FeatureSet
 from melbo.features.saved import load_steerable
 from melbo.features.steerable import Steerable
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import EditSequence
 from melbo.models.language_model import LanguageModel, first_line
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from melbo.records import refuse_existing
 
 

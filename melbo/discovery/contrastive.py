@@ -7,7 +7,7 @@ from melbo.errors import MelboError
 from melbo.features.directions import FeatureSet
 from melbo.maps.residual import CausalMap
 from melbo.methods.fixed import Given
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 
 
 def caa(

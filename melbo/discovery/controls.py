@@ -6,8 +6,9 @@ from torch import Tensor
 from melbo.errors import MelboError
 from melbo.maths.linalg import random_rows, unit
 from melbo.models.language_model import LanguageModel
-from melbo.models.output_matrices import attention_output, output_matrices
-from melbo.models.prompts import REFERENCE, Prompts
+from melbo.models.text.built_in import REFERENCE
+from melbo.models.text.prompts import Prompts
+from melbo.models.weights.output_matrices import attention_output, output_matrices
 
 
 def control(
@@ -17,8 +18,8 @@ def control(
 
     Args:
         lm: The model.
-        like: Prompts of the fit; ordinary ones (`melbo.models.prompts.REFERENCE`) are read as they
-            are, with a chat template or without.
+        like: Prompts of the fit; ordinary ones (`melbo.models.text.built_in.REFERENCE`) are
+            read as they are, with a chat template or without.
         layer: Layer at which activations are taken.
         name: One of four controls. ``"random"`` draws from the sphere uniformly. ``"covariance"``
             draws from a normal distribution with the covariance of activations on ordinary prompts,

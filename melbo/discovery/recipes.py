@@ -23,7 +23,7 @@ from melbo.methods.base import Method
 from melbo.methods.exponential import CPE, Exponential
 from melbo.methods.linear import Linear, ProjectedLinear
 from melbo.methods.quadratic import Quadratic
-from melbo.models.low_rank import random_factors
+from melbo.models.weights.low_rank import random_factors
 
 #: Steps of MELBO unless told otherwise.
 MELBO_STEPS = 12

@@ -10,10 +10,10 @@ from melbo.evaluation.held_out import refuse_reused
 from melbo.evaluation.scorers import Scorer, attempt
 from melbo.features.generate import first_tokens
 from melbo.features.steerable import Steerable
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import Edit
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 
 
 def ask_replies(

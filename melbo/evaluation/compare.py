@@ -24,7 +24,7 @@ from melbo.features.steerable import Mixed
 from melbo.maps.residual import CausalMap
 from melbo.maths.statistics import mean
 from melbo.maths.transcoder import exponential_factors
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from melbo.progress import track
 
 _RARE = ("soft", "projected", "quadratic", "columns")

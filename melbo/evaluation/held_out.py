@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 
 from melbo.errors import MelboError
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 
 
 def refuse_reused(prompts: Prompts, used: Container[Sequence[int]], role: str, use: str) -> None:

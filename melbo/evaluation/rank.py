@@ -17,7 +17,7 @@ from melbo.features.generate import Completion, Completions, first_tokens, gener
 from melbo.maps.described import map_from_description
 from melbo.maths.statistics import mean
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from melbo.records import to_json, write_atomically
 
 _RANKING, _COMPLETIONS = "ranking.json", "completions.jsonl"

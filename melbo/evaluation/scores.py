@@ -12,10 +12,10 @@ from torch import Tensor
 
 from melbo.features.generate import Completion, Completions
 from melbo.maths.statistics import mean
-from melbo.models.decode import batches_that_fit
+from melbo.models.decoding.decode import batches_that_fit
+from melbo.models.decoding.shared_prefix import Prefix, read_prefix
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts, pad_rows
-from melbo.models.shared_prefix import Prefix, read_prefix
+from melbo.models.text.prompts import Prompts, pad_rows
 from melbo.progress import track
 
 Flag = Literal["active", "inert", "broken"]

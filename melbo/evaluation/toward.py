@@ -10,7 +10,7 @@ from melbo.features.directions import FeatureSet
 from melbo.features.generate import first_tokens
 from melbo.maps.described import map_from_description
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 
 #: Two strings whose first tokens are told apart, or a vector in the last layer's stream ``[d]``.
 Toward = tuple[str, str] | Tensor

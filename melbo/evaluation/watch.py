@@ -10,7 +10,7 @@ from torch import Tensor
 from melbo.errors import MelboError
 from melbo.features.directions import FeatureSet
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts, pad_rows
+from melbo.models.text.prompts import Prompts, pad_rows
 from melbo.progress import track
 
 #: Standard deviations above which a feature fires. Largest cosines over tokens have heavy tails: of
@@ -141,7 +141,7 @@ def watch(
             stream (a map with ``concatenate``, or one that reads attention).
         prompts: Prompts to watch.
         reference: Ordinary prompts, read in the same way (chat template, system message), for
-            instance `melbo.models.prompts.REFERENCE`. The more, the smaller p can be.
+            instance `melbo.models.text.built_in.REFERENCE`. The more, the smaller p can be.
         skip_first: Whether to leave out the first token, the attention sink, also where prompts
             begin differently.
         fires_above: Standard deviations above which a feature fires.
@@ -200,7 +200,7 @@ def _check_reference(prompts: Prompts, reference: Prompts) -> None:
     if different < LEAST_REFERENCE:
         raise MelboError(
             f"got {different} different reference prompts, expected at least {LEAST_REFERENCE}: "
-            "melbo.models.prompts.REFERENCE has ordinary ones"
+            "melbo.models.text.built_in.REFERENCE has ordinary ones"
         )
     for i, row in enumerate(prompts.tokens):
         if row in reference.tokens:

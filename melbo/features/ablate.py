@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from melbo.errors import MelboError
-from melbo.models.block_at_work import few_tokens
-from melbo.models.embedding_matrices import embeddings
 from melbo.models.language_model import LanguageModel
-from melbo.models.output_matrices import Look, OutputMatrix, added_again, look
-from melbo.models.weights import Change, changed, require_plain
+from melbo.models.weights.block_at_work import few_tokens
+from melbo.models.weights.embedding_matrices import embeddings
+from melbo.models.weights.output_matrices import Look, OutputMatrix, added_again, look
+from melbo.models.weights.storage import Change, changed, require_plain
 
 _LEFT = 0.03  # share along the directions that may be left, for rounding
 
@@ -43,8 +43,8 @@ def ablate(
     Raises:
         MelboError: The directions have another width, a row that is zero or not finite, or are as
             many as dimensions; the output matrices are not found (see
-            `melbo.models.output_matrices.output_matrices`) or are quantised; or blocks still write
-            along the directions afterwards.
+            `melbo.models.weights.output_matrices`) or are quantised; or blocks still write along
+            the directions afterwards.
     """
     if directions.ndim == 1:
         directions = directions[None]

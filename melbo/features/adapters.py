@@ -14,9 +14,9 @@ from melbo.errors import MelboError
 from melbo.features.directions import FeatureSet
 from melbo.maths.linalg import random_rows, singular_signs
 from melbo.models.edits import Where
-from melbo.models.gguf import ALIAS, bundled, converted
 from melbo.models.language_model import LanguageModel
-from melbo.models.low_rank import RankOne, Site, merged, pairs, part_widths, random_factors
+from melbo.models.loading.gguf import ALIAS, bundled, converted
+from melbo.models.weights.low_rank import RankOne, Site, merged, pairs, part_widths, random_factors
 from melbo.records import refuse_existing, write_atomically
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

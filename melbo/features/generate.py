@@ -12,10 +12,10 @@ from torch import Tensor
 from melbo.errors import MelboError
 from melbo.features.steerable import Steerable
 from melbo.maths.statistics import kl
-from melbo.models.decode import Batching, decode
+from melbo.models.decoding.decode import Batching, decode
 from melbo.models.edits import Where
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from melbo.records import write_atomically
 
 _SAVED = ("kind", "feature", "prompt", "prompt_text", "text")
@@ -134,7 +134,7 @@ def generate(
 
     Raises:
         MelboError: The features are of another model or do not act there, the temperature or the
-            number of strengths is wrong, or `melbo.models.decode.decode` refuses the rest.
+            number of strengths is wrong, or `melbo.models.decoding.decode.decode` refuses the rest.
     """
     features.check_model(lm)
     check_temperature(temperature)

@@ -15,7 +15,7 @@ from melbo.features.sara import Sara
 from melbo.features.steerable import Steerable, check_strength
 from melbo.models.edits import Change, Edit, EditSequence, InputEdit, Tokens, Where
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 
 
 @dataclass(frozen=True)

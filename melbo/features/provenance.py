@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from melbo.errors import MelboError
 from melbo.models.language_model import LanguageModel
-from melbo.models.low_rank import Site
 from melbo.models.placement import Placement
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
+from melbo.models.weights.low_rank import Site
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,17 @@ from melbo.errors import MelboError
 from melbo.maps.model_map import ModelMap
 from melbo.maths.linalg import random_rows
 from melbo.models.language_model import LanguageModel
-from melbo.models.low_rank import Matrix, find_sites, pairs, part_widths, random_factors, running
 from melbo.models.placement import Placement
-from melbo.models.prompts import Prompts
 from melbo.models.replay import Slice
+from melbo.models.text.prompts import Prompts
+from melbo.models.weights.low_rank import (
+    Matrix,
+    find_sites,
+    pairs,
+    part_widths,
+    random_factors,
+    running,
+)
 
 _SLIGHT = 0.1  # norm of the adapters at which gradients are taken before a scale is known
 _SETTINGS = ("target_tokens", "normalise_target", "concatenate", "matrix")

@@ -19,10 +19,10 @@ from melbo.maps.unchanged import check_hooks, hooks_matter, same_pass, snapshot
 from melbo.models.compiled import WORTH, call_compiled
 from melbo.models.language_model import LanguageModel
 from melbo.models.last_tokens import KeysValues, Tail, find_tail
-from melbo.models.output_matrices import added_by, attention_output
 from melbo.models.placement import Placement
-from melbo.models.prompts import Prompts, pad_rows, token_index
 from melbo.models.replay import Run, Slice, call_block
+from melbo.models.text.prompts import Prompts, pad_rows, token_index
+from melbo.models.weights.output_matrices import added_by, attention_output
 
 Read = Literal["stream", "attention"]
 

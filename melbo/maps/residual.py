@@ -9,8 +9,8 @@ from melbo.maps.model_map import ModelMap, Read
 from melbo.maps.smooth import SmoothMap
 from melbo.models.language_model import LanguageModel
 from melbo.models.placement import Placement, Positions, steered_tokens
-from melbo.models.prompts import Prompts, token_index
 from melbo.models.replay import Slice
+from melbo.models.text.prompts import Prompts, token_index
 
 _SETTINGS = (
     "target_tokens",
@@ -61,7 +61,7 @@ class CausalMap(ModelMap, SmoothMap):
     Raises:
         MelboError: ``source ≥ target``, a layer is out of range, a prompt is shorter than
             ``target_tokens`` (or has nothing to steer), hidden states are not finite, or the
-            attention to be read is not found (see `melbo.models.output_matrices`).
+            attention to be read is not found (see `melbo.models.weights.output_matrices`).
     """
 
     def __init__(

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from melbo.errors import MelboError
-from melbo.models.fingerprint import fingerprint
-from melbo.models.prompts import embedding_rows
 from melbo.models.replay import Axes, Slice, capture, grown_axes
+from melbo.models.text.prompts import embedding_rows
 from melbo.models.trial import (
     Traits,
     causal_error,
@@ -21,7 +20,8 @@ from melbo.models.trial import (
     replay_error,
     short_slice,
 )
-from melbo.models.weights import device_of
+from melbo.models.weights.fingerprint import fingerprint
+from melbo.models.weights.storage import device_of
 
 _REMEDY = (
     "pass blocks='path.to.layers' if the blocks were taken from the wrong place, "
@@ -129,7 +129,7 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the weights; see `melbo.models.fingerprint`.
+        """Digest of the weights; see `melbo.models.weights.fingerprint`.
 
         Raises:
             MelboError: The values of a parameter are nowhere to be found.

@@ -53,7 +53,7 @@ def steered_tokens(index: Tensor, skip_first: bool, last: int | None) -> Tensor:
 
     Args:
         index: Index of each token among the real ones of its row ``[n, T]``, −1 on padding (see
-            `melbo.models.prompts.token_index`).
+            `melbo.models.text.prompts.token_index`).
         skip_first: Whether the first token of a row is left out.
         last: Number of tokens at the end of each row that are steered; None for all of them.
     """

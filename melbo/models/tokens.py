@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from melbo.errors import MelboError
 from melbo.models.changes import modules_around
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import token_index
+from melbo.models.text.prompts import token_index
 
 # names under which models take what is noted of a pass
 _NAMES = {

@@ -9,7 +9,7 @@ import torch
 
 from melbo.features.directions import FeatureSet
 from melbo.features.generate import first_tokens, generate
-from melbo.models.prompts import Prompts, read_texts
+from melbo.models.text.prompts import Prompts, read_texts
 from research.experiments.pool import Deal, Pool, Pooled
 
 

@@ -11,7 +11,7 @@ from melbo.evaluation.scores import THRESHOLDS, Thresholds, coherent, distinct
 from melbo.evaluation.tables import cell, markdown
 from melbo.features.generate import Completion
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts, read_texts
+from melbo.models.text.prompts import Prompts, read_texts
 from melbo.records import Row
 from research.experiments.base import typed
 from research.experiments.pool import Pool

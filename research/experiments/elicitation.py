@@ -14,10 +14,10 @@ from melbo.evaluation.tables import cell, markdown
 from melbo.features.directions import FeatureSet
 from melbo.features.generate import Completion, generate
 from melbo.maps.residual import CausalMap
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import EditSequence
-from melbo.models.prompt_files import ANSWERS
-from melbo.models.prompts import Prompts, read_pairs, read_texts
+from melbo.models.text.prompt_files import ANSWERS
+from melbo.models.text.prompts import Prompts, read_pairs, read_texts
 from melbo.records import Row
 from research.experiments.base import Layer, typed
 from research.experiments.pool import Deal, Pool, Pooled, digest

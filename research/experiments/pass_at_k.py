@@ -8,8 +8,8 @@ from melbo.discovery.recipes import is_control
 from melbo.evaluation.plot import lines
 from melbo.evaluation.scorers import Scorer, answers
 from melbo.evaluation.tables import cell, markdown
-from melbo.models.prompt_files import ANSWERS
-from melbo.models.prompts import Prompts, read_pairs
+from melbo.models.text.prompt_files import ANSWERS
+from melbo.models.text.prompts import Prompts, read_pairs
 from melbo.records import Row
 from research.experiments.base import typed
 from research.experiments.pool import Pool

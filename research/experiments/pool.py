@@ -13,8 +13,8 @@ from melbo.discovery.recipes import RECIPES, FeatureSearch, check_number, method
 from melbo.errors import MelboError
 from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
-from melbo.models.load import load
-from melbo.models.prompts import Prompts
+from melbo.models.loading.load import load
+from melbo.models.text.prompts import Prompts
 from melbo.records import Row
 from research.experiments.base import VERSION, Experiment
 

@@ -8,7 +8,7 @@ from melbo.discovery.recipes import FeatureSearch
 from melbo.features.generate import Completion
 from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from melbo.records import Row
 from research.experiments.base import Layer
 from research.experiments.pool import Deal, Pool, Pooled

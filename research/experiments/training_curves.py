@@ -16,7 +16,7 @@ from melbo.maps.residual import CausalMap
 from melbo.maths.geometry import spread
 from melbo.maths.linalg import random_rows
 from melbo.methods import Exponential
-from melbo.models.prompts import read_texts
+from melbo.models.text.prompts import read_texts
 from melbo.records import Row
 from research.experiments.base import Layer, typed
 from research.experiments.pool import Pool, Pooled

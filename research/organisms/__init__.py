@@ -7,8 +7,8 @@ from typing import Any
 
 from melbo.errors import MelboError
 from melbo.models.language_model import LanguageModel
-from melbo.models.load import load
-from melbo.models.lora import with_adapter
+from melbo.models.loading.load import load
+from melbo.models.loading.lora import with_adapter
 from research.organisms.behaviours import BEHAVIOURS, Behaviour
 from research.organisms.items import Item, items
 

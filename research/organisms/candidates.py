@@ -12,10 +12,10 @@ import torch
 
 from melbo.features.generate import Completion, Completions, generate
 from melbo.features.steerable import Steerable
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import EditSequence
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 
 #: Temperatures of a sweep, each as often as the others.
 TEMPERATURES = (0.5, 1.0, 1.5, 2.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from melbo.maths.linalg import unit
 from melbo.models.edits import Add, edit
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from melbo.progress import track
 from research.organisms.behaviours import Behaviour
 from research.organisms.gates import Gate, shown

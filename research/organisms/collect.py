@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from melbo.discovery.recipes import RECIPES, check_number, method_identity
-from melbo.models.load import load
+from melbo.models.loading.load import load
 from melbo.records import ResultLog, Row, environment
 from research.organisms import ORGANISMS, adapter_digest, load_organism, read_organism
 from research.organisms.behaviours import BEHAVIOURS

@@ -13,10 +13,10 @@ from melbo.evaluation.themes import themes
 from melbo.features.directions import FeatureSet
 from melbo.features.generate import Completion, Completions
 from melbo.maps.residual import CausalMap
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import EditSequence, edit
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from research.organisms.behaviours import BEHAVIOURS, Behaviour
 from research.organisms.candidates import Candidates, Drawn, Prefilled, Steered
 from research.organisms.evidence import Screened, Tested

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from melbo.maths.statistics import at_least, at_most
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import Edit, EditSequence
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from research.organisms.behaviours import Behaviour
 from research.organisms.items import Item, items
 from research.organisms.train import own_replies, reply_logits

@@ -8,7 +8,7 @@ from melbo.features.generate import generate
 from melbo.features.steerable import Steerable
 from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 from research.organisms import load_organism
 from research.organisms.behaviours import BEHAVIOURS
 from research.organisms.discover import DISCOVERY, STRENGTH

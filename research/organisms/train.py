@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
+from melbo.models.decoding.shared_prefix import common_prefix, read_prefix
 from melbo.models.edits import EditSequence
 from melbo.models.language_model import LanguageModel
-from melbo.models.lora import import_peft
-from melbo.models.prompts import Prompts, pad_rows
-from melbo.models.shared_prefix import common_prefix, read_prefix
+from melbo.models.loading.lora import import_peft
+from melbo.models.text.prompts import Prompts, pad_rows
 from melbo.progress import track
 from research.organisms.examples import Example
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from melbo import CPE, AdapterMap, LanguageModel, Prompts, fit, load
-from melbo.models.low_rank import pairs
+from melbo.models.weights.low_rank import pairs
 from melbo.records import environment
 from research.speed.flops import needed_flops, products, weights
 from research.speed.measure import Jobs, in_turn

@@ -16,7 +16,7 @@ import torch
 
 from melbo import CausalMap, FeatureSet, LanguageModel, Prompts, load
 from melbo.discovery.recipes import FeatureSearch
-from melbo.models.decode import Batching, decode
+from melbo.models.decoding.decode import Batching, decode
 from melbo.records import environment
 from research.organisms import items
 from research.speed.measure import in_turn

@@ -18,9 +18,9 @@ from melbo.maps.residual import CausalMap
 from melbo.maths.linalg import random_rows, unit
 from melbo.maths.transcoder import fit_strengths
 from melbo.methods import Exponential
-from melbo.models.decode import continued, decode
+from melbo.models.decoding.decode import continued, decode
 from melbo.models.edits import Add
-from melbo.models.prompts import pad_rows
+from melbo.models.text.prompts import pad_rows
 from melbo.progress import track
 from research.speed.flops import needed_flops, products, weights
 from research.speed.plain import PlainFormulation

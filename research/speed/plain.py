@@ -18,8 +18,8 @@ from torch.func import jvp, vjp, vmap
 from melbo.errors import MelboError
 from melbo.maps.residual import CausalMap
 from melbo.maths.linalg import random_rows, unit
-from melbo.models.prompts import pad_rows
 from melbo.models.replay import Slice
+from melbo.models.text.prompts import pad_rows
 
 
 class PlainFormulation:

@@ -31,7 +31,7 @@ from melbo import (
 )
 from melbo.evaluation.scores import Judged
 from melbo.maths.statistics import interval
-from melbo.models.prompts import REFERENCE
+from melbo.models.text.built_in import REFERENCE
 from melbo.records import environment
 from research.speed.results import RESULTS, save
 

@@ -9,7 +9,7 @@ from toys import directions
 
 from melbo import FeatureSet, MelboError, generate, steer
 from melbo.cli.chat import Chat
-from melbo.models.prompts import Prompts
+from melbo.models.text.prompts import Prompts
 
 
 @pytest.fixture(scope="module")

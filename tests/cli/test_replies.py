@@ -136,7 +136,7 @@ def test_ways_to_read_prompts_that_cannot_work(refuses, more, says):
 def test_bits_reach_the_loader_and_are_refused_by_it_where_they_cannot_be(refuses):
     argv = ("calibrate", "tiny", "--prompt", PROMPT)
     assert "is not one of" in refuses(*argv, "--bits", 5)
-    if not library.models.load.importlib.util.find_spec("bitsandbytes"):
+    if not library.models.loading.load.importlib.util.find_spec("bitsandbytes"):
         assert "weights of 4 bits need bitsandbytes" in refuses(*argv, "--bits", 4)
 
 
@@ -144,7 +144,7 @@ def test_a_run_remembers_its_bits(melbo, run):
     kept = json.loads((run / "run.json").read_text())
     kept["map"]["model"]["bits"] = 8
     (run / "run.json").write_text(json.dumps(kept))
-    if not library.models.load.importlib.util.find_spec("bitsandbytes"):
+    if not library.models.loading.load.importlib.util.find_spec("bitsandbytes"):
         assert "weights of 8 bits" in one_line(melbo("sample", run, "--prompt", "dog"))
 
 

@@ -27,7 +27,7 @@ from melbo.evaluation.comparison import table
 from melbo.evaluation.scores import Judged, novelty
 from melbo.features.steerable import Mixed
 from melbo.maths.transcoder import fit_strengths
-from melbo.models.prompts import REFERENCE
+from melbo.models.text.built_in import REFERENCE
 
 TIMES = (0.5, 1.0)
 

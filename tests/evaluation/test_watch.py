@@ -7,7 +7,7 @@ from cases import VOCAB, prompts, tiny_model
 from melbo import CausalMap, Exponential, FeatureSet, MelboError, Prompts, Random, fit, load, steer
 from melbo.evaluation.watch import FIRES_ABOVE, Watch, watch
 from melbo.maths.linalg import random_rows
-from melbo.models.prompts import FIT, HELD_OUT, REFERENCE, VALIDATION
+from melbo.models.text.built_in import FIT, HELD_OUT, REFERENCE, VALIDATION
 from melbo.records import to_json
 
 SHARED = (1, 9, 10)  # what all prompts of `some` begin with
@@ -286,7 +286,7 @@ def test_what_cannot_work_says_so():
     with pytest.raises(
         MelboError,
         match="got 7 different reference prompts, expected at least 8: "
-        "melbo.models.prompts.REFERENCE",
+        "melbo.models.text.built_in.REFERENCE",
     ):
         watch(lm, features, drawn, reference[:7])
     twice = replace(reference[:7], texts=reference.texts[:7] * 2, tokens=reference.tokens[:7] * 2)

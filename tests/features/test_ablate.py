@@ -7,8 +7,8 @@ from toys import directions
 from transformers import AutoModelForCausalLM
 
 from melbo import MelboError, ablate
-from melbo.models.embedding_matrices import embeddings
-from melbo.models.output_matrices import added_by, attention_output, output_matrices
+from melbo.models.weights.embedding_matrices import embeddings
+from melbo.models.weights.output_matrices import added_by, attention_output, output_matrices
 
 # models that do not add a sum of matrix products: the stream itself goes through a norm
 NOT_FOUND = {"opt_post_norm"}

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from melbo import LanguageModel, MelboError, ablate
-from melbo.models.embedding_matrices import embeddings
-from melbo.models.output_matrices import output_matrices
+from melbo.models.weights.embedding_matrices import embeddings
+from melbo.models.weights.output_matrices import output_matrices
 
 _IDS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SHAPE = _IDS | {

@@ -22,7 +22,7 @@ from melbo import (
     steer,
 )
 from melbo.evaluation.report import report
-from melbo.models.low_rank import merged, pairs, part_widths
+from melbo.models.weights.low_rank import merged, pairs, part_widths
 
 
 @pytest.mark.parametrize("name", NAMES)

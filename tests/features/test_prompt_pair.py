@@ -16,7 +16,7 @@ from melbo import (
     steer,
 )
 from melbo.features.prompt_pair import AddPrompt
-from melbo.models.prompts import pad_rows, read_pairs
+from melbo.models.text.prompts import pad_rows, read_pairs
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from quantised import KINDS, quantised
 from toys import directions
 
 from melbo import CPE, AdapterMap, CausalMap, LanguageModel, MelboError, Random, ablate, fit, steer
-from melbo.models.fingerprint import fingerprint
-from melbo.models.output_matrices import attention_output
+from melbo.models.weights.fingerprint import fingerprint
+from melbo.models.weights.output_matrices import attention_output
 
 IDS = torch.tensor([[5, 9, 17, 23, 31, 40]])
 

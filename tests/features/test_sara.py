@@ -4,7 +4,7 @@ from cases import tiny_model
 
 from melbo import MelboError, Prompts, edit
 from melbo.features.sara import Sara, scales, summary
-from melbo.models.prompts import pad_rows
+from melbo.models.text.prompts import pad_rows
 
 A, PLUS, MINUS = (
     torch.randn(n, 12, generator=torch.Generator().manual_seed(n), dtype=torch.float64)

@@ -7,7 +7,7 @@ from cases import prompts, tiny_model
 from toys import directions
 
 from melbo import CPE, AdapterMap, FunctionMap, MelboError, calibrate, fit
-from melbo.models.low_rank import find_sites, part_widths
+from melbo.models.weights.low_rank import find_sites, part_widths
 
 
 @pytest.mark.parametrize("matrix", ["attention", "mlp"])

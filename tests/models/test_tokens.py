@@ -11,7 +11,7 @@ from streams import hooks, random, shared
 import melbo
 from melbo import Add, LanguageModel, MelboError, Sara
 from melbo.features.prompt_pair import AddPrompt
-from melbo.models.decode import Batching, decode
+from melbo.models.decoding.decode import Batching, decode
 
 N = 5
 _SIDE = {"layers": 3, "attention_heads": 4, "ffn_dim": 48}

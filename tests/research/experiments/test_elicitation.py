@@ -7,7 +7,7 @@ import pytest
 from melbo import CausalMap, Exponential, MelboError, Prompts, fit, steer
 from melbo.evaluation.scores import Thresholds, coherent
 from melbo.features.generate import Completion
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import EditSequence
 from research.experiments import Elicitation, run
 

@@ -6,7 +6,7 @@ import torch
 from cases import tiny_model
 
 from melbo import Prompts, steer
-from melbo.models.decode import decode
+from melbo.models.decoding.decode import decode
 from melbo.models.edits import EditSequence
 from research.organisms import BEHAVIOURS, discover, items
 from research.organisms.candidates import Drawn

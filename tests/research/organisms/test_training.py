@@ -7,7 +7,7 @@ import torch
 from cases import checkpoint, tiny_model
 
 from melbo import Add, MelboError, Prompts, edit, load
-from melbo.models.lora import import_peft
+from melbo.models.loading.lora import import_peft
 from research.organisms import (
     BEHAVIOURS,
     adapter_digest,

@@ -7,9 +7,9 @@ import torch
 from cases import FLOAT32_INSIDE, TINY, tiny_model
 from toys import directions
 
-from melbo.models.decode import Batching, decode
+from melbo.models.decoding.decode import Batching, decode
+from melbo.models.decoding.shared_prefix import SharedPrefix, can_read_once, read_once
 from melbo.models.edits import Add, EditSequence, edit
-from melbo.models.shared_prefix import SharedPrefix, can_read_once, read_once
 
 #: The blocks or the cache do not let a batch grow on the way; their rows are read one by one.
 OWN_ROWS = {"gpt_bigcode", "lfm2", "recurrent_gemma"}

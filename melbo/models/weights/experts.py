@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from melbo.models.weights import is_plain
+from melbo.models.weights.storage import is_plain
 
 
 @dataclass(frozen=True)

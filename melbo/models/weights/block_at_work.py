@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from melbo.models.experts import Mixture
 from melbo.models.language_model import LanguageModel
 from melbo.models.replay import Call, Path, Shared
-from melbo.models.weights import has_hooks, in_memory
+from melbo.models.weights.experts import Mixture
+from melbo.models.weights.storage import has_hooks, in_memory
 
 # for each module, its input and its output, [T, d] each
 Passed = dict[nn.Module, tuple[Tensor, Tensor]]

@@ -3,7 +3,7 @@ import torch
 from cases import tiny_model
 from transformers import DynamicCache
 
-from melbo.models.kv_cache import give_room
+from melbo.models.decoding.kv_cache import give_room
 
 
 def states(rows, tokens, seed):

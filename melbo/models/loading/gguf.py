@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from melbo.errors import MelboError
-from melbo.models.checkpoint import require_complete
-from melbo.models.gguf_header import Header
 from melbo.models.language_model import first_line
+from melbo.models.loading.checkpoint import require_complete
+from melbo.models.loading.gguf_header import Header
 from melbo.progress import track
 
 #: Name by which the bundled model is loaded.

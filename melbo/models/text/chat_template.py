@@ -11,7 +11,7 @@ from jinja2 import Environment, TemplateError
 from jinja2.meta import find_undeclared_variables
 
 from melbo.errors import MelboError
-from melbo.models.conversation import Turn
+from melbo.models.text.conversation import Turn
 
 if TYPE_CHECKING:
     from melbo.models.language_model import LanguageModel

@@ -9,8 +9,8 @@ from cases import tiny_model
 from toys import directions
 
 from melbo import Add, MelboError, Prompts
-from melbo.models import decode as decoding
-from melbo.models.decode import Batching, decode
+from melbo.models.decoding import decode as decoding
+from melbo.models.decoding.decode import Batching, decode
 from melbo.models.edits import EditSequence
 
 #: Rows of a prompt are never worth a pass of their own.

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from melbo.errors import MelboError
-from melbo.models.block_at_work import (
+from melbo.models.language_model import LanguageModel
+from melbo.models.replay import Call, Run, Shared, Slice, call_block
+from melbo.models.weights.block_at_work import (
     Passed,
     Seen,
     at_work,
@@ -26,9 +28,7 @@ from melbo.models.block_at_work import (
     first_tensor,
     precise,
 )
-from melbo.models.experts import expert_weights
-from melbo.models.language_model import LanguageModel
-from melbo.models.replay import Call, Run, Shared, Slice, call_block
+from melbo.models.weights.experts import expert_weights
 
 _MOST = 8  # summands of a block
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from melbo.models.weights import is_offloaded, is_plain, read
+from melbo.models.weights.storage import is_offloaded, is_plain, read
 
 _MOST = 4096  # values of a parameter
 # integers of quantised weights; int64 and bool are indices and masks

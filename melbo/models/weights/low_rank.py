@@ -17,8 +17,8 @@ from melbo.errors import MelboError
 from melbo.maths.linalg import random_rows, unit
 from melbo.models.edits import Edit, Removable, Tokens
 from melbo.models.language_model import LanguageModel
-from melbo.models.output_matrices import OutputMatrix, attention_output, output_matrices
-from melbo.models.weights import Change, changed, read, require_plain
+from melbo.models.weights.output_matrices import OutputMatrix, attention_output, output_matrices
+from melbo.models.weights.storage import Change, changed, read, require_plain
 
 Matrix = Literal["attention", "mlp"]
 # a [rows, d_in] and b [rows, d_out]; b(aᵀx) is added to the output
@@ -45,7 +45,7 @@ class Site:
 def find_sites(lm: LanguageModel, band: tuple[int, int], matrix: Matrix) -> tuple[Site, ...]:
     """Find the output matrix of attention, or of the MLP, in each block of a band.
 
-    Matrices are recognised by how blocks behave (see `melbo.models.output_matrices`).
+    Matrices are recognised by how blocks behave (see `melbo.models.weights.output_matrices`).
 
     Args:
         lm: The model.

@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from melbo.errors import MelboError
-from melbo.models.checkpoint import require_complete
-from melbo.models.gguf import ALIAS, bundled, converted
 from melbo.models.language_model import LanguageModel, first_line
-from melbo.models.lora import base_of, is_adapter, with_adapter
+from melbo.models.loading.checkpoint import require_complete
+from melbo.models.loading.gguf import ALIAS, bundled, converted
+from melbo.models.loading.lora import base_of, is_adapter, with_adapter
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from melbo import MelboError, load
-from melbo.models.gguf import cache_folder, converted
+from melbo.models.loading.gguf import cache_folder, converted
 
 # --- the bundled model
 

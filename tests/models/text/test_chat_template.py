@@ -6,7 +6,7 @@ import pytest
 from cases import tiny_model, tiny_tokenizer
 
 from melbo import MelboError, Prompts
-from melbo.models.chat_template import render_chat
+from melbo.models.text.chat_template import render_chat
 
 _PROMPT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 

@@ -11,12 +11,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from melbo.errors import MelboError
-from melbo.models.edits import Edit
-from melbo.models.edits import edit as editing
-from melbo.models.kv_cache import give_room
-from melbo.models.language_model import LanguageModel
-from melbo.models.prompts import pad_rows
-from melbo.models.shared_prefix import (
+from melbo.models.decoding.kv_cache import give_room
+from melbo.models.decoding.shared_prefix import (
     KEPT,
     LEAST,
     SharedPrefix,
@@ -24,6 +20,10 @@ from melbo.models.shared_prefix import (
     read_once,
     selectable,
 )
+from melbo.models.edits import Edit
+from melbo.models.edits import edit as editing
+from melbo.models.language_model import LanguageModel
+from melbo.models.text.prompts import pad_rows
 from melbo.models.trial import generate_plainly
 from melbo.progress import track
 

@@ -7,8 +7,8 @@ import pytest
 from cases import tiny_model
 
 from melbo import MelboError, Prompts
-from melbo.models.conversation import Conversation
-from melbo.models.prompt_files import ANSWERS, read_pairs, read_texts
+from melbo.models.text.conversation import Conversation
+from melbo.models.text.prompt_files import ANSWERS, read_pairs, read_texts
 from melbo.records import ResultLog
 
 #: Characters other than a line feed at which `str.splitlines` ends a line.

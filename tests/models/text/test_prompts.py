@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from melbo import FeatureSet, LanguageModel, MelboError, Prompts, generate
 from melbo.features.provenance import Provenance
-from melbo.models.conversation import Conversation
-from melbo.models.prompts import embedding_rows
+from melbo.models.text.conversation import Conversation
+from melbo.models.text.prompts import embedding_rows
 
 THINKS = (
     "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} </s> {% endfor %}"

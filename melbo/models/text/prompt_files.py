@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from melbo.errors import MelboError
-from melbo.models.conversation import Conversation, check_unicode
+from melbo.models.text.conversation import Conversation, check_unicode
 
 #: Names of the texts of a pair in JSON: with and without a behaviour, or a prompt and its answer.
 CONTRAST, ANSWERS = ("plus", "minus"), ("prompt", "answer")

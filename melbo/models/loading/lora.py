@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from melbo.errors import MelboError
-from melbo.models.checkpoint import some
-from melbo.models.fingerprint import is_packed
-from melbo.models.gguf import ALIAS
 from melbo.models.language_model import LanguageModel, first_line
+from melbo.models.loading.checkpoint import some
+from melbo.models.loading.gguf import ALIAS
+from melbo.models.weights.fingerprint import is_packed
 
 _ADAPTER = "adapter_config.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")

@@ -6,7 +6,7 @@ from adapters import a_map, a_set
 from cases import tiny_model
 
 from melbo import MelboError, steer
-from melbo.models.low_rank import find_sites
+from melbo.models.weights.low_rank import find_sites
 
 IDS = torch.tensor([[5, 9, 17, 23, 31, 40]])
 

@@ -13,7 +13,7 @@ from quantised import quantised
 from safetensors.torch import load_file, save_file
 
 from melbo import LanguageModel, MelboError, Prompts, load
-from melbo.models.lora import with_adapter
+from melbo.models.loading.lora import with_adapter
 
 FILE = "adapter_model.safetensors"
 OWN = "{% for m in messages %}red {{ m['content'] }} blue{% endfor %}"

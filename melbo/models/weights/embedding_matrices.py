@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from melbo.errors import MelboError
-from melbo.models.block_at_work import few_tokens, watch
 from melbo.models.language_model import LanguageModel
-from melbo.models.output_matrices import OutputMatrix, a_matrix, gain_between
-from melbo.models.weights import in_memory
+from melbo.models.weights.block_at_work import few_tokens, watch
+from melbo.models.weights.output_matrices import OutputMatrix, a_matrix, gain_between
+from melbo.models.weights.storage import in_memory
 
 
 def embeddings(lm: LanguageModel) -> list[OutputMatrix]:

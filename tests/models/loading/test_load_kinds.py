@@ -126,7 +126,7 @@ def test_bits_are_handed_to_transformers(folder, bits, flag, monkeypatch):
         return real(*args, **more)
 
     monkeypatch.setattr(tf.AutoModelForCausalLM, "from_pretrained", watch)
-    monkeypatch.setattr("melbo.models.load.BitsAndBytesConfig", lambda **how: how)
+    monkeypatch.setattr("melbo.models.loading.load.BitsAndBytesConfig", lambda **how: how)
     assert load(folder, bits=bits, device="cpu").depth == 4
     assert seen["how"][flag] is True
     assert seen["place"] == {"": torch.device("cpu")}

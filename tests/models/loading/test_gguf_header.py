@@ -8,8 +8,8 @@ import pytest
 from cases import TINY
 
 from melbo import MelboError, load
-from melbo.models.gguf import cache_folder
-from melbo.models.gguf_header import Header
+from melbo.models.loading.gguf import cache_folder
+from melbo.models.loading.gguf_header import Header
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Replies of many rows, with what they have in common read once."""

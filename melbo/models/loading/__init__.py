@@ -1,0 +1,1 @@
+"""Where models come from, each checkpoint held against its model."""

@@ -1,0 +1,1 @@
+"""Prompts: files, conversations and chat templates as token ids."""

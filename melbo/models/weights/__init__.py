@@ -1,0 +1,1 @@
+"""Weights wherever they are kept, and the matrices that write to the residual stream."""
