@@ -26,6 +26,7 @@ from melbo.discovery.recipes import RECIPES
 from melbo.errors import MelboError
 from melbo.models.text import built_in
 from melbo.records import ResultLog, environment, to_json, write_atomically
+from research.compatibility.rows import ROWS, WRONG
 from research.experiments import EXPERIMENTS, run
 from research.experiments.base import RESULTS, settings_file
 from research.organisms import MADE, ORGANISMS, read_organisms
@@ -274,6 +275,39 @@ def experiment(
             click.echo(json.dumps(row))
     if not as_json:
         click.echo((out / "table.md").read_text(encoding="utf-8"))
+
+
+@cli.command()
+@click.option(
+    "--out",
+    type=file,
+    default=ROWS,
+    show_default="research/results/compatibility/rows.json",
+    help="JSON file to write.",
+)
+@as_json_option
+def compatibility(out: Path, as_json: bool) -> None:
+    """Try every check on every kind of model; nothing is written where one is wrong.
+
+    Raises:
+        MelboError: One is wrong; names all that are.
+    """
+    # brings peft and accelerate
+    from research.compatibility.measure import measure_all
+
+    result = measure_all(say)
+    wrong = [
+        f"{row['model']}, {name}: {outcome}"
+        for row in result["rows"]
+        for name, outcome in row["checks"].items()
+        if outcome.startswith(WRONG)
+    ]
+    if as_json:
+        click.echo(json.dumps(result))
+    if wrong:
+        raise MelboError("; ".join(wrong))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically({out: to_json(result) + b"\n"})
 
 
 @cli.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 from melbo.errors import MelboError
 from melbo.evaluation.tables import markdown, plus_minus
 from melbo.records import ResultLog, write_atomically
+from research.compatibility.tables import page_tables as compatibility_tables
 from research.experiments import EXPERIMENTS
 from research.experiments.base import RESULTS, own_rows, settings_file
 from research.organisms.tables import page_tables as organism_tables
@@ -32,7 +33,13 @@ _MEASURES = {
 def page_tables() -> dict[str, str]:
     """Tables that pages may quote, by name, made from the committed rows."""
     experiments = {name: experiment_table(name) for name in EXPERIMENTS}
-    return {**experiments, "compare": compare_table(), **speed_tables(), **organism_tables()}
+    return {
+        **experiments,
+        "compare": compare_table(),
+        **speed_tables(),
+        **organism_tables(),
+        **compatibility_tables(),
+    }
 
 
 def experiment_table(name: str) -> str:

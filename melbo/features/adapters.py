@@ -1,6 +1,7 @@
 """Features in weight space: rank-one adapters that steer, merge and export (docs/method.md §3)."""
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,9 @@ from melbo.models.weights.low_rank import RankOne, Site, merged, pairs, part_wid
 from melbo.records import refuse_existing, write_atomically
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# kinds of model in which peft adapts no module of this name: fast kernels read its weight past it
+_PAST_MODULES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_READ_PAST = "out_proj"
 
 
 class AdapterSet(FeatureSet):
@@ -126,8 +130,9 @@ class AdapterSet(FeatureSet):
 
         Raises:
             MelboError: There are no adapters, they are of another model, the model is itself a
-                base with an adapter merged into it, the strength is not finite, the folder cannot
-                be written, or it holds an adapter already and ``force`` is not set.
+                base with an adapter merged into it or inside a wrapper of peft, peft cannot adapt
+                its matrices, the strength is not finite, the folder cannot be written, or it holds
+                an adapter already and ``force`` is not set.
         """
         self.check_model(lm)
         if not len(self):
@@ -135,6 +140,7 @@ class AdapterSet(FeatureSet):
         folder = Path(folder)
         refuse_export(folder, force)
         base = _checkpoint(lm)
+        _require_loadable(lm, self.sites)
         edit, tensors = self.edit(torch.arange(len(self)), strength), {}
         for site, (a, b) in zip(self.sites, pairs(edit.sites, edit.v, edit.strength), strict=True):
             # a LoRA usually has its norm on the second matrix
@@ -175,13 +181,32 @@ def refuse_export(folder: Path, force: bool) -> None:
     refuse_existing(folder, force, (_CONFIG, _WEIGHTS), "an adapter")
 
 
+def _require_loadable(lm: LanguageModel, sites: Sequence[Site]) -> None:
+    """Refuse matrices on which peft puts no LoRA.
+
+    Raises:
+        MelboError: There are such matrices.
+    """
+    kind = getattr(lm.config, "model_type", None)
+    if kind in _PAST_MODULES and any(s.name.endswith(_READ_PAST) for s in sites):
+        raise MelboError(
+            f"peft puts no LoRA on {_READ_PAST} of {lm.name}, whose kernels may read its weight "
+            "directly: merge the adapter, and save the model inside the with block"
+        )
+
+
 def _checkpoint(lm: LanguageModel) -> str:
     """Path or hub id of a model's checkpoint, as transformers and peft resolve it.
 
     Raises:
-        MelboError: It is the folder of an adapter: peft would put the new LoRA beside that one,
-            unmerged, and get other logits.
+        MelboError: It is the folder of an adapter, or the model is inside a wrapper of peft: peft
+            would put the new LoRA beside that one, unmerged, and get other logits.
     """
+    if hasattr(lm.model, "peft_config"):
+        raise MelboError(
+            f"{lm.name} is wrapped by peft, and the LoRA would name its base without that adapter: "
+            "merge it (merge_and_unload), save the model, and export with what melbo.load gives"
+        )
     if lm.name == ALIAS:
         return str(bundled())
     if lm.path is None:

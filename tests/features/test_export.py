@@ -6,10 +6,12 @@ import peft
 import pytest
 import torch
 from adapters import a_map, a_set
+from cases import TINY, tiny_tokenizer
 from command_line import put
+from recurrent import RECURRENT
 
 import melbo
-from melbo import AdapterMap, MelboError, Prompts, steer
+from melbo import AdapterMap, LanguageModel, MelboError, Prompts, steer
 from melbo.features import adapters as exporting
 
 IDS = torch.tensor([[5, 9, 11, 40]])
@@ -112,3 +114,15 @@ def test_no_adapters_and_folders_that_take_none_are_refused(tmp_path):
     with pytest.raises(MelboError, match="strength is nan"):
         adapters.export_peft(cmap.lm, tmp_path / "other", strength=float("nan"))
     assert not (tmp_path / "other").exists()
+
+
+def test_matrices_and_models_that_peft_cannot_adapt_are_refused(tmp_path):
+    lm = LanguageModel(RECURRENT["mamba"]().float(), tiny_tokenizer(), name="tiny")
+    prompts = Prompts.text(lm, ["one two", "red or blue ?"])
+    with pytest.raises(MelboError, match="peft puts no LoRA on out_proj of tiny"):
+        a_set(AdapterMap(lm, prompts, (0, 2), target=3), 1).export_peft(lm, tmp_path / "lora")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    lm = LanguageModel(peft.get_peft_model(TINY["llama"](), config), tiny_tokenizer(), name="tiny")
+    with pytest.raises(MelboError, match=r"tiny is wrapped by peft.*merge_and_unload"):
+        adapters_of(lm).export_peft(lm, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()

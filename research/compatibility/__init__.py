@@ -1,0 +1,1 @@
+"""One suite of checks that every kind of model passes, or is refused by in one line."""
