@@ -15,7 +15,7 @@ from melbo import CausalMap, Exponential
 from melbo.maps.base import Map, Piece
 from melbo.maps.smooth import SmoothMap, require_smooth
 from melbo.maths.linalg import orthogonalise, random_rows, unit
-from melbo.maths.transcoder import fit_strengths
+from melbo.maths.transcoder import exponential_factors, fit_strengths
 from melbo.methods.exponential import _State as State
 from melbo.methods.iterate import Record
 from melbo.methods.starts import projected_start
@@ -87,7 +87,7 @@ class Jacobi(Exponential):
             return super().step(map, state)
         V = orthogonalise(state.V, "qr", state.gain)
         D, gradient = map.value_and_vjp(self.scale * V, state.U)
-        factors = fit_strengths(V, unit(D), D.norm(dim=-1), "exponential")
+        factors = exponential_factors(V, D, self.nonnegative)
         gain = self.scale * gradient.norm(dim=-1)
         return State(unit(gradient, fallback=V), unit(D), gain, factors), {}
 
@@ -122,7 +122,8 @@ class Blocks(Exponential):
             gain[rows] = self.scale * gradient.norm(dim=-1)
             moved[rows] = unit(gradient, fallback=V[rows])
             done = torch.cat([done, rows])
-        return State(moved, U, gain, fit_strengths(V, U, b, "exponential")), {}
+        factors = fit_strengths(V, U, b, "exponential", nonnegative=self.nonnegative)
+        return State(moved, U, gain, factors), {}
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from melbo import CausalMap, Exponential, Prompts, load
+from melbo import CausalMap, Exponential, MelboError, Prompts, load
 from melbo.maths.linalg import complete, orthogonalise, random_rows, unit
 from melbo.maths.transcoder import Factors, fit_strengths
 from melbo.methods.exponential import _State as State
@@ -51,7 +52,7 @@ def tame(factors: Factors) -> dict[str, float]:
 
     def explained(keep: Tensor) -> float:
         V, U = factors.V[keep], factors.U[keep]
-        return round(fit_strengths(V, U, b[keep], "exponential").explained, 1)
+        return round(fit_strengths(V, U, b[keep], "exponential", nonnegative=True).explained, 1)
 
     b = factors.b
     keep = b < 5 * b.median()
@@ -212,6 +213,7 @@ class Study:
             "scale": SCALE,
             "source": 8,
             "target": 20,
+            "nonnegative": True,
         }
 
     def default(self, seed: int) -> Run:
@@ -348,6 +350,21 @@ def table(rows: Mapping[str, Mapping[str, Figures]]) -> str:
     return "\n".join(lines)
 
 
+def kept_rows(path: Path, setting: Figures) -> dict[str, dict[str, Figures]]:
+    """Rows of a file, to which a group is added.
+
+    Raises:
+        MelboError: The rows of the file were measured with other settings.
+    """
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["setting"] != json.loads(json.dumps(setting)):
+        raise MelboError(
+            f"{path} holds rows of other settings, not to be mixed with new ones: "
+            "measure all groups, naming none"
+        )
+    return dict(kept["rows"])
+
+
 def main() -> None:
     """Measure the groups asked for, adding to what the file holds."""
     torch.set_num_threads(1)
@@ -364,7 +381,7 @@ def main() -> None:
     groups = study.groups()
     rows: dict[str, dict[str, Figures]] = {}
     if OUT.exists() and asked.groups and not asked.quick:
-        rows = json.loads(OUT.read_text(encoding="utf-8"))["rows"]
+        rows = kept_rows(OUT, study.describe())
     for seed in asked.seeds[:1] if asked.quick else asked.seeds:
         for group in asked.groups or groups:
             for name, candidate in groups[group].items():

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from melbo.evaluation.tables import markdown
-from research.speed import themes
+from research.speed import orders, strengths, themes
 from research.speed.results import RESULTS
 
 # in the published files the plain formulation has the name "reference"
@@ -16,6 +16,8 @@ def page_tables() -> dict[str, str]:
     return {
         "speed": speed_table([_read("bench-1-thread"), _read("bench-2-threads")]),
         "themes": themes.table(_read("themes")["rows"]),
+        "strengths": strengths.table(_read("strengths")["rows"]),
+        "orders": orders.table(_read("orders")["rows"]),
     }
 
 
