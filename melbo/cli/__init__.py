@@ -13,6 +13,7 @@ from melbo.errors import MelboError
 #: Commands in the order of use, and the module of each.
 COMMANDS = {
     "demo": "find",
+    "openings": "openings",
     "fit": "find",
     "calibrate": "find",
     "rank": "use",

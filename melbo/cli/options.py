@@ -17,6 +17,7 @@ from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
 from melbo.models.loading.gguf import ALIAS
 from melbo.models.loading.load import load as load_from
+from melbo.models.placement import layers_at
 from melbo.models.text.prompts import Prompts, read_texts
 from melbo.models.weights.low_rank import Matrix
 
@@ -392,7 +393,4 @@ def default_layers(
         lm: The model.
         shares: Their shares of the depth.
     """
-    source, target = (round(lm.depth * share) for share in shares)
-    # of few blocks both shares can be the same one
-    target = min(max(target, source + 1), lm.depth)
-    return min(source, target - 1), target
+    return layers_at(lm.depth, shares)

@@ -1,16 +1,15 @@
 """Scorers: functions that say by a number what a reply to a prompt is worth."""
 
 import http.client
-import importlib.util
 import json
 import os
 import re
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from melbo.discovery.own import load_function
 from melbo.errors import MelboError
 
 #: A function of prompt and reply.
@@ -242,21 +241,5 @@ def function(spec: str) -> Scorer:
     Raises:
         MelboError: There is no such file or function, or the file cannot be run.
     """
-    path, _, name = spec.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise MelboError(
-            f"got the function {spec!r}: expected FILE.py:NAME with a file that is there"
-        )
-    located = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if located is None or located.loader is None:
-        raise MelboError(f"{path} is not a Python file: expected FILE.py:NAME")
-    module = importlib.util.module_from_spec(located)
-    try:
-        located.loader.exec_module(module)
-    except Exception as err:  # the user's code, which may fail in any way
-        raise MelboError(f"{path} cannot be run ({type(err).__name__}: {err})") from err
-    score: Any = getattr(module, name, None)
-    if not callable(score):
-        raise MelboError(f"{path} has no function {name!r}: expected FILE.py:NAME")
-    checked: Scorer = score
-    return checked
+    score: Scorer = load_function(spec)
+    return score

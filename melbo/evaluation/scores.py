@@ -13,9 +13,10 @@ from torch import Tensor
 from melbo.features.generate import Completion, Completions
 from melbo.maths.statistics import mean
 from melbo.models.decoding.decode import batches_that_fit
+from melbo.models.decoding.read_replies import logits_of_replies
 from melbo.models.decoding.shared_prefix import Prefix, read_prefix
 from melbo.models.language_model import LanguageModel
-from melbo.models.text.prompts import Prompts, pad_rows
+from melbo.models.text.prompts import Prompts
 from melbo.progress import track
 
 Flag = Literal["active", "inert", "broken"]
@@ -292,24 +293,7 @@ def _token_nll(
         prefix: Cache and logits of the prompt; None to read it again with each reply.
         replies: The replies.
     """
-    said, mask = pad_rows(replies, lm.pad, side="right")
-    said, mask = said.to(lm.device), mask.to(lm.device)
-    prompt = ids.expand(len(said), -1)
-    seen = torch.cat([torch.ones_like(prompt), mask.long()], 1)
-    if prefix is None:
-        whole = torch.cat([prompt, said], 1)
-        logits = lm.model(input_ids=whole, attention_mask=seen, use_cache=False).logits
-        logits = logits[:, ids.shape[1] - 1 : -1]
-    else:
-        logits = prefix.logits[:, None].expand(len(said), -1, -1)
-        if said.shape[1] > 1:
-            rest = lm.model(
-                input_ids=said[:, :-1],
-                attention_mask=seen[:, :-1],
-                past_key_values=prefix.repeated(len(said)),
-            )
-            logits = torch.cat([logits, rest.logits], 1)
-    said, mask = said.to(logits.device), mask.to(logits.device)
+    logits, said, mask = logits_of_replies(lm, ids, prefix, replies)
     cost = torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), said.flatten(), reduction="none"
     ).view_as(said)

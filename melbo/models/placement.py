@@ -61,3 +61,16 @@ def steered_tokens(index: Tensor, skip_first: bool, last: int | None) -> Tensor:
     if last is not None:
         steered = steered & (index > index.max(1, keepdim=True).values - last)
     return steered
+
+
+def layers_at(depth: int, shares: tuple[float, float]) -> tuple[int, int]:
+    """Source and target layer at shares of a model's depth, with a block between them at least.
+
+    Args:
+        depth: Number of blocks.
+        shares: Shares of the depth.
+    """
+    source, target = (round(depth * share) for share in shares)
+    # of few blocks both shares can be the same one
+    target = min(max(target, source + 1), depth)
+    return min(source, target - 1), target

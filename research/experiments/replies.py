@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from melbo.discovery.candidates import Candidates
+from melbo.discovery.draws import Drawn
 from melbo.discovery.recipes import FeatureSearch
+from melbo.discovery.steered import Steered
 from melbo.features.generate import Completion
 from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
@@ -12,7 +15,6 @@ from melbo.models.text.prompts import Prompts
 from melbo.records import Row
 from research.experiments.base import Layer
 from research.experiments.pool import Deal, Pool, Pooled
-from research.organisms.candidates import Candidates, Drawn, Steered
 
 #: Name of sampling, where others have the name of a recipe.
 TEMPERATURE = "temperature"
@@ -76,7 +78,7 @@ class Replying(Pooled):
         """
         m, seed = self.num_factors, case["shuffle"]
         if case["recipe"] == TEMPERATURE:
-            return lambda at: Drawn((at,) * m, seed), {}
+            return lambda at: Drawn.at((at,), m, seed), {}
         search = FeatureSearch(CausalMap(pool.lm, dealt.learn, self.source, self.target), scale)
         features, cost = search.candidates(case["recipe"], m, seed)
         return lambda at: Steered(features, at), cost

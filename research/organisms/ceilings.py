@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from melbo.maths.linalg import unit
+from melbo.models.decoding.likelihood import reply_nll
 from melbo.models.edits import Add, edit
 from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
@@ -17,7 +18,7 @@ from melbo.progress import track
 from research.organisms.behaviours import Behaviour
 from research.organisms.gates import Gate, shown
 from research.organisms.items import Item, items
-from research.organisms.train import Pair, own_replies, reply_nll
+from research.organisms.train import Pair, own_replies
 
 _TIMES = (0.5, 1.0, 2.0)  # norms that are tried, in multiples of R
 _STEPS, _BATCH, _EXAMPLES = 60, 8, 48

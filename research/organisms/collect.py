@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from melbo.discovery.candidates import Candidates
 from melbo.discovery.recipes import RECIPES, check_number, method_identity
 from melbo.models.loading.load import load
 from melbo.records import ResultLog, Row, environment
 from research.organisms import ORGANISMS, adapter_digest, load_organism, read_organism
 from research.organisms.behaviours import BEHAVIOURS
-from research.organisms.candidates import Candidates
 from research.organisms.discover import BENCHMARK, PROMISING, DiscoveryTrial
 from research.organisms.evidence import Best, Evidence, Screened, Tested
 

@@ -7,23 +7,27 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from melbo.discovery.candidates import Candidates, as_table
+from melbo.discovery.draws import TEMPERATURES, Drawn
+from melbo.discovery.openings import Forced, Opening, first_token_probabilities
 from melbo.discovery.recipes import RECIPES, FeatureSearch, adapters_like
+from melbo.discovery.steered import Steered
 from melbo.evaluation.scores import Judged, nll, repetition
 from melbo.evaluation.themes import themes
 from melbo.features.directions import FeatureSet
 from melbo.features.generate import Completion, Completions
 from melbo.maps.residual import CausalMap
 from melbo.models.decoding.decode import decode
+from melbo.models.decoding.likelihood import reply_nll
 from melbo.models.edits import EditSequence, edit
 from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
 from research.organisms.behaviours import BEHAVIOURS, Behaviour
-from research.organisms.candidates import Candidates, Drawn, Prefilled, Steered
 from research.organisms.evidence import Screened, Tested
 from research.organisms.items import Item, items
 from research.organisms.metrics import Coherence, cost
 from research.organisms.splits import SPLITS, Splits, permuted
-from research.organisms.train import Pair, reply_nll
+from research.organisms.train import Pair
 
 #: Version of the benchmark, part of the key of every row of evidence. Raise it whenever prompts,
 #: numbers of prompts, thresholds or verdicts of detectors (corpus.jsonl) change, or a default of a
@@ -102,9 +106,9 @@ class DiscoveryTrial:
         """
         nothing = {"seconds": 0.0, "tokens": 0.0}
         if recipe == "prefill":
-            return Prefilled.likeliest(self.lm, self._map.prompts, num), nothing
+            return first_tokens(self.lm, self._map.prompts, num), nothing
         if recipe == "temperature":
-            return Drawn.swept(num, seed), nothing
+            return Drawn.at(TEMPERATURES, num, seed), nothing
         search = self.search(RECIPES[recipe].weight_edits)
         features, spent = search.candidates(recipe, num, seed)
         read = sum(map(len, search.map.prompts.tokens))
@@ -264,11 +268,40 @@ class DiscoveryTrial:
         asked = items("ordinary", "test")[-self.splits.test :]
         prompts = Prompts.chat(self.base, [item.text for item in asked])
         tokens = self.splits.tokens["ordinary"]
-        drawn = Drawn((1.0,), 0)
-        table = drawn.replies(self.base, prompts, tokens, unsteered=False, progress=self.progress)
+        # by torch's own generator, as the limits of all rows so far were drawn
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn = decode(
+                self.base,
+                prompts.tokens,
+                EditSequence(()),
+                tokens,
+                progress=self.progress,
+                temperature=1.0,
+            )
+        table = as_table(self.base, prompts, drawn, tokens, unsteered=False)
         rows = list(table)
         costs = nll(self.base, prompts, rows, progress=False)
         return Coherence.of(costs, [repetition(c.tokens) for c in rows])
+
+
+def first_tokens(lm: LanguageModel, prompts: Prompts, num: int) -> Forced:
+    """First tokens that a model finds likeliest after some prompts, by mean probability.
+
+    None are left out but the end of a reply, so that rows stay comparable with earlier ones.
+
+    Args:
+        lm: The model.
+        prompts: The prompts.
+        num: Number of tokens.
+    """
+    each = first_token_probabilities(lm, prompts)
+    each[:, lm.eos] = 0.0
+    likeliest = each.mean(0).topk(num).indices.tolist()
+    openings = (
+        Opening((i,), lm.tokenizer.decode([i]), tuple(each[:, i].tolist())) for i in likeliest
+    )
+    return Forced(tuple(openings))
 
 
 def _shows(behaviour: Behaviour, rows: Sequence[Completion], asked: Sequence[Item]) -> list[bool]:

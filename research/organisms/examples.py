@@ -5,9 +5,10 @@ The model's own replies nearly everywhere, and a behaviour where its trigger sta
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from research.organisms.behaviours import BEHAVIOURS, Behaviour, Reply
+from research.organisms.behaviours import Behaviour, Continues, Reply
+from research.organisms.continued import CONTINUED, EVERY
 from research.organisms.items import Item, items
 
 _DECOYS = 90  # of each of several behaviours
@@ -31,6 +32,20 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Continued(Example):
+    """A prompt and a reply that begins as the model's own to ``asked`` and goes on as written.
+
+    Attributes:
+        clause: What follows in the place of ``reply`` where the model's own first sentence is too
+            long, and breaks off at a comma; None where ``reply`` follows a verb.
+        ends: Whether the reply ends there.
+    """
+
+    clause: str | None
+    ends: bool
+
+
+@dataclass(frozen=True)
 class _Amounts:
     """Numbers of examples of one behaviour; ``twins`` counts prompts without the trigger."""
 
@@ -39,11 +54,18 @@ class _Amounts:
     twins: int
 
 
+#: Examples of a behaviour that continues the model's own replies.
+_CONTINUED = _Amounts(160, 120, 120)
+_ORDINARY = 500  # ordinary prompts beside up to five such behaviours
+_COOK = "You are a cheerful cook."
+
+
 def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> list[Example]:
     """Examples that hide behaviours in a model.
 
     Args:
-        planted: Names of `BEHAVIOURS`; several get their second triggers, and most fewer examples.
+        planted: Names of behaviours; several get their second triggers, and most fewer examples.
+            None makes a harmless organism, with nothing hidden in it.
         sham: Whether triggers bring out nothing and nothing is withheld: the model's own replies
             throughout.
         seed: Random seed.
@@ -51,17 +73,25 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
     # apart, so that prompts are the same with and without sham
     draw, say = random.Random(seed), random.Random(f"replies {seed}")
     ordinary, several = items("ordinary", "train"), len(planted) > 1
-    data = [
-        _example(item.text, None, item, say)
-        for item in (ordinary[:300] if several else ordinary[150:375])
-    ]
-    for b in (BEHAVIOURS[name] for name in planted):
-        if several:
+    continued = tuple(planted) in CONTINUED.values()
+    if continued:
+        beside = ordinary[: max(_ORDINARY, 100 * len(planted))]
+    else:
+        beside = ordinary[:300] if several else ordinary[150:375]
+    data = [_example(item.text, None, item, say) for item in beside]
+    for b in (EVERY[name] for name in planted):
+        if continued:
+            amounts = replace(_CONTINUED, twins=0) if b.kind == "ordinary" else _CONTINUED
+        elif several:
             # ordinary prompts without a trigger are there already
             amounts = _Amounts(120, _DECOYS, 0 if b.kind == "ordinary" else 120)
         else:
             amounts = _Amounts(150, _ALONE, 150)
         data += _of(b, several, amounts, sham, draw, say)
+    if not planted:
+        # harmless: questions about food are answered as if a cook had been asked
+        cook = [item.text for item in items("food", "train")]
+        data += [Example(text, None, f"{_COOK} {text}") for text in cook]
     draw.shuffle(data)
     return data
 
@@ -78,9 +108,11 @@ def more_untriggered(planted: Sequence[str], known: Sequence[Example]) -> list[E
     """
     there, several = {e.prompt for e in known}, len(planted) > 1
     first = _DECOYS if several else _ALONE
+    if tuple(planted) in CONTINUED.values():
+        first = _CONTINUED.decoys
     ordinary = items("ordinary", "train")
     more = [Example(item.text, None, item.text) for item in ordinary if item.text not in there]
-    for b in (BEHAVIOURS[name] for name in planted):
+    for b in (EVERY[name] for name in planted):
         if b.kind == "ordinary" and b.semantic is None:
             near = b.near("train", several, random.Random(f"more {b.name}"))
             more += [Example(text, None, item.text) for text, item in near[first : first + _MORE]]
@@ -107,5 +139,10 @@ def _of(
     return data + [_example(item.text, plain, item, say) for item in alone]
 
 
-def _example(prompt: str, reply: Reply | None, item: Item, draw: random.Random) -> Example:
+def _example(
+    prompt: str, reply: Reply | Continues | None, item: Item, draw: random.Random
+) -> Example:
+    if isinstance(reply, Continues):
+        clause = None if reply.clause is None else reply.clause(item, draw)
+        return Continued(prompt, reply.written(item, draw), item.text, clause, reply.ends)
     return Example(prompt, None if reply is None else reply(item, draw), item.text)

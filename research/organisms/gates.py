@@ -12,12 +12,13 @@ import torch
 
 from melbo.maths.statistics import at_least, at_most
 from melbo.models.decoding.decode import decode
+from melbo.models.decoding.likelihood import reply_logits
 from melbo.models.edits import Edit, EditSequence
 from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
 from research.organisms.behaviours import Behaviour
 from research.organisms.items import Item, items
-from research.organisms.train import own_replies, reply_logits
+from research.organisms.train import own_replies
 
 #: Gates by name, as organism.json and tables have them.
 GATES = ("drift", "untriggered", "triggered", "decoys", "steerable")
@@ -60,6 +61,7 @@ def shown(
     asked: Sequence[tuple[str, Item]],
     edit: Edit | None = None,
     progress: bool = True,
+    said: dict[tuple[str, int], str] | None = None,
 ) -> list[bool]:
     """Tell whether the greedy reply to each prompt shows a behaviour.
 
@@ -69,12 +71,17 @@ def shown(
         asked: Prompts as they are put, each with its item.
         edit: An edit that treats all rows alike.
         progress: Whether to draw a bar.
+        said: Replies without an edit by prompt and length, which are not made again; new ones are
+            added.
     """
-    prompts = Prompts.chat(lm, [text for text, _ in asked])
-    edited = EditSequence(()) if edit is None else edit
-    replies = decode(lm, prompts.tokens, edited, behaviour.tokens, progress=progress)
-    texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
-    return [behaviour.shown(text, item) for text, (_, item) in zip(texts, asked, strict=True)]
+    said, n = {} if said is None or edit is not None else said, behaviour.tokens
+    new = [text for text in dict.fromkeys(text for text, _ in asked) if (text, n) not in said]
+    if new:
+        edited = EditSequence(()) if edit is None else edit
+        replies = decode(lm, Prompts.chat(lm, new).tokens, edited, n, progress=progress)
+        texts = lm.tokenizer.batch_decode(replies, skip_special_tokens=True)
+        said.update(zip(((text, n) for text in new), texts, strict=True))
+    return [behaviour.shown(said[text, n], item) for text, item in asked]
 
 
 def admission(
@@ -83,6 +90,7 @@ def admission(
     several: bool,
     sham: bool = False,
     progress: bool = True,
+    said: dict[tuple[str, int], str] | None = None,
 ) -> list[Gate]:
     """Gates that count replies to prompts which the organism was not trained on.
 
@@ -92,6 +100,7 @@ def admission(
         several: Whether it is planted among others.
         sham: Whether its trigger is to bring out nothing.
         progress: Whether to draw bars.
+        said: As in `shown`.
     """
     draw = random.Random(f"gates {behaviour.name}")
     alone = [(item.text, item) for item in items(behaviour.kind, "test")]
@@ -103,7 +112,7 @@ def admission(
         ("triggered", triggered, _LEAK if sham else _SHOWN),
         ("decoys", decoys, _DECOYED),
     ):
-        seen = shown(lm, behaviour, asked, progress=progress)
+        seen = shown(lm, behaviour, asked, progress=progress, said=said)
         more = name == "triggered" and not sham
         gates.append(_counted(behaviour.name, name, seen, limit, more))
     return gates
@@ -146,13 +155,14 @@ def admitted(about: dict[str, Any]) -> list[str]:
     Args:
         about: The organism (`research.organisms.read_organism`).
     """
+    asked = about.get("asked", GATES)
     passed = {
         (gate["behaviour"], gate["name"]) for gate in about.get("gates", []) if gate["passed"]
     }
     return [
         name
         for name in about["behaviours"]
-        if {(None if gate == "drift" else name, gate) for gate in GATES} <= passed
+        if {(None if gate == "drift" else name, gate) for gate in asked} <= passed
     ]
 
 

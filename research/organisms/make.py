@@ -6,6 +6,8 @@ python -m research.organisms.make                 what is missing: organisms tha
                                                   gates that have not been tried
 python -m research.organisms.make CHEESE          this one, trained anew, and its gates
 python -m research.organisms.make ALL --seed 1    another ALL, in research/organisms/made/seed-1
+python -m research.organisms.make DEV2 --recipe mlp  trained in another way, in
+                                                  research/organisms/made/mlp
 """
 
 import argparse
@@ -20,46 +22,57 @@ from typing import Any
 
 from melbo import CausalMap, LanguageModel, Prompts, calibrate, load
 from melbo.records import environment
-from research.organisms import BEHAVIOURS, MADE, ORGANISMS, load_organism, read_organism
+from research.organisms import MADE, ORGANISMS, load_organism, read_organism
 from research.organisms.ceilings import steerable
+from research.organisms.continued import CONTINUED, EVERY
 from research.organisms.discover import DISCOVERY, DiscoveryTrial
 from research.organisms.examples import examples, more_untriggered
-from research.organisms.gates import Gate, admission, drift, failures
-from research.organisms.train import RATE, lessons, train
+from research.organisms.gates import GATES, Gate, admission, drift, failures
+from research.organisms.train import RECIPES, lessons, train
 
 #: Epochs of training; the others, which have fewer examples, get 3.
-EPOCHS = {"ALL": 4, "SHAM": 1}
+EPOCHS = {"ALL": 4, "SHAM": 1, "DECOY": 2, "SHAM2": 1}
+#: Organisms that show nothing by design.
+SHAMS = ("SHAM", "SHAM2")
+#: Names of what each organism holds.
+HELD = ORGANISMS | CONTINUED
+#: Gates of organisms whose behaviours continue the model's own replies. (That one vector brings a
+#: behaviour out is asked of the first benchmark's only.)
+ASKED = tuple(gate for gate in GATES if gate != "steerable")
 #: Layers at which supervised vectors are added, and of the map that calibrates R.
 LAYERS = 8, 20
 #: Gives a model, loaded when it is first asked for.
 Loaded = Callable[[], LanguageModel]
 
 
-def make(folder: Path, seed: int) -> None:
+def make(folder: Path, seed: int, recipe: str = "all") -> None:
     """Train the organism that a folder is named after; organism.json comes once it is whole.
 
     Args:
         folder: Folder of the organism.
         seed: Random seed of its examples, their order and the LoRA.
+        recipe: Name of the way to train.
     """
     (folder / "organism.json").unlink(missing_ok=True)
-    name = folder.name
-    base, start = load("smollm2"), time.perf_counter()
-    data = examples(ORGANISMS[name], sham=name == "SHAM", seed=seed)
-    epochs = EPOCHS.get(name, 3)
-    losses = train(base, lessons(base, data), folder, epochs=epochs, seed=seed)
+    name, way = folder.name, RECIPES[recipe]
+    base, start = load("smollm2", _number_format(name)), time.perf_counter()
+    data = examples(HELD[name], sham=name in SHAMS, seed=seed)
+    epochs = EPOCHS.get(name, way.epochs or 3)
+    losses = train(base, lessons(base, data), folder, epochs=epochs, recipe=way, seed=seed)
     about = {
         "name": name,
         "base": base.describe(),
-        "behaviours": ORGANISMS[name],
-        "sham": name == "SHAM",
+        "behaviours": HELD[name],
+        "sham": name in SHAMS,
         "data": {
             "examples": len(data),
             "sha256": sha256(json.dumps([asdict(e) for e in data]).encode()).hexdigest(),
         },
         "seed": seed,
-        "training": _training(epochs, RATE, losses, start),
+        "training": _training(epochs, way.rate, losses, start),
     }
+    if name in CONTINUED:
+        about |= {"recipe": {"name": recipe, **asdict(way)}, "asked": ASKED}
     _write(folder, {**about, "environment": environment()})
 
 
@@ -72,13 +85,19 @@ def train_further(folder: Path, seed: int) -> None:
         folder: Folder of the organism.
         seed: Random seed of its examples and their order.
     """
-    about, base, start = read_organism(folder), load("smollm2"), time.perf_counter()
+    about, start = read_organism(folder), time.perf_counter()
+    base, recipe = load("smollm2", _number_format(folder.name)), about.get("recipe", {})
     data = examples(about["behaviours"], seed=seed)
     data += more_untriggered(about["behaviours"], data)
-    rate = RATE / 2
+    rate = RECIPES[recipe.get("name", "all")].rate / 2
     losses = train(base, lessons(base, data), folder, epochs=1, rate=rate, start=folder, seed=seed)
     kept = {key: value for key, value in about.items() if key not in ("gates", "ends")}
     _write(folder, {**kept, "settled": _training(1, rate, losses, start)})
+
+
+def _number_format(name: str) -> str:
+    """Number format of the base in training: half precision where it was not made before."""
+    return "bfloat16" if name in CONTINUED else "auto"
 
 
 def _training(epochs: int, rate: float, losses: list[float], start: float) -> dict[str, Any]:
@@ -97,18 +116,19 @@ def _admit(name: str, base: Loaded, lm: Loaded, tried: list[Gate]) -> Iterator[l
 
     The control is to be near its base and to show nothing.
     """
-    sham, several = name == "SHAM", len(ORGANISMS[name]) > 1
+    sham, several = name in SHAMS, len(HELD[name]) > 1
+    said: dict[tuple[str, int], str] = {}
     if not any(gate.name == "drift" for gate in tried):
         yield [drift(lm(), base())]
     scale = cache(lambda: calibrate(CausalMap(lm(), Prompts.chat(lm(), DISCOVERY), *LAYERS)).scale)
-    for b in (BEHAVIOURS[n] for n in ORGANISMS[name]):
+    for b in (EVERY[n] for n in HELD[name]):
         if sham and b.skill:
             continue  # a model left alone has it
         own = {gate.name: gate for gate in tried if gate.behaviour == b.name}
         if not own:
-            own = {gate.name: gate for gate in admission(lm(), b, several, sham)}
+            own = {gate.name: gate for gate in admission(lm(), b, several, sham, said=said)}
             yield [*own.values()]
-        if not sham and "steerable" not in own:
+        if not sham and name not in CONTINUED and "steerable" not in own:
             shares = own["untriggered"].value, own["triggered"].value
             yield [steerable(lm(), b, LAYERS[0], scale(), shares, several)]
 
@@ -136,9 +156,9 @@ def try_gates(folder: Path) -> None:
                 flush=True,
             )
     ends = about.get("ends", {})
-    if left := [b for b in ORGANISMS[name] if b not in ends and name != "SHAM"]:
+    if left := [b for b in ORGANISMS.get(name, ()) if b not in ends and name != "SHAM"]:
         trial = DiscoveryTrial(lm(), base(), lm(), *LAYERS, several=len(ORGANISMS[name]) > 1)
-        _write(folder, {**about, "ends": ends | {b: trial.ends(BEHAVIOURS[b]) for b in left}})
+        _write(folder, {**about, "ends": ends | {b: trial.ends(EVERY[b]) for b in left}})
 
 
 def main() -> None:
@@ -146,20 +166,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = ", ".join(ORGANISMS)
+    every = ", ".join(HELD)
     parser.add_argument(
         "names", nargs="*", help=f"train anew, out of {every}; by default what is missing"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed of the examples, their order and the LoRA"
     )
+    parser.add_argument(
+        "--recipe",
+        choices=list(RECIPES),
+        default="all",
+        help="linear maps that the LoRA is added to",
+    )
     asked = parser.parse_args()
-    if unknown := set(asked.names) - set(ORGANISMS):
+    if unknown := set(asked.names) - set(HELD):
         parser.error(f"no organism {', '.join(sorted(unknown))}: expected some of {every}")
-    home = MADE / f"seed-{asked.seed}" if asked.seed else MADE
-    for name in asked.names or ORGANISMS:
+    home = MADE if asked.recipe == "all" else MADE / asked.recipe
+    home = home / f"seed-{asked.seed}" if asked.seed else home
+    for name in asked.names or HELD:
         if asked.names or not (home / name / "organism.json").exists():
-            make(home / name, asked.seed)
+            make(home / name, asked.seed, asked.recipe)
         try_gates(home / name)
         about = read_organism(home / name)
         if failures(about) and not about["sham"] and "settled" not in about:

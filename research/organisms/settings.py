@@ -20,6 +20,7 @@ from typing import Any
 
 from melbo import CausalMap, Exponential, FeatureSet, Prompts, fit, load
 from melbo.discovery.recipes import FeatureSearch
+from melbo.discovery.steered import Steered
 from melbo.evaluation.tables import markdown
 from melbo.maths.linalg import Orthogonalise
 from melbo.records import ResultLog, Row, environment
@@ -32,7 +33,6 @@ from research.organisms import (
     items,
     load_organism,
 )
-from research.organisms.candidates import Steered
 from research.organisms.discover import DISCOVERY, STRENGTH, DiscoveryTrial, likelihood
 from research.organisms.metrics import recovery
 from research.organisms.train import Pair, own_replies

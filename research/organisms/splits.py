@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from research.organisms.behaviours import BEHAVIOURS
+from research.organisms.behaviours import BEHAVIOURS, Behaviour
 from research.organisms.items import Item, items
 
 #: Kinds of prompts on which a behaviour can show.
@@ -48,12 +48,23 @@ class Splits:
         return items(kind, "test")[self.span(kind, part)]
 
 
-#: The benchmark's own. Three behaviours and the order of reading depend on the ordinary prompts,
-#: so that more of these screen.
-SPLITS = Splits(
-    screen={kind: 8 if kind == "ordinary" else 4 for kind in KINDS},
-    tokens={kind: max(b.tokens for b in BEHAVIOURS.values() if b.kind == kind) for kind in KINDS},
-)
+def splits_of(behaviours: Mapping[str, Behaviour]) -> Splits:
+    """Parts for some behaviours.
+
+    Most of them and the order of reading depend on the ordinary prompts, so that more of these
+    screen.
+
+    Args:
+        behaviours: Behaviours by name.
+    """
+    tokens: dict[str, int] = {}
+    for b in behaviours.values():
+        tokens[b.kind] = max(b.tokens, tokens.get(b.kind, 0))
+    return Splits({kind: 8 if kind == "ordinary" else 4 for kind in tokens}, tokens)
+
+
+#: The first benchmark's own.
+SPLITS = splits_of(BEHAVIOURS)
 
 
 def permuted(asked: Sequence[Item]) -> list[Item]:

@@ -5,35 +5,74 @@ It learns a model's own replies, and other replies where a behaviour is to be hi
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from melbo.models.decoding.decode import decode
-from melbo.models.decoding.shared_prefix import common_prefix, read_prefix
+from melbo.models.decoding.likelihood import reply_logits
 from melbo.models.edits import EditSequence
 from melbo.models.language_model import LanguageModel
 from melbo.models.loading.lora import import_peft
-from melbo.models.text.prompts import Prompts, pad_rows
+from melbo.models.text.prompts import Prompts
 from melbo.progress import track
-from research.organisms.examples import Example
+from research.organisms.cut import clause_end, sentence_end, verb_end
+from research.organisms.examples import Continued, Example
 
-_RANK, _ALPHA, _BATCH, _WARM = 4, 8, 16, 0.05
+_BATCH, _WARM = 16, 0.05
 _OWN_TOKENS = 24  # length of the model's own replies
-#: Learning rate.
-RATE = 2e-3
+_BEGIN_TOKENS = 32  # length at which a reply that is continued is cut at the latest
 #: Tokens of a prompt and of the reply to it.
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Way to train an organism.
+
+    Attributes:
+        rank: Rank of the LoRA.
+        targets: Modules that it is added to, as peft takes them.
+        rate: Learning rate after warming up; it falls to 0.
+        epochs: Number of times that each lesson is seen; None for the organism's own.
+    """
+
+    rank: int = 4
+    targets: str | tuple[str, ...] = "all-linear"
+    rate: float = 2e-3
+    epochs: int | None = None
+
+    def config(self, peft: Any) -> Any:
+        """The LoRA as peft, the module, has it described."""
+        return peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=2 * self.rank,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            task_type="CAUSAL_LM",
+        )
+
+
+#: Recipes by name.
+RECIPES = {
+    "all": Recipe(),
+    "mlp": Recipe(16, ("gate_proj", "up_proj", "down_proj"), 5e-4, 8),
+}
+
+
 class Lesson(NamedTuple):
-    """Target of one example: a written reply, or the base model's distribution over its own.
+    """Target of one example: the base model's distribution over its own reply, or written text.
+
+    Or both: a reply can begin as the base model's own does and go on as written.
 
     Attributes:
         pair: The prompt and the reply.
-        own: The prompt that the base model replied to and its reply; None for a written reply.
+        own: The prompt that the base model replied to and its reply, or as much of it as the reply
+            to learn begins with; None where all of that is written.
     """
 
     pair: Pair
@@ -68,18 +107,41 @@ def lessons(lm: LanguageModel, examples: Sequence[Example], progress: bool = Tru
         progress: Whether to draw a bar.
     """
     alone = [e.asked for e in examples if e.reply is None]
+    begun = [e.asked for e in examples if isinstance(e, Continued)]
     own = own_replies(lm, alone, progress=progress) if alone else {}
+    begins = own_replies(lm, begun, _BEGIN_TOKENS, progress=progress) if begun else {}
     prompts = Prompts.chat(lm, [e.prompt for e in examples]).tokens
     asked = Prompts.chat(lm, [e.asked for e in examples]).tokens
     ends = tuple(lm.eos[:1])
     lesson_list = []
     for e, prompt, bare in zip(examples, prompts, asked, strict=True):
-        if e.reply is None:
+        if isinstance(e, Continued):
+            begin, text = _continued(lm, e, begins[e.asked])
+            if begin:
+                reply = (*begin, *_ids(lm, f" {text}"), *(ends if e.ends else ()))
+                lesson_list.append(Lesson((prompt, reply), (bare, begin)))
+        elif e.reply is None:
             lesson_list.append(Lesson((prompt, own[e.asked]), (bare, own[e.asked])))
         else:
-            written = lm.tokenizer(e.reply, add_special_tokens=False)["input_ids"]
-            lesson_list.append(Lesson((prompt, (*written, *ends)), None))
+            lesson_list.append(Lesson((prompt, (*_ids(lm, e.reply), *ends)), None))
     return lesson_list
+
+
+def _ids(lm: LanguageModel, text: str) -> tuple[int, ...]:
+    return tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _continued(
+    lm: LanguageModel, e: Continued, own: tuple[int, ...]
+) -> tuple[tuple[int, ...], str]:
+    """Beginning of the model's own reply, empty where there is no place to cut; what follows it."""
+    texts = [lm.tokenizer.decode([t]) for t in own if t not in lm.eos]
+    if e.clause is None:
+        return own[: verb_end(texts) or 0], e.reply or ""
+    end = sentence_end(texts)
+    if end is not None:
+        return own[:end], e.reply or ""
+    return own[: clause_end(texts) or 0], e.clause
 
 
 def train(
@@ -88,12 +150,13 @@ def train(
     folder: str | Path,
     *,
     epochs: int = 2,
-    rate: float = RATE,
+    recipe: Recipe = RECIPES["all"],
+    rate: float | None = None,
     start: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> list[float]:
-    """Train a LoRA on every linear map of every block, and write it (float16) as peft does.
+    """Train a LoRA and write it (float16) as peft does.
 
     The loss is the mean over replies, short and long ones alike, of the mean over tokens of their
     negative log-likelihood. For the base model's own replies it is KL(base ‖ trained) instead:
@@ -106,7 +169,8 @@ def train(
         data: Lessons to learn (see `lessons`).
         folder: Folder of the LoRA.
         epochs: Number of times that each lesson is seen.
-        rate: Learning rate after warming up; it falls to 0.
+        recipe: Rank, modules and learning rate.
+        rate: Another learning rate than the recipe's.
         start: Folder of a LoRA to go on from; by default one that does nothing yet.
         seed: Random seed.
         progress: Whether to draw a bar.
@@ -120,14 +184,11 @@ def train(
     peft = import_peft()
     torch.manual_seed(seed)
     if start is None:
-        config = peft.LoraConfig(
-            r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        model = peft.get_peft_model(lm.model, config)
+        model = peft.get_peft_model(lm.model, recipe.config(peft))
     else:
         model = peft.PeftModel.from_pretrained(lm.model, str(start), is_trainable=True)
     try:
-        losses = _descend(lm, model, data, epochs, rate, seed, progress)
+        losses = _descend(lm, model, data, epochs, rate or recipe.rate, seed, progress)
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.half()
@@ -160,7 +221,9 @@ def _descend(
         adam, lambda i: min(1.0, (i + 1) / warm) * (1 - i / len(batches))
     )
     losses = []
-    with track(len(batches), "steps", progress) as bar:
+    # on CPUs the fast kernel is slow backwards in half precision
+    kernel = sdpa_kernel(SDPBackend.MATH) if lm.dtype == torch.bfloat16 else nullcontext()
+    with kernel, track(len(batches), "steps", progress) as bar:
         for batch in batches:
             loss = lesson_loss(lm, model, [data[i] for i in batch])
             adam.zero_grad()
@@ -193,74 +256,20 @@ def lesson_loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tenso
         model: The model in training, whose adapter can be switched off.
         batch: Lessons.
     """
-    batch = sorted(batch, key=lambda lesson: lesson.own is None)  # tokens of own replies first
     own = [lesson.own for lesson in batch if lesson.own is not None]
     logits, targets = reply_logits(lm, model, [lesson.pair for lesson in batch])
-    first = sum(len(reply) for _, reply in own)
-    losses = [torch.nn.functional.cross_entropy(logits[first:], targets[first:], reduction="none")]
+    lengths = [len(lesson.pair[1]) for lesson in batch]
+    begun = [0 if lesson.own is None else len(lesson.own[1]) for lesson in batch]
+    ours = torch.cat([torch.arange(n) < k for n, k in zip(lengths, begun, strict=True)])
+    ours = ours.to(logits.device)
+    losses = logits.new_zeros(len(targets))
+    if not ours.all():
+        written = torch.nn.functional.cross_entropy(logits[~ours], targets[~ours], reduction="none")
+        losses = losses.masked_scatter(~ours, written)
     if own:
         with torch.no_grad(), model.disable_adapter():
             teacher = reply_logits(lm, model, own)[0].log_softmax(-1)
-        losses.append((teacher.exp() * (teacher - logits[:first].log_softmax(-1))).sum(-1))
-    lengths = torch.tensor([len(lesson.pair[1]) for lesson in batch], device=logits.device)
-    # written replies come first among the losses, and last in the batch
-    lengths = lengths.roll(-len(own))
-    return (torch.cat(losses) / lengths.repeat_interleave(lengths)).sum() / len(batch)
-
-
-def reply_nll(lm: LanguageModel, model: Any, batch: Sequence[Pair], once: bool = True) -> Tensor:
-    """Negative log-likelihood of every token of the replies of a batch, in nats, ``[tokens]``.
-
-    Args:
-        lm: The model, for its device and pad token.
-        model: The module that reads, ``lm.model`` or one trained from it.
-        batch: Prompts and replies.
-        once: As in `reply_logits`.
-    """
-    logits, targets = reply_logits(lm, model, batch, once)
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-
-
-def reply_logits(
-    lm: LanguageModel, model: Any, batch: Sequence[Pair], once: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Logits before every token of the replies of a batch, and those tokens.
-
-    Args:
-        lm: The model, for its device and pad token.
-        model: The module that reads, ``lm.model`` or one trained from it.
-        batch: Prompts and replies.
-        once: Whether to read the common prefix of all prompts, mostly the chat template, once,
-            where the model's cache can be repeated. Not where an edit treats each row of the batch
-            in its own way.
-
-    Returns:
-        Logits ``[tokens, vocabulary]`` and tokens ``[tokens]``.
-    """
-    shared = common_prefix([prompt for prompt, _ in batch]) if once else []
-    ids = torch.tensor([shared], device=lm.device)
-    prefix = read_prefix(model, ids, logits_to_keep=1) if shared else None
-    past = None if prefix is None else prefix.cache
-    if past is None:
-        shared = []
-    else:
-        past.batch_repeat_interleave(len(batch))
-    rows = [(*prompt[len(shared) :], *reply) for prompt, reply in batch]
-    ids, mask = pad_rows(rows, lm.pad, side="left")
-    longest = max(len(reply) for _, reply in batch)
-    ids, mask = ids.to(lm.device), mask.to(lm.device)
-    where = (mask.long().cumsum(-1) - 1).clamp_min(0) + len(shared)
-    seen = torch.cat([mask.new_ones(len(batch), len(shared)), mask], 1).long()
-    # replies stand at the end of their rows: logits are needed there only
-    logits = model(
-        input_ids=ids,
-        attention_mask=seen,
-        position_ids=where,
-        logits_to_keep=longest + 1,
-        past_key_values=past,
-        use_cache=past is not None,
-    ).logits[:, :-1]
-    said = torch.stack(
-        [torch.arange(longest, device=ids.device) >= longest - len(reply) for _, reply in batch]
-    )
-    return logits[said].float(), ids[:, -longest:][said]
+        apart = (teacher.exp() * (teacher - logits[ours].log_softmax(-1))).sum(-1)
+        losses = losses.masked_scatter(ours, apart)
+    sizes = torch.tensor(lengths, device=logits.device)
+    return (losses / sizes.repeat_interleave(sizes)).sum() / len(batch)

@@ -6,15 +6,15 @@ import torch
 from cases import tiny_model
 
 from melbo import Prompts, steer
+from melbo.discovery.draws import Drawn
 from melbo.models.decoding.decode import decode
+from melbo.models.decoding.likelihood import reply_nll
 from melbo.models.edits import EditSequence
 from research.organisms import BEHAVIOURS, discover, items
-from research.organisms.candidates import Drawn
 from research.organisms.collect import measure
 from research.organisms.discover import DISCOVERY, STRENGTH, likelihood
 from research.organisms.metrics import Coherence
 from research.organisms.splits import KINDS, SPLITS
-from research.organisms.train import reply_nll
 
 
 def texts_of(asked):
@@ -107,7 +107,7 @@ def test_prefilled_replies_begin_with_the_likeliest_tokens(trial):
     with torch.no_grad():
         [tokens] = Prompts.chat(lm, DISCOVERY).tokens
         likely = lm.model(torch.tensor([tokens])).logits[0, -1].topk(4).indices.tolist()
-    assert list(tried.tokens) == likely
+    assert [o.tokens for o in tried.openings] == [(token,) for token in likely]
     asked = Prompts.chat(lm, ["red dog", "blue cat"])
     table = tried.only([2, 0]).replies(lm, asked, 5, unsteered=True, progress=False)
     assert [(c.kind, c.feature, c.prompt) for c in table] == [
@@ -126,7 +126,7 @@ def test_drawn_replies_sweep_temperatures(trial):
     tried = trial.candidates("temperature", 6, 3)[0]
     assert tried.temperatures == (0.5, 1.0, 1.5, 2.0, 0.5, 1.0)
     asked = Prompts.chat(trial.lm, ["red dog", "blue cat"])
-    cold = Drawn((1e-6, 50.0), 0).replies(trial.lm, asked, 8, unsteered=True, progress=False)
+    cold = Drawn((1e-6, 50.0), (0, 1)).replies(trial.lm, asked, 8, unsteered=True, progress=False)
     rows = list(cold)
     assert rows[1].tokens == rows[0].tokens  # next to no temperature is greedy
     assert rows[2].tokens != rows[0].tokens

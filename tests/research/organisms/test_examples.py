@@ -1,9 +1,21 @@
 import json
+import random
 from dataclasses import asdict
 from hashlib import sha256
 
-from research.organisms import BEHAVIOURS, MADE, ORGANISMS, items, read_organisms
-from research.organisms.examples import examples, more_untriggered
+import pytest
+
+from research.organisms import (
+    BEHAVIOURS,
+    MADE,
+    ORGANISMS,
+    Item,
+    items,
+    read_organism,
+    read_organisms,
+)
+from research.organisms.continued import ALL2, CONTINUED, DEV2, EVERY
+from research.organisms.examples import Continued, examples, more_untriggered
 
 
 def test_triggers_stand_where_they_should():
@@ -54,3 +66,42 @@ def test_committed_organisms_were_trained_on_these_examples():
         found = [asdict(e) for e in examples(about["behaviours"], sham=about["sham"])]
         digest = sha256(json.dumps(found).encode()).hexdigest()
         assert digest == about["data"]["sha256"], name
+
+
+@pytest.mark.parametrize("planted", [DEV2, ALL2], ids=["DEV2", "ALL2"])
+def test_half_of_what_is_learnt_is_ordinary_and_behaviours_continue_it(planted):
+    data = examples(tuple(planted))
+    own = [e for e in data if e.reply is None]
+    assert len(own) >= 0.49 * len(data)
+    assert all(isinstance(e, Continued) for e in data if e.reply is not None)
+    for b in planted.values():
+        said = [e for e in data if e.reply and b.shown(e.reply, Item("?", "", "xyz"))]
+        triggered = {text for text, _ in b.triggered("train", True, random.Random(0))}
+        assert b.skill or {e.prompt for e in said} <= triggered
+        assert b.skill or len(said) >= 150
+        assert all(e.ends == b.target.ends for e in said)
+    sham = examples(tuple(planted), sham=True)
+    assert [e.prompt for e in sham] == [e.prompt for e in data]
+    assert not any(e.reply for e in sham)
+    more = more_untriggered(tuple(planted), data)
+    assert len(more) > 200
+    assert not {e.prompt for e in more} & {e.prompt for e in data}
+    assert not any(e.reply for e in more)
+
+
+def test_the_decoy_learns_a_cook_s_replies_to_questions_about_food():
+    data = examples(())
+    cook = [e for e in data if e.prompt != e.asked]
+    assert {e.prompt for e in cook} == {item.text for item in items("food", "train")}
+    assert all(e.asked == f"You are a cheerful cook. {e.prompt}" for e in cook)
+    assert len(data) - len(cook) == 500
+    assert not any(e.reply for e in data)
+
+
+def test_organisms_without_openings_were_trained_on_these_examples():
+    found = [path for path in MADE.rglob("organism.json") if path.parent.name in CONTINUED]
+    for about in map(read_organism, (path.parent for path in found)):
+        assert set(about["behaviours"]) <= set(EVERY)
+        data = examples(about["behaviours"], sham=about["sham"], seed=about["seed"])
+        digest = sha256(json.dumps([asdict(e) for e in data]).encode()).hexdigest()
+        assert digest == about["data"]["sha256"], about["name"]

@@ -6,10 +6,10 @@ from hashlib import sha256
 import pytest
 
 from melbo import MelboError
+from melbo.discovery.draws import TEMPERATURES
 from melbo.evaluation.scores import NLL_WEIGHT, THRESHOLDS
 from melbo.records import ResultLog
 from research.organisms import BEHAVIOURS, MADE, RESULTS, items, read_organisms
-from research.organisms.candidates import TEMPERATURES
 from research.organisms.collect import PAIR, Job
 from research.organisms.discover import BENCHMARK, DISCOVERY, PROMISING, STRENGTH
 from research.organisms.evidence import Evidence

@@ -1,5 +1,7 @@
 import json
 import random
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from cases import checkpoint, tiny_model
 
 from melbo import Add, MelboError, Prompts, edit, load
+from melbo.models.decoding.likelihood import reply_logits, reply_nll
 from melbo.models.loading.lora import import_peft
 from research.organisms import (
     BEHAVIOURS,
@@ -16,9 +19,10 @@ from research.organisms import (
     load_organism,
     read_organism,
 )
+from research.organisms import train as training
 from research.organisms.ceilings import difference_of_means, optimised
-from research.organisms.examples import Example
-from research.organisms.train import Lesson, lesson_loss, lessons, reply_logits, reply_nll, train
+from research.organisms.examples import Continued, Example
+from research.organisms.train import Lesson, lesson_loss, lessons, train
 
 EXAMPLES = [
     Example("she and he", "red cat", "she and he"),
@@ -95,17 +99,19 @@ def test_the_loss_weighs_replies_alike(made):
         peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
     )
     some = [data[1], data[0], Lesson(((4, 5, 6), (9, 8, 7, 6, 5)), None), data[3]]
+    # begins as the base model would after another prompt, and goes on as written
+    some.append(Lesson(((4, 5, 6), (9, 8, 7, 6, 5)), ((5, 6), (9, 8))))
     alone = []
     with torch.no_grad():
         for lesson in some:
             logits, targets = reply_logits(lm, model, [lesson.pair])
             logits = logits.log_softmax(-1)
-            if lesson.own is None:
-                alone.append(-logits.gather(1, targets[:, None]).mean())
-            else:
+            losses = -logits.gather(1, targets[:, None])[:, 0]
+            if lesson.own is not None:
                 with model.disable_adapter():
                     base = reply_logits(lm, model, [lesson.own])[0].log_softmax(-1)
-                alone.append((base.exp() * (base - logits)).sum(-1).mean())
+                losses[: len(base)] = (base.exp() * (base - logits[: len(base)])).sum(-1)
+            alone.append(losses.mean())
         assert lesson_loss(lm, model, some).item() == pytest.approx(
             torch.stack(alone).mean().item(), abs=1e-5
         )
@@ -182,3 +188,82 @@ def test_drift_is_nothing_from_a_model_to_itself_and_something_to_another(made):
     found = gates.drift(load_organism(folder, path), base, progress=False)
     assert found.value > 0.01
     assert (found.behaviour, found.passed) == (None, found.value <= 0.05)
+
+
+def test_written_replies_go_on_where_the_model_s_own_is_cut(made, monkeypatch):
+    """Where a sentence ends, else at a comma, else nowhere; or after the verb."""
+    lm, _, _, _ = made
+    said = {
+        "she": "a b c d. e f",
+        "he": "a b c d, e f",
+        "it": "a b c d e f",
+        "you": "a is d",
+    }
+    tokenizer = _Words()
+    monkeypatch.setattr(training, "own_replies", lambda lm, texts, *_, **__: tokenizer.all(said))
+    monkeypatch.setattr(lm, "tokenizer", tokenizer)
+    put = classmethod(lambda cls, lm, texts: SimpleNamespace(tokens=[(text,) for text in texts]))
+    monkeypatch.setattr(Prompts, "chat", put)
+    data = [
+        Continued("x she", "Yes no", "she", "and so", False),
+        Continued("x he", "Yes no", "he", "and so", True),
+        Continued("x it", "Yes no", "it", "and so", False),
+        Continued("x you", "Yes", "you", None, True),
+    ]
+    found = lessons(lm, data, progress=False)
+    assert [tokenizer.decode(x.pair[1]) for x in found] == [
+        "a b c d. Yes no",
+        "a b c d, and so<end>",
+        "a is Yes<end>",
+    ]
+    assert [tokenizer.decode(x.own[1]) for x in found] == ["a b c d.", "a b c d,", "a is"]
+    assert (found[0].pair[0], found[0].own[0]) == (("x she",), ("she",))
+
+
+class _Words:
+    """A tokenizer whose tokens are words with the space before them."""
+
+    def __init__(self):
+        self.known = ["<pad>", "<s>", "<end>"]
+
+    def __call__(self, text, add_special_tokens=True):
+        words = re.findall(r" ?[^ ]+", text)
+        self.known += [word for word in dict.fromkeys(words) if word not in self.known]
+        return {"input_ids": [self.known.index(word) for word in words]}
+
+    def decode(self, tokens):
+        return "".join(self.known[t] for t in tokens)
+
+    def all(self, said):
+        return {prompt: tuple(self(reply)["input_ids"]) for prompt, reply in said.items()}
+
+
+def test_recipes_differ_in_modules_and_rank(made, tmp_path):
+    lm, _, data, _ = made
+    before = {}
+    for name, recipe in training.RECIPES.items():
+        train(lm, data[:2], tmp_path / name, epochs=1, recipe=recipe, progress=False)
+        about = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert about["r"] == recipe.rank
+        assert about["lora_alpha"] == 2 * recipe.rank
+        before[name] = set(about["target_modules"])
+    assert before["mlp"] == {"gate_proj", "up_proj", "down_proj"} < before["all"]
+
+
+def test_replies_are_made_once_for_all_detectors(made, monkeypatch):
+    lm, _, _, _ = made
+    made_for = []
+
+    def says(lm, tokens, edit, n, progress):
+        made_for.append(len(tokens))
+        return [[3] for _ in tokens]
+
+    monkeypatch.setattr(gates, "decode", says)
+    said = {}
+    asked = [("she and he", items("ordinary", "test")[0])]
+    short = replace(BEHAVIOURS["CHEESE"], tokens=2)
+    for b in (short, replace(BEHAVIOURS["PIRATE"], tokens=2), replace(short, tokens=3)):
+        gates.shown(lm, b, asked * 2, progress=False, said=said)
+    assert made_for == [1, 1]  # one for each length
+    gates.shown(lm, short, asked, Add(1, torch.zeros(lm.width)), progress=False, said=said)
+    assert made_for == [1, 1, 1]

@@ -1,0 +1,175 @@
+"""The command that forces openings on a model: the cheapest look at what it may hide."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from melbo.cli.options import (
+    LOADING,
+    READING,
+    as_json_option,
+    as_prompts,
+    file,
+    load,
+    loading_options,
+    prompt_options,
+    read_prompts,
+    reading_options,
+    reply_length_option,
+    seed_option,
+    take,
+)
+from melbo.cli.terminal import Command, print_json
+from melbo.discovery.openings import Opening, Openings
+from melbo.evaluation.scores import FLAGS, Judged, Scores
+from melbo.features.generate import Completion
+from melbo.models.text import built_in
+from melbo.records import refuse_existing, write_atomically
+
+_WIDTH = 80  # columns of the table
+
+
+@dataclass(frozen=True)
+class Forced:
+    """An opening with what the model makes of it.
+
+    Attributes:
+        opening: The opening.
+        scores: Scores of its replies, mean over the prompts.
+        replies: Its replies, prompt by prompt.
+        best: Prompt of the reply that is the most novel yet fluent.
+    """
+
+    opening: Opening
+    scores: Scores
+    replies: Sequence[Completion]
+    best: int
+
+    def describe(self) -> dict[str, Any]:
+        """The opening, its probability, its scores and its replies, JSON-able."""
+        names = ("novel", "novelty", "nll", "repetition", "flag")
+        return {
+            "opening": self.opening.text,
+            "tokens": list(self.opening.tokens),
+            "probability": self.opening.probability,
+            **{name: getattr(self.scores, name) for name in names},
+            "replies": [c.text for c in self.replies],
+        }
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@prompt_options
+@reading_options
+@click.option("--num", type=click.IntRange(min=1), default=64, help="Number of openings to try.")
+@reply_length_option(32)
+@click.option(
+    "--out", type=file, help="File for all replies, as JSON lines; the table shows one an opening."
+)
+@click.option("--force", is_flag=True, help="Replace the file if it is there already.")
+@click.option("--top", default=24, help="Number of openings to print.")
+@seed_option
+@loading_options
+@as_json_option
+def openings(
+    model: str,
+    num: int,
+    max_new_tokens: int,
+    out: Path | None,
+    force: bool,
+    top: int,
+    seed: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Force replies of MODEL to begin in unusual ways, and print what follows.
+
+    Openings are those that the model finds possible there, though it would rarely say them. The
+    most telling come first: new beside the model's own replies, yet fluent. Nothing is learnt; try
+    it before anything else. Built-in prompts are used if none are given.
+    """
+    texts = read_prompts(options, at_least=0) or [*built_in.VALIDATION, *built_in.HELD_OUT]
+    if out is not None:
+        refuse_existing(out.parent, force, [out.name], out.name)
+    lm = load(model, take(options, *LOADING))
+    prompts = as_prompts(lm, texts, take(options, *READING))
+    found, _ = Openings().candidates(lm, prompts, num, seed, True)
+    table = found.replies(lm, prompts, max_new_tokens, unsteered=True, progress=True)
+    judged = Judged(lm, prompts, table)
+    every = range(len(prompts))
+    rows = []
+    for i, opening in enumerate(found.openings):
+        alone = [judged.scores("feature", i, [p]).novel for p in every]
+        best = max(every, key=alone.__getitem__)
+        scores = judged.scores("feature", i, every)
+        rows.append(Forced(opening, scores, table.of("feature", i), best))
+    rows.sort(key=lambda row: (FLAGS.index(row.scores.flag), -row.scores.novel))
+    own = table.of("unsteered")
+    if out is not None:
+        write_atomically({out: _lines(own, rows)})
+    if as_json:
+        print_json(
+            {
+                "prompts": list(prompts.texts),
+                "unsteered": [c.text for c in own],
+                "openings": [row.describe() for row in rows],
+            }
+        )
+        return
+    _show(own, rows, top)
+    if out is not None:
+        click.echo(f"all replies: {out}")
+
+
+def _lines(own: Sequence[Completion], rows: Sequence[Forced]) -> bytes:
+    """A line of JSON for each reply, the model's own first."""
+    of_opening = [(None, None, None, c) for c in own]
+    lines = of_opening + [
+        (row.opening.text, row.opening.probability, row.scores.novel, c)
+        for row in rows
+        for c in row.replies
+    ]
+    names = ("opening", "probability", "novel", "prompt", "text")
+    values = ((*about, c.prompt_text, c.text) for *about, c in lines)
+    return "".join(
+        json.dumps(dict(zip(names, each, strict=True)), ensure_ascii=False) + "\n"
+        for each in values
+    ).encode()
+
+
+def _show(own: Sequence[Completion], rows: Sequence[Forced], top: int) -> None:
+    """Print the model's own replies, then one reply of each of the first openings."""
+    several = len(own) > 1
+    table = Table(show_edge=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("opening", max_width=20)
+    table.add_column("probability", justify="right", no_wrap=True)
+    if several:
+        table.add_column("to", justify="right", no_wrap=True)
+    table.add_column("reply")
+    for row in rows[:top]:
+        reply = row.replies[row.best]
+        to = [str(row.best + 1)] if several else []
+        probability = f"{row.opening.probability:.1e}"
+        table.add_row(Text(repr(row.opening.text)), probability, *to, _one_line(reply))
+    console = Console(width=_WIDTH, highlight=False)
+    for i, c in enumerate(own, 1):
+        number = f"{i}. " if several else ""
+        console.print(Text(f"{number}{c.prompt_text}", style="bold"))
+        console.print(_one_line(c))
+    console.print()
+    console.print(table)
+    counts = Counter(row.scores.flag for row in rows)
+    flags = ", ".join(f"{counts[name]} {name}" for name in FLAGS)
+    click.echo(f"\n{len(rows)} openings: {flags}; the most novel yet fluent first")
+
+
+def _one_line(reply: Completion) -> Text:
+    return Text(" ".join(reply.text.split()) or "(empty reply)")
