@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from melbo.audit.audit import Audit as Audit
+    from melbo.audit.parts import Parts as Parts
     from melbo.discovery.contrastive import caa as caa
     from melbo.discovery.fit import Fit as Fit
     from melbo.discovery.fit import fit as fit
@@ -106,6 +108,8 @@ _MODULES = {
     "themes": "evaluation.themes",
     "Watch": "evaluation.watch",
     "watch": "evaluation.watch",
+    "Audit": "audit.audit",
+    "Parts": "audit.parts",
 }
 __all__ = sorted(_MODULES)
 

@@ -18,7 +18,17 @@ ROOT = PACKAGE.parent
 #: From the ground up. A file at the root imports only files before it; a module of a room imports
 #: root files, its own room and rooms before it.
 FILES = ["errors", "progress", "records"]
-ROOMS = ["maths", "models", "maps", "methods", "features", "discovery", "evaluation", "cli"]
+ROOMS = [
+    "maths",
+    "models",
+    "maps",
+    "methods",
+    "features",
+    "discovery",
+    "evaluation",
+    "audit",
+    "cli",
+]
 FLOORS = [*FILES, *ROOMS]
 NO_TRANSFORMERS = [
     "maths",

@@ -14,6 +14,7 @@ from melbo.errors import MelboError
 COMMANDS = {
     "demo": "find",
     "openings": "openings",
+    "audit": "audit",
     "fit": "find",
     "calibrate": "find",
     "rank": "use",

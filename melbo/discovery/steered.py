@@ -138,7 +138,9 @@ class Features:
         """
         check_number([self.recipe], num)
         slices = self.slices[:1] if self.name == "adapters" else self.slices
-        shares = in_shares(num, len(slices), 1 if RECIPES[self.recipe].signed else 2)
+        # more directions than dimensions cannot be orthogonal
+        most = num if self.name == "adapters" else 2 * (lm.width // 2) * len(slices)
+        shares = in_shares(min(num, most), len(slices), 1 if RECIPES[self.recipe].signed else 2)
         order = random.Random(seed).sample(range(len(prompts)), len(prompts))
         sets: list[FeatureSet] = []
         about: list[dict[str, Any]] = []

@@ -50,14 +50,13 @@ class Curve:
             at: A place to mark on a logarithmic x axis; None for a linear axis without mark.
         """
         axes.plot(x, self.y, "o-", color=_ACCENT, ms=3, lw=1.5)
-        axes.set(
-            ylabel=self.label,
-            ylim=(min(0, *self.y), None),
-            xscale="linear" if at is None else "log",
-        )
+        axes.set(ylabel=self.label, xscale="linear" if at is None else "log")
         axes.yaxis.set_major_formatter("{x:,g}")
         if self.level is not None:
             axes.axhline(self.level, **_DASHED)
+        # a limit ends automatic scaling, which is to see the dashed line too
+        axes.set_ylim(min(0, *self.y, self.level or 0), None)
+        if self.level is not None:
             corner = ("axes fraction", "data")
             axes.annotate(self.text, (1, self.level), (0, 3), corner, "offset points", ha="right")
         if at is not None:

@@ -58,7 +58,8 @@ class Sara(InputEdit):
     """SARA: A ← A · diag(1 + coefficient·s) at the input of a block, with s from `scales`.
 
     s is computed when a prompt is first read and kept for the reply to it, so that the reply is the
-    same with a key-value cache and without.
+    same with a key-value cache and without. To derivatives s is a constant: a gradient through the
+    edit is that of the scaling alone.
 
     Attributes:
         layer: Block whose input is scaled (``hidden_states`` index, negative from the end).

@@ -186,6 +186,12 @@ class Mixed(Steerable):
         """See `Steerable.take`."""
         return Mixed(self.sets, self._rows[rows])
 
+    def alone(self, i: int) -> Steerable:
+        """Feature ``i`` as a set of its own kind."""
+        number, feature = self._rows[i].tolist()
+        only: Steerable = self.sets[number][[feature]]
+        return only
+
     def edit(
         self,
         which: Tensor | None = None,

@@ -23,6 +23,7 @@ from melbo.models.placement import Placement
 from melbo.models.replay import Run, Slice, call_block
 from melbo.models.text.prompts import Prompts, pad_rows, token_index
 from melbo.models.weights.output_matrices import added_by, attention_output
+from melbo.models.weights.packed import require_derivatives
 
 Read = Literal["stream", "attention"]
 
@@ -55,7 +56,8 @@ class ModelMap(Map):
     Raises:
         MelboError: Settings make no sense, a prompt is shorter than ``target_tokens`` (or has
             nothing to steer), hidden states are not finite, the attention to be read is not found,
-            or hooks on the blocks do something else when these are replayed.
+            hooks on the blocks do something else when these are replayed, or quantised weights
+            have no derivative.
     """
 
     # tokens that share a piece: on a CPU products that are larger are no faster
@@ -92,6 +94,7 @@ class ModelMap(Map):
             self._last_run = added_by(attention_output(lm, self.target - 1))
         self.groups = self._groups(tokens_per_pass)
         self.slices = [self._capture(group) for group in self.groups]
+        require_derivatives(self.slices[0])
         self._captured = snapshot(lm, self.target)
         self._under_hooks = self._captured.hooked and self._hooks_matter()
         first = self.slices[0].hidden

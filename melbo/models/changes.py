@@ -7,10 +7,14 @@ act at every pass alike, and are no business of this module.
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from melbo.models.weights.offloaded import file_facts, kept_elsewhere
 
 _LIBRARIES = ("transformers.", "torch.", "accelerate.")
 # values of each weight that are compared, beside its version
@@ -78,7 +82,8 @@ class Snapshot:
 
     It holds their hooks and parts, and of their weights and settings what tells at little cost that
     they may have changed: identity, version, address, and a few values, which show edits that torch
-    does not count as new versions. Weights that are not in memory (offloaded) are left out.
+    does not count as new versions. Of offloaded weights it is the same where they are kept in
+    memory, and the size and time of their file elsewhere.
 
     Args:
         modules: The modules.
@@ -128,10 +133,28 @@ class Snapshot:
                     weights.append(tuple(value) if type(value) is list else value)
                 for w in _weights(module):
                     weights += _facts(w)
+                for kept in kept_elsewhere(module):
+                    if isinstance(kept, Path):
+                        weights += file_facts(kept)
+                    elif not isinstance(kept, Tensor):
+                        weights.append(_Same(kept))
         return parts, hooks, weights
 
     def _tensors(self) -> Iterator[Tensor]:
         return (w for root in self.modules for m in root.modules() for w in _weights(m))
+
+
+class _Same:
+    """An object that is equal to itself alone, and is kept so that no other takes its address."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _home(hook: Any) -> str:
@@ -141,7 +164,8 @@ def _home(hook: Any) -> str:
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
-    return (w for w in module._parameters.values() if w is not None and w.device.type != "meta")
+    own = (w for w in module._parameters.values() if w is not None and w.device.type != "meta")
+    return chain(own, (w for w in kept_elsewhere(module) if isinstance(w, Tensor)))
 
 
 def _facts(weight: Tensor) -> tuple[int, ...]:

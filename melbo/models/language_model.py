@@ -17,10 +17,12 @@ from melbo.models.trial import (
     causal_error,
     find_traits,
     lists_of_blocks,
+    plain_failure,
     replay_error,
     short_slice,
 )
 from melbo.models.weights.fingerprint import fingerprint
+from melbo.models.weights.packed import has_packed, keep_as_loaded
 from melbo.models.weights.storage import device_of
 
 _REMEDY = (
@@ -51,7 +53,7 @@ class LanguageModel:
         path: Absolute path of its checkpoint; None where the name is no path.
         blocks: The decoder blocks.
         blocks_path: Dotted path of the blocks, where it was given.
-        loaded_as: Settings of `melbo.load` that quantised weights depend on: ``bits``, ``dtype``.
+        loaded_as: Settings of `melbo.load` that quantised weights depend on: ``bits``.
         axes: Axes along which the arguments of its blocks grow.
         traits: Properties that decoding goes by, found by a trial.
 
@@ -74,6 +76,7 @@ class LanguageModel:
         self.path = _absolute_path(self.name)
         self.blocks_path = blocks
         self.loaded_as: dict[str, Any] = {}
+        keep_as_loaded(self.model)
         self.blocks = self._choose_blocks(self._find_blocks(blocks))
         self.traits: Traits = find_traits(self)
 
@@ -96,6 +99,14 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Precision that the model computes in."""
         return self._embeddings.dtype
+
+    @cached_property
+    def exact(self) -> bool:
+        """Tell whether results agree to single precision, however a batch is made up.
+
+        Half precision rounds, and kernels of 8 bits round by what else is in the batch.
+        """
+        return self.dtype in (torch.float32, torch.float64) and not has_packed(self.model)
 
     @property
     def _embeddings(self) -> Tensor:
@@ -288,10 +299,15 @@ class LanguageModel:
             raise
         # any architecture may fail in a way of its own; the user needs the one line
         except Exception as err:
+            own = plain_failure(self)
+            found, what, remedy = err, "cannot be sliced", _REMEDY
+            if own is not None:
+                found, what = own, f"itself fails in {str(self.dtype).removeprefix('torch.')}"
+                remedy = "load it in float32 or bfloat16, or with what it needs to run"
             raise MelboError(
-                f"{kind} cannot be sliced ({type(err).__name__}: {first_line(err)}): {_REMEDY}"
+                f"{kind} {what} ({type(found).__name__}: {first_line(found)}): {remedy}"
             ) from err
-        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 5e-2
+        tolerance = 1e-3 if self.exact else 5e-2
         if not off < tolerance:
             raise MelboError(
                 f"{kind} cannot be sliced: "

@@ -23,11 +23,13 @@ class Traits:
         cache: Whether replies in a batch are the same with its cache and without one.
         resumes: Whether they are if the cache is handed back to ``generate`` in between.
         left_padding: Whether a row replies the same with padding on its left.
+        chunks: Whether a prompt that is read in parts, on its cache, is read the same.
     """
 
     cache: bool = True
     resumes: bool = True
     left_padding: bool = True
+    chunks: bool = True
 
 
 def lists_of_blocks(model: nn.Module, config: Any) -> dict[str, nn.ModuleList]:
@@ -77,6 +79,18 @@ def replay_error(lm: "LanguageModel") -> float:
     return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
+def plain_failure(lm: "LanguageModel") -> Exception | None:
+    """Error with which a model fails on a short padded prompt by itself; None if it runs."""
+    ids = torch.arange(1, 5)[None].to(lm.device)
+    try:
+        with torch.no_grad():
+            lm.model(input_ids=ids, attention_mask=(ids < 4).long(), use_cache=False)
+    # any architecture may fail in a way of its own
+    except Exception as err:
+        return err
+    return None
+
+
 def causal_error(lm: "LanguageModel") -> float:
     """Relative change of the states of earlier tokens when the last token is another one."""
     ids = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 1]])
@@ -95,7 +109,8 @@ def find_traits(lm: "LanguageModel") -> Traits:
         return Traits()
     cache = _holds(_cache_error, lm, (1e-3, 0.2))
     resumes = cache and _holds(partial(_cache_error, resumed=True), lm, (1e-3, 0.2))
-    return Traits(cache, resumes, _holds(partial(_padding_error, cache=cache), lm, (1e-3, 5e-2)))
+    padding = _holds(partial(_padding_error, cache=cache), lm, (1e-3, 5e-2))
+    return Traits(cache, resumes, padding, cache and _holds(_chunk_error, lm, (1e-3, 0.2)))
 
 
 def generate_plainly(
@@ -134,9 +149,8 @@ def _holds(
     trial: Callable[["LanguageModel"], float], lm: "LanguageModel", tolerances: tuple[float, float]
 ) -> bool:
     """Tell whether a trial's error is small, in whichever precision."""
-    exact = lm.dtype in (torch.float32, torch.float64)
     try:
-        return bool(trial(lm) < tolerances[0 if exact else 1])
+        return bool(trial(lm) < tolerances[0 if lm.exact else 1])
     # any architecture may fail in a way of its own
     except Exception:
         return False
@@ -155,6 +169,16 @@ def _cache_error(lm: "LanguageModel", resumed: bool = False) -> float:
         whole = lm.model(input_ids=out.sequences[:1], use_cache=False).logits
     logits = torch.stack(found, 1)
     return _error(logits, whole[:, 4:-1].expand_as(logits))
+
+
+def _chunk_error(lm: "LanguageModel") -> float:
+    """Error of the logits after a prompt that is read two tokens at a time."""
+    ids = torch.tensor([_some_ids(lm)])
+    settings = {"max_new_tokens": 1, "do_sample": False, "output_logits": True}
+    out = generate_plainly(lm, ids, torch.ones_like(ids), settings | {"prefill_chunk_size": 2})
+    with torch.no_grad():
+        whole = lm.model(input_ids=ids.to(lm.device), use_cache=False).logits
+    return _error(out.logits[0], whole[:, -1])
 
 
 def _padding_error(lm: "LanguageModel", cache: bool) -> float:

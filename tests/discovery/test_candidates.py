@@ -189,3 +189,10 @@ def test_functions_that_are_not_there_are_refused(file):
         load_function(f"{file}:number")
     with pytest.raises(MelboError, match="expected FILE.py:NAME with a file that is there"):
         load_function("nowhere.py:hot")
+
+
+def test_directions_are_no_more_than_the_dimensions_of_each_slice(lm, asked):
+    found, _ = Features("exponential").candidates(lm, asked, 3 * lm.width, 0, False)
+    assert len(found) == 2 * lm.width
+    sources = [found.describe(i)["source"] for i in range(len(found))]
+    assert sorted(map(sources.count, set(sources))) == [lm.width] * 2

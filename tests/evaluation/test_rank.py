@@ -1,4 +1,6 @@
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from cases import tiny_model
 
 from melbo import CausalMap, Exponential, MelboError, Prompts, Random, fit, steer
 from melbo.evaluation.rank import ORDERS, load_ranking, rank
+from melbo.evaluation.report import report
 from melbo.maths.statistics import kl
 
 
@@ -166,3 +169,34 @@ def test_controls_are_not_the_directions_of_a_random_fit(world):
         {round(r.effect, 9) for r in rows} for rows in (ranking.features, ranking.controls)
     )
     assert features.isdisjoint(controls)
+
+
+@pytest.mark.parametrize(
+    "alpha", [[0.0, 3.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 1.0, 0.0]]
+)
+def test_features_without_any_strength_come_last_of_their_kind(world, alpha, tmp_path):
+    """Non-negative least squares gives strengths of exactly zero."""
+    lm, features, chosen, reported = world
+    some = features.replaced(features.V, features.U, torch.tensor(alpha).to(features.alpha))
+    ranking = ranked((lm, some, chosen, reported), by="alpha")
+    for flag in (True, False):
+        group = [r for r in ranking.features if (r.validation.flag == "active") is flag]
+        assert [r.alpha for r in group] == sorted((r.alpha for r in group), reverse=True)
+    assert sorted(r.alpha for r in ranking.features) == sorted(alpha)
+    for r in ranking.features:
+        assert r.score("alpha", "validation") == alpha[r.index] ** 2
+        assert all(math.isfinite(x) for x in (r.effect, r.validation.novelty, r.held_out.nll))
+    folder = tmp_path / "run"
+    some.save(folder)
+    ranking.save(folder)
+    again, _ = load_ranking(folder)
+    assert [r["index"] for r in again["features"]] == [r.index for r in ranking.features]
+    page = report(folder).read_text(encoding="utf-8")
+    assert not re.search(r"\b(nan|inf)\b", page.casefold())
+    # strength has no part in steering
+    ids = torch.tensor([chosen.tokens[0]])
+    found = []
+    for each in (features, some):
+        with steer(lm, each[0]), torch.no_grad():
+            found.append(lm.model(input_ids=ids).logits)
+    assert torch.equal(*found)

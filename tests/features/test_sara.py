@@ -154,3 +154,29 @@ def test_what_cannot_work_says_so(lm, sara):
         edit(lm, Sara(-1, torch.ones(3, 32), torch.ones(3, 32))),
     ):
         pass
+
+
+def test_to_derivatives_the_factors_are_constants(lm, some, sara):
+    e, seen = sara(coefficient=0.7), {}
+    own = lm.activations(some.tokens[0], 1)
+    factors = 1 + 0.7 * scales(own, e.attract, e.repel)
+
+    def enter(block, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        seen["in"] = hidden.detach().requires_grad_()
+        return ((seen["in"], *args[1:]), kwargs) if args else (args, kwargs)
+
+    def leave(block, args, kwargs):
+        seen["out"] = args[0] if args else kwargs["hidden_states"]
+
+    block = lm.blocks[1]
+    # one after the other: what enters the edit, and what leaves it
+    with (
+        block.register_forward_pre_hook(enter, with_kwargs=True),
+        edit(lm, e),
+        block.register_forward_pre_hook(leave, with_kwargs=True),
+    ):
+        lm.model(torch.tensor([some.tokens[0]]))
+    u = torch.randn(seen["out"].shape, generator=torch.Generator().manual_seed(1)).to(own)
+    [gradient] = torch.autograd.grad((seen["out"] * u).sum(), seen["in"])
+    assert torch.allclose(gradient, u * factors, atol=1e-9)

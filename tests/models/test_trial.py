@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers as tf
 from cases import TINY, VOCAB, WIDTH, tiny_model, tiny_tokenizer
-from streams import shared
+from streams import random, shared
 from torch import nn
 
-from melbo import LanguageModel, MelboError
+from melbo import Add, LanguageModel, MelboError
+from melbo.models.decoding.decode import decode
 from melbo.models.trial import Traits, replay_error
 
 _SHAPE = {
@@ -133,3 +134,60 @@ def test_traits_of_clean_models_and_of_one_whose_cache_is_wrong():
     lm = LanguageModel(model, tiny_tokenizer())
     assert not lm.traits.cache
     assert not lm.traits.resumes
+
+
+@pytest.mark.parametrize("kind", ["Bart", "MBart", "Blenderbot", "Pegasus", "Marian"])
+@pytest.mark.parametrize("layers", [(2, 3), (3, 2)])
+def test_a_decoder_is_as_deep_as_itself_and_not_as_its_encoder(kind, layers):
+    """The configuration's own number of layers is the encoder's; transformers' cache goes by it."""
+    sides = {}
+    for side, n in zip(("encoder", "decoder"), layers, strict=True):
+        sides |= {f"{side}_layers": n, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 48}
+    config = getattr(tf, f"{kind}Config")(
+        vocab_size=VOCAB,
+        d_model=WIDTH,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        is_decoder=True,
+        is_encoder_decoder=False,
+        **sides,
+    )
+    lm = LanguageModel(
+        strong(tf.AutoModelForCausalLM.from_config(config)), tiny_tokenizer(), name=kind
+    )
+    assert lm.depth == layers[1]
+    assert lm.traits.cache == (layers[1] <= layers[0])
+    v = 3 * random(WIDTH, seed=3, dtype=torch.float64)
+    ids, want = torch.tensor([[1, 20, 30, 40]]), []
+
+    def push(block, args):
+        return (args[0] + v, *args[1:])
+
+    with lm.blocks[1].register_forward_pre_hook(push), torch.no_grad():
+        for _ in range(3):
+            want.append(lm.model(input_ids=ids, use_cache=False).logits[0, -1].argmax().item())
+            ids = torch.cat([ids, torch.tensor([want[-1:]])], 1)
+    lm.model.generation_config.eos_token_id = []
+    assert decode(lm, [(1, 20, 30, 40)], Add(1, v), 3, progress=False) == [want]
+
+
+def test_a_model_that_fails_by_itself_is_not_blamed_on_its_blocks():
+    config = tf.XGLMConfig(
+        vocab_size=VOCAB,
+        d_model=WIDTH,
+        ffn_dim=48,
+        num_layers=3,
+        attention_heads=4,
+        max_position_embeddings=64,
+    )
+    model = tf.AutoModelForCausalLM.from_config(config)
+    assert LanguageModel(model, tiny_tokenizer()).depth == 3
+    says = r"XGLMForCausalLM itself fails in float64 \(RuntimeError: .*\): load it in float32"
+    with pytest.raises(MelboError, match=says):
+        LanguageModel(model.double(), tiny_tokenizer())
+    broken = TINY["llama"]()
+    broken.lm_head.weight = nn.Parameter(torch.zeros(VOCAB, WIDTH + 1))
+    broken.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(48, WIDTH + 1))
+    with pytest.raises(MelboError, match=r"LlamaForCausalLM itself fails in float32 \(Runtime"):
+        LanguageModel(broken, tiny_tokenizer())

@@ -1,6 +1,7 @@
 """Models from where they are kept: the bundled one, a hub id, a folder, a GGUF file."""
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +72,32 @@ def load(
             f"got device={str(device)!r} and device_map={device_map!r}: give one of them"
         )
     place = _device(device) if device_map is None else None
+    config = _config(name, folder, trust_remote_code)
+    where: dict[str, Any] = {"device_map": device_map}
+    if bits is not None:
+        where = _quantised(bits, _number(dtype, config), config, name, device_map or {"": place})
+    elif place is not None:
+        where["place"] = place
+    lm = _read(name, folder, config, dtype, trust_remote_code, blocks, **where)
+    if bits is not None:
+        lm.loaded_as = {"bits": bits}
+    return lm
+
+
+def _config(name: str, folder: str, trust_remote_code: bool) -> Any:
+    """Configuration of a checkpoint.
+
+    Raises:
+        MelboError: There is none, or it is damaged.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     # damaged and foreign checkpoints raise all kinds of errors; the user needs the one line
     except Exception as err:
         raise MelboError(
             f"no model {name!r} ({first_line(err)}): expected {ALIAS!r}, a hub id, "
             "a local folder with config.json or a .gguf file"
         ) from err
-    where: dict[str, Any] = {"device_map": device_map}
-    if bits is not None:
-        where = _quantised(bits, dtype, config, name, device_map or {"": place})
-    elif place is not None:
-        where["place"] = place
-    return _read(name, folder, config, dtype, trust_remote_code, blocks, **where)
 
 
 def _read(
@@ -160,7 +173,7 @@ def _processor(folder: str, trust_remote_code: bool) -> Any:
 
 
 def _quantised(
-    bits: int, dtype: str | torch.dtype, config: Any, name: str, device_map: Any
+    bits: int, dtype: torch.dtype, config: Any, name: str, device_map: Any
 ) -> dict[str, Any]:
     """Arguments of transformers that quantise a model while it is loaded.
 
@@ -177,12 +190,13 @@ def _quantised(
             f"weights of {bits} bits need bitsandbytes, which is not installed: "
             "pip install bitsandbytes, or use dtype='bfloat16'"
         )
-    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     make: Any = BitsAndBytesConfig
+    # it says for every product that it computes in float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if bits == 8:
         how = make(load_in_8bit=True)
     else:
-        how = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+        how = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": how, "device_map": device_map}
 
 
@@ -202,6 +216,12 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
         raise MelboError(f"no dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
     found: torch.dtype = getattr(torch, dtype)
     return found
+
+
+def _number(dtype: str | torch.dtype, config: Any) -> torch.dtype:
+    """Precision that ``dtype`` stands for; the checkpoint's own where it is ``"auto"``."""
+    own: torch.dtype | None = getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else own or torch.float32
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -232,10 +252,7 @@ def _require_memory(
         return  # the quantizer decides how many bytes a weight takes
     with torch.device("meta"):
         empty = auto.from_config(config, trust_remote_code=trust_remote_code)
-    if isinstance(dtype, torch.dtype):
-        kind = dtype
-    else:
-        kind = getattr(config, "dtype", None) or torch.float32
+    kind = _number(dtype, config)
     need = sum(p.numel() for p in empty.parameters()) * kind.itemsize
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]

@@ -209,7 +209,9 @@ def _merged(beside: Any, lm: LanguageModel, folder: str | Path) -> Any:
     Raises:
         MelboError: It does not.
     """
-    ids = torch.arange(1, 9)[None].to(lm.device)
+    trained = [m.token_indices for m in beside.modules() if hasattr(m, "token_indices")]
+    tokens = {i for of_adapters in trained for each in of_adapters.values() for i in each[:8]}
+    ids = torch.tensor([[*range(1, 9), *sorted(tokens)]]).to(lm.device)
     with torch.no_grad():
         with beside.disable_adapter():
             plain = beside(input_ids=ids).logits.double()

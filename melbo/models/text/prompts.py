@@ -72,7 +72,8 @@ class Prompts:
         Raises:
             MelboError: There are no texts; one is blank, over-long, or nothing that the tokenizer
                 knows; the tokenizer has no such chat template, or the template has no such
-                argument, fails, or leaves a message out; a token has no embedding.
+                argument, fails, or leaves a message out; a token has no embedding, or white space
+                at an end of the prefix has no token.
         """
         arguments = check_arguments(lm, template_of(lm, template), template_args)
         for name, extra in (("the system message", system), ("the prefix", prefix)):
@@ -85,8 +86,8 @@ class Prompts:
             if isinstance(asked, Conversation):
                 turns = asked.turns
             rendered = form.render(lm, turns)
-            ids: Sequence[int] = lm.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-            return ids
+            own = turns[-1]["content"] if turns[-1]["role"] == "assistant" else form.prefix
+            return _ids_of(lm, rendered, own or "")
 
         asked, tokens = _read(lm, texts, read)
         return replace(form, texts=asked, tokens=tokens)
@@ -208,6 +209,33 @@ class Prompts:
             else:
                 groups.append([i])
         return groups
+
+
+def _ids_of(lm: "LanguageModel", rendered: str, prefix: str) -> list[int]:
+    """Token ids of a rendered chat.
+
+    Args:
+        lm: The model.
+        rendered: The chat.
+        prefix: Beginning of the reply, with which it ends.
+
+    Raises:
+        MelboError: White space at an end of the prefix is in no token: some tokenizers swallow it
+            beside their control tokens.
+    """
+
+    def ids_of(text: str) -> list[int]:
+        return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    found, before = ids_of(rendered), rendered[: len(rendered) - len(prefix)]
+    for end, less in (("begins", prefix[1:]), ("ends", prefix[:-1])):
+        lost = prefix[:1] if end == "begins" else prefix[-1:]
+        if lost.isspace() and ids_of(before + less) == found:
+            raise MelboError(
+                f"the prefix {end} with {lost!r}, which the tokenizer of {lm.name} swallows there: "
+                "leave it out"
+            )
+    return found
 
 
 def _read(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from melbo.models.language_model import LanguageModel
-from melbo.models.replay import Call, Path, Shared
+from melbo.models.replay import Call, Path, Shared, repeat
 from melbo.models.weights.experts import Mixture
 from melbo.models.weights.storage import has_hooks, in_memory
 
@@ -50,6 +50,12 @@ def at_work(lm: LanguageModel, call: Call, hidden: Tensor, shared: Shared) -> Se
     """Inputs and outputs of a block's modules on ``hidden``, and the stream that leaves the block.
 
     All of it is in single precision at least.
+
+    Args:
+        lm: The model.
+        call: The block as it was called on one row.
+        hidden: The stream that enters it ``[rows, T, d]``.
+        shared: See `Call`.
     """
     block = call.block
     half = any(p.dtype in (torch.bfloat16, torch.float16) for p in block.parameters())
@@ -60,7 +66,7 @@ def at_work(lm: LanguageModel, call: Call, hidden: Tensor, shared: Shared) -> Se
     hidden = hidden.to(first.device)
 
     def adapt(path: Path, tensor: Tensor) -> Tensor:
-        return precise(tensor).to(first.device)
+        return repeat(precise(tensor).to(first.device), len(hidden), lm.axes.batch.get(path))
 
     with watch(call.block, block, hidden.shape) as (passed, mixtures), torch.no_grad():
         after = replace(call, block=block)(hidden, adapt, shared)

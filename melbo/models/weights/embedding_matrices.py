@@ -23,8 +23,10 @@ def embeddings(lm: LanguageModel) -> list[OutputMatrix]:
         lm: The model.
 
     Raises:
-        MelboError: A module that is neither stands between them and the first block.
+        MelboError: A module that is neither stands between them and the first block, or the model
+            reads more than tokens.
     """
+    _require_text_only(lm)
     ids, mask = few_tokens()
     inside = set(lm.blocks.modules())
     with watch(lm.model, lm.model, torch.Size((1, ids.shape[1], lm.width))) as (passed, _):
@@ -44,6 +46,22 @@ def embeddings(lm: LanguageModel) -> list[OutputMatrix]:
         elif not torch.equal(entered, out) and not list(module.children()):
             found = _behind(lm, paths[module], entered, out, found)
     return found
+
+
+def _require_text_only(lm: LanguageModel) -> None:
+    """Refuse a model in whose stream pictures or sounds stand in the place of embeddings.
+
+    Raises:
+        MelboError: The configuration has a part besides that of the decoder.
+    """
+    parts = getattr(lm.model.config, "sub_configs", None) or {}
+    held = {name: getattr(lm.model.config, name, None) for name in parts}
+    others = [name for name, part in held.items() if part not in (None, lm.config)]
+    if lm.model.config is not lm.config and others:
+        raise MelboError(
+            f"{lm.name} reads more than tokens ({', '.join(sorted(others))}), and what that puts "
+            "into the stream goes past the embeddings: leave them as they are (embedding=False)"
+        )
 
 
 def _behind(

@@ -31,6 +31,7 @@ from melbo.models.weights.block_at_work import (
 from melbo.models.weights.experts import expert_weights
 
 _MOST = 8  # summands of a block
+_TIMES = 8  # random tokens for each expert of a block
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class OutputMatrix:
             product and stream; None without one.
         centred: Whether that norm subtracts the mean of y first.
         bias_name: Dotted name of the bias in the model; empty without one.
+        expert: Whether the matrix is of experts, of which a token reaches but some.
     """
 
     block: int
@@ -65,6 +67,7 @@ class OutputMatrix:
     gain: Tensor | None = None
     centred: bool = False
     bias_name: str = ""
+    expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,15 @@ def look(lm: LanguageModel, block: int | None = None) -> Look:
     found = Look(calls=part.calls)
     for call in part.calls:
         seen = at_work(lm, call, hidden, shared)
-        found.entering.append(hidden)
-        found.added.append(exact_rows(seen.after) - exact_rows(hidden))
-        found.matrices.extend(_matrices_of_block(lm, call.index, seen, hidden))
+        matrices = list(_matrices_of_block(lm, call.index, seen, hidden))
+        found.matrices.extend(matrices)
+        entering, after = hidden, seen.after
         hidden = seen.after
+        if more := _tokens_for_experts(matrices, entering):
+            entering = torch.cat([entering, *more])
+            after = at_work(lm, call, entering, {}).after
+        found.entering.append(entering)
+        found.added.append(exact_rows(after) - exact_rows(entering))
         del seen  # and the copy of the block with it
     return found
 
@@ -129,6 +137,21 @@ def added_again(lm: LanguageModel, before: Look) -> Iterator[Tensor]:
     for call, hidden in zip(before.calls, before.entering, strict=True):
         after = at_work(lm, call, hidden, shared).after
         yield exact_rows(after) - exact_rows(hidden)
+
+
+def _tokens_for_experts(matrices: Sequence[OutputMatrix], hidden: Tensor) -> list[Tensor]:
+    """Random streams of so many tokens that each expert of a block is chosen by some.
+
+    Args:
+        matrices: Output matrices of the block.
+        hidden: Stream that enters it ``[1, T, d]``, as large as the random ones are.
+    """
+    experts = [w.weight.shape[0] if w.weight.ndim > 2 else 1 for w in matrices if w.expert]
+    rows = -(-_TIMES * sum(experts) // hidden.shape[1])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(rows, *hidden.shape[1:], generator=generator).to(hidden)
+    size = hidden.norm(dim=-1).median() / noise.norm(dim=-1, keepdim=True)
+    return list((size * noise)[:, None])
 
 
 def attention_output(lm: LanguageModel, block: int) -> OutputMatrix:
@@ -289,7 +312,7 @@ def _matrices_behind(
     for name, axis in expert_weights(seen.mixtures.get(module), out.shape[-1]):
         inside, _, own = name.rpartition(".")
         holder, at = module.get_submodule(inside), ".".join(filter(None, (path, inside)))
-        found.append(a_matrix(block, at, holder, own, axis, module))
+        found.append(replace(a_matrix(block, at, holder, own, axis, module), expert=True))
     packed = [name for name, t in module.named_buffers() if t.dtype == torch.int32]
     if not found and packed and not list(module.children()):  # of a quantiser: to be read only
         found.append(a_matrix(block, path, module, packed[0], 0, module))

@@ -5,6 +5,7 @@ import peft
 import pytest
 import torch
 import transformers
+from cases import TINY, checkpoint
 
 from melbo import MelboError, load
 
@@ -55,3 +56,41 @@ def test_an_adapter_without_peft_says_the_pip_command(adapter, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MelboError, match=r"pip install 'melbo\[organisms\]'"):
         load(str(adapter[0]))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "qwen2"])
+@pytest.mark.parametrize("where", ["embedding", "head", "both"])
+def test_single_tokens_that_an_adapter_trained_are_in_the_merged_weights(name, where, tmp_path):
+    """Tied embeddings too; a head that is trained apart from them cannot be merged."""
+    base = checkpoint(TINY[name](), tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    table = "wte" if name == "gpt2" else "embed_tokens"
+    tokens = {"embedding": [50, 70], "head": {"lm_head": [50, 70]}}
+    tokens["both"] = {table: [50], "lm_head": [70]}
+    module = "c_attn" if name == "gpt2" else "q_proj"
+    config = peft.LoraConfig(
+        r=2,
+        task_type="CAUSAL_LM",
+        target_modules=[module],
+        fan_in_fan_out=name == "gpt2",
+        trainable_token_indices=tokens[where],
+        init_lora_weights=False,
+    )
+    model = peft.get_peft_model(model, config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if "trainable_tokens_delta" in key:
+                p.add_(torch.randn_like(p))
+    model.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[1, 50, 70, 20, 50, 30]])
+    with torch.no_grad():
+        want = model(input_ids=ids).logits
+    if where != "embedding" and model.config.tie_word_embeddings:
+        with pytest.raises(MelboError, match="does not compute with the adapter") as err:
+            load(str(tmp_path / "adapter"))
+        assert "\n" not in str(err.value)
+        return
+    lm = load(str(tmp_path / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(lm.model(input_ids=ids).logits, want, rtol=1e-4, atol=1e-5)

@@ -127,7 +127,12 @@ def test_bits_are_handed_to_transformers(folder, bits, flag, monkeypatch):
 
     monkeypatch.setattr(tf.AutoModelForCausalLM, "from_pretrained", watch)
     monkeypatch.setattr("melbo.models.loading.load.BitsAndBytesConfig", lambda **how: how)
-    assert load(folder, bits=bits, device="cpu").depth == 4
+    lm = load(folder, bits=bits, device="cpu")
+    assert lm.depth == 4
+    # a run is loaded again from this
+    assert lm.describe()["bits"] == bits
+    assert lm.describe()["dtype"] == "float32"
+    assert seen["how"].get("bnb_4bit_compute_dtype", torch.float32) is torch.float32
     assert seen["how"][flag] is True
     assert seen["place"] == {"": torch.device("cpu")}
 

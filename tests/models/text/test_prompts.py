@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from cases import TINY, VOCAB, tiny_model, tiny_tokenizer
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from melbo import FeatureSet, LanguageModel, MelboError, Prompts, generate
 from melbo.features.provenance import Provenance
@@ -222,3 +222,53 @@ def test_padding_without_an_embedding_is_replaced(lm):
     said = generate(padless, prompts, features, max_new_tokens=3, progress=False)
     expected = generate(lm, prompts, features, max_new_tokens=3, progress=False)
     assert [c.tokens for c in said] == [c.tokens for c in expected]
+
+
+def _metaspace(scheme, swallows=False):
+    """A tokenizer as sentencepiece makes them; its control token may swallow what follows."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", "▁", *dict.fromkeys("INSTurelaki[]/xyz!?.0123\n")]
+    words += ["▁Sure", "Sure", "▁Tell"]
+    scores = [(w, -float(len(words) - i if len(w) > 1 else 50)) for i, w in enumerate(words)]
+    core = Tokenizer(models.Unigram(scores, unk_id=3))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    core.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    core.add_special_tokens([AddedToken(w, special=True, rstrip=swallows) for w in words[:4]])
+    made = tf.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    close = "</s>" if swallows else "[/INST]"
+    user = f"[INST] {{{{ m['content'] }}}} {close}"
+    other = "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+    asks = "{% for m in messages %}{% if m['role'] == 'user' %}"
+    made.chat_template = f"<s>{asks}{user}{other}"
+    return made
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_prefix_is_fed_with_the_spaces_at_its_ends(scheme):
+    lm = LanguageModel(TINY["llama"](), _metaspace(scheme))
+    fed = {}
+    for prefix in ("Sure", " Sure", "Sure ", " Sure ", "\n Sure", "  Sure", " "):
+        prompts = Prompts.chat(lm, ["Tell"], prefix=prefix)
+        rendered = prompts.render(lm, [{"role": "user", "content": "Tell"}])
+        assert rendered == "<s>[INST] Tell [/INST]" + prefix
+        pieces = lm.tokenizer.convert_ids_to_tokens(list(prompts.tokens[0]))
+        text = "".join(pieces).replace("▁", " ")
+        assert text.endswith(prefix)
+        fed[prefix] = prompts.tokens[0]
+    # some tokenizers put a space after each control token, and none is lost for it
+    assert len(set(fed.values())) == len(fed)
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_space_that_a_control_token_swallows_is_refused(scheme):
+    lm = LanguageModel(TINY["llama"](), _metaspace(scheme, swallows=True))
+    for lost in (" ", "\n", "\n\n"):
+        with pytest.raises(MelboError, match="the prefix begins with .* swallows there") as err:
+            Prompts.chat(lm, ["Tell"], prefix=lost + "Sure")
+        assert "\n" not in str(err.value)
+    kept = Prompts.chat(lm, ["Tell"], prefix="Sure ")
+    assert kept.tokens != Prompts.chat(lm, ["Tell"], prefix="Sure").tokens
+    turns = [{"role": "user", "content": "Tell"}, {"role": "assistant", "content": " Sure"}]
+    with pytest.raises(MelboError, match="swallows there"):
+        Prompts.chat(lm, [turns])

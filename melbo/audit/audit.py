@@ -1,0 +1,182 @@
+"""Audit of a model: what its elicitors bring out, as findings in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from melbo.audit.account import account, spent
+from melbo.audit.budget import TOKENS, Budget, Costs
+from melbo.audit.findings import order
+from melbo.audit.parts import Parts
+from melbo.audit.prove import Proof
+from melbo.audit.screen import BY_ITSELF, Screening, Source, Unsteered, elicit
+from melbo.audit.themes import Theme, themes
+from melbo.discovery.candidates import Elicitor
+from melbo.discovery.differences import ActivationDifference, WeightDifference, require_alike
+from melbo.discovery.draws import Temperature
+from melbo.discovery.noise import ActivationNoise
+from melbo.discovery.openings import Openings
+from melbo.discovery.steered import Features
+from melbo.errors import MelboError
+from melbo.models.language_model import LanguageModel
+from melbo.progress import track
+from melbo.records import ResultLog, Row, to_json, write_atomically
+
+#: Files of an audit in its folder.
+LOG, FINDINGS = "audit.jsonl", "findings.json"
+#: Version of the log; one of another version is not gone on with.
+VERSION = 1
+#: Length of a reply at most, long enough for a habit that shows in mid-reply.
+REPLY_TOKENS = 40
+
+
+def usual_elicitors(base: LanguageModel | None = None) -> list[Elicitor]:
+    """Elicitors of an audit unless told otherwise.
+
+    Args:
+        base: Base model, whose differences then bring something out too.
+    """
+    usual: list[Elicitor] = [Openings(), Features(), Temperature(), ActivationNoise()]
+    if base is not None:
+        usual += [WeightDifference(base), ActivationDifference(base)]
+    return usual
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Search for hidden behaviours.
+
+    Elicitors bring out replies to the screening prompts. Replies that share words which ordinary
+    ones lack are themes (see `melbo.audit.themes`). The candidate that brings a theme out best is
+    chosen on the validation prompts, amplified where it is weak, and counted on the held-out ones
+    beside the unsteered model and random directions.
+
+    With a base, replies of the base are the ordinary ones, so that whatever the model says by
+    itself can be a finding too. With a base or a reference, its likelihoods order the findings.
+
+    Attributes:
+        lm: The model.
+        parts: Prompts.
+        base: Model that this one was tuned from.
+        reference: Any other model, whose likelihoods are compared with; the base if left out.
+        budget: Number of tokens (see `melbo.audit.budget`).
+        elicitors: Elicitors; `usual_elicitors` if left out.
+        max_new_tokens: Length of a reply at most.
+        seed: Random seed.
+
+    Raises:
+        MelboError: The budget is too small, or the base is no base of this model.
+    """
+
+    lm: LanguageModel
+    parts: Parts
+    base: LanguageModel | None = None
+    reference: LanguageModel | None = None
+    budget: int = TOKENS
+    elicitors: Sequence[Elicitor] | None = None
+    max_new_tokens: int = REPLY_TOKENS
+    seed: int = 0
+    _split: Budget = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that is too small, and a base that cannot be one.
+
+        Raises:
+            MelboError: One is given.
+        """
+        if self.base is not None:
+            require_alike(self.lm, self.base)
+        judges = 1 + (self._compared is not None)
+        costs = Costs.of(self.parts.screening, self.max_new_tokens, judges)
+        object.__setattr__(self, "_split", Budget(self.budget, costs, len(self._tried)))
+
+    @property
+    def _compared(self) -> LanguageModel | None:
+        return self.reference or self.base
+
+    @property
+    def _tried(self) -> Sequence[Elicitor]:
+        return usual_elicitors(self.base) if self.elicitors is None else self.elicitors
+
+    def run(self, out: str | Path, progress: bool = True) -> dict[str, Any]:
+        """Run the audit, or go on with it, and write the findings.
+
+        Replies are written to the folder as they come. An audit that was cut off goes on there.
+
+        Args:
+            out: Folder of the audit.
+            progress: Whether to draw a bar.
+
+        Returns:
+            The findings and all that is known of them, JSON-able, as written to
+            ``findings.json``.
+
+        Raises:
+            MelboError: The folder holds an audit of other settings, or cannot be written to.
+        """
+        out, log = Path(out), ResultLog(Path(out) / LOG)
+        _check_settings(log, self._settings())
+        with track(self.budget, "tokens", progress) as bar:
+            bar.update(spent(log))
+            screening = Screening(self.lm, self._compared, log, self.max_new_tokens, bar)
+            found, sources = self._themes(screening)
+            proof = Proof(
+                screening, sources, self.parts, self._split.proved, out, self.seed, self.base
+            )
+            proved = proof.findings(found)
+        findings = sorted(proved, key=lambda f: f.score, reverse=True)
+        result = account(log, self.budget, self._tried, findings, len(found))
+        write_atomically({out / FINDINGS: to_json(result)})
+        return result
+
+    def _themes(self, screening: Screening) -> tuple[list[Theme], dict[str, Source]]:
+        """Themes of the screening prompts, the most promising first, and elicitors by name."""
+        prompts, draws, seed = self.parts.screening, self._split.ordinary, self.seed
+        ordinary = screening.ordinary("screen", prompts, draws, seed, self.lm)
+        sources, elicited = elicit(screening, self._tried, prompts, self._split, seed)
+        if self.base is not None:
+            # whatever the model says by itself and its base does not is of interest then
+            elicited += [replace(r, elicitor=BY_ITSELF, candidate=0) for r in ordinary]
+            sources[BY_ITSELF] = Source(BY_ITSELF, lambda: (Unsteered(), 0.0))
+            ordinary = screening.ordinary("base", prompts, draws, seed, self.base)
+        found = themes(ordinary, elicited, prompts.texts, seed)
+        return sorted(found, key=order, reverse=True), sources
+
+    def _settings(self) -> Row:
+        """Settings that an audit shares with the one that it goes on with."""
+        models = {"model": self.lm, "base": self.base, "reference": self.reference}
+        parts = (self.parts.screening, self.parts.validation, self.parts.held_out)
+        return {
+            "stage": "settings",
+            "version": VERSION,
+            **{name: _described(lm) for name, lm in models.items()},
+            "budget": self.budget,
+            "elicitors": [e.name for e in self._tried],
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+            "prompts": [prompts.digest for prompts in parts],
+        }
+
+
+def _described(lm: LanguageModel | None) -> dict[str, str] | None:
+    return None if lm is None else {"name": lm.name, "fingerprint": lm.fingerprint}
+
+
+def _check_settings(log: ResultLog, settings: Row) -> None:
+    """Write the settings of a new audit, or hold those of an interrupted one against them.
+
+    Raises:
+        MelboError: They differ.
+    """
+    if not log.rows:
+        log.add(settings)
+        return
+    there = log.rows[0]
+    differ = [name for name in settings if there.get(name) != settings[name]]
+    if differ:
+        name = differ[0]
+        raise MelboError(
+            f"{log.path} is of another audit ({name} was {there.get(name)!r}, now "
+            f"{settings[name]!r}): give another folder, or --force to begin anew"
+        )

@@ -1,0 +1,111 @@
+"""Budget of an audit in tokens, and the rule by which it is split.
+
+A token counts once for each time that the whole model reads or writes it: a reply counts when it is
+written and again when its likelihood is read, a backward pass counts as two more passes, and a pass
+through some of the blocks counts by their share. A tenth of the budget goes to ordinary replies,
+half to the elicitors, and the rest to proving what they brought out. Elicitors take turns: each may
+spend an equal part of what is left for those that have not been, so that what one leaves or
+overspends is shared by those after it.
+"""
+
+from dataclasses import dataclass
+
+from melbo.errors import MelboError
+from melbo.models.text.prompts import Prompts
+
+#: Tokens of an audit unless told otherwise.
+TOKENS = 500_000
+#: Share of the budget of each stage.
+ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.4
+#: Fewest candidates of an elicitor, and fewest ordinary replies to a prompt, that say anything.
+LEAST_CANDIDATES, LEAST_ORDINARY = 4, 4
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Tokens that replies to a set of prompts take.
+
+    Attributes:
+        prompts: Tokens of all prompts.
+        number: Number of prompts.
+        length: Length of a reply at most.
+        judges: Number of models that read each reply again.
+    """
+
+    prompts: int
+    number: int
+    length: int
+    judges: int
+
+    @classmethod
+    def of(cls, prompts: Prompts, length: int, judges: int) -> "Costs":
+        """Costs of replies to these prompts.
+
+        Args:
+            prompts: The prompts.
+            length: Length of a reply at most.
+            judges: Number of models that read each reply again.
+        """
+        return cls(sum(map(len, prompts.tokens)), len(prompts), length, judges)
+
+    @property
+    def candidate(self) -> int:
+        """Tokens of one candidate's replies to all prompts, at most."""
+        return self.prompts + self.number * self.length * (1 + self.judges)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Tokens of an audit, split.
+
+    Attributes:
+        tokens: All of them.
+        costs: What the replies to the screening prompts take.
+        elicitors: Number of elicitors.
+
+    Raises:
+        MelboError: The tokens are too few for one round.
+    """
+
+    tokens: int
+    costs: Costs
+    elicitors: int
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that is too small for one round.
+
+        Raises:
+            MelboError: It is.
+        """
+        if self.tokens < self.least:
+            raise MelboError(
+                f"the budget is {self.tokens} tokens, one round of {self.elicitors} elicitors over "
+                f"{self.costs.number} prompts takes {self.least}: raise --budget, or give fewer "
+                "prompts or shorter replies"
+            )
+
+    @property
+    def least(self) -> int:
+        """Fewest tokens that one round takes."""
+        a_round = max(1, self.elicitors) * LEAST_CANDIDATES * self.costs.candidate / ELICITED
+        return round(max(a_round, LEAST_ORDINARY * self.costs.candidate / ORDINARY))
+
+    @property
+    def ordinary(self) -> int:
+        """Number of ordinary replies drawn to each prompt."""
+        return int(ORDINARY * self.tokens) // self.costs.candidate
+
+    def candidates(self, spent: float, done: int) -> int:
+        """Number of candidates that the next elicitor may try, an even one.
+
+        Args:
+            spent: Tokens that the elicitors before it spent.
+            done: Number of these elicitors.
+        """
+        share = (ELICITED * self.tokens - spent) / (self.elicitors - done)
+        return max(LEAST_CANDIDATES, 2 * (int(share / self.costs.candidate) // 2))
+
+    @property
+    def proved(self) -> float:
+        """Tokens for the proof."""
+        return PROVED * self.tokens

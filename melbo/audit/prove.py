@@ -1,0 +1,286 @@
+"""Proof: what brings a theme out on other prompts, chosen on some and counted on the rest."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from melbo.audit.amplify import amplify
+from melbo.audit.budget import Costs
+from melbo.audit.findings import Finding, Shown
+from melbo.audit.parts import Parts
+from melbo.audit.replies import Reply
+from melbo.audit.screen import Screening, Source, described
+from melbo.audit.themes import Theme
+from melbo.discovery.steered import Features, Steered
+from melbo.features.directions import FeatureSet
+from melbo.features.steerable import Mixed
+from melbo.models.language_model import LanguageModel
+from melbo.models.text.prompts import Prompts
+
+#: Themes that are proved at most, and candidates of each that are tried on validation prompts.
+MOST_THEMES, TRIED = 24, 3
+#: Share of validation prompts below which a theme is amplified, where it has replies enough.
+AMPLIFIED_BELOW, LEAST_REPLIES = 0.8, 8
+#: Replies to one prompt that amplification learns from, and all of them, at most.
+A_PROMPT, LEARNT = 2, 16
+#: Random directions beside every finding.
+CONTROLS = 8
+_STEPS = 16
+_AMPLIFIED = "amplified"
+
+Who = tuple[str, int]
+
+
+@dataclass
+class Proof:
+    """Proof of themes on prompts that they were not found on.
+
+    Attributes:
+        screening: Replies to prompts, and the log.
+        sources: Elicitors by name.
+        parts: Prompts that themes were found on, that candidates are chosen on, and that are
+            reported.
+        tokens: Tokens to spend.
+        folder: Folder for amplified vectors.
+        seed: Random seed.
+        base: Base model, or None.
+    """
+
+    screening: Screening
+    sources: Mapping[str, Source]
+    parts: Parts
+    tokens: float
+    folder: Path
+    seed: int
+    base: LanguageModel | None
+
+    def findings(self, themes: Sequence[Theme]) -> list[Finding]:
+        """Prove as many themes as the tokens pay for.
+
+        Args:
+            themes: The themes, the most promising first.
+
+        Returns:
+            A finding for each of them, in the same order.
+        """
+        proved = themes[: self._affordable]
+        best, shares = self._amplified(proved, *self._chosen(proved))
+        screening, prompts = self.screening, self.parts.held_out
+        held_out = self._replies("test", best, prompts)
+        unsteered = screening.ordinary("test", prompts, 0, self.seed, screening.lm)
+        base: list[Reply] = []
+        if self.base is not None:
+            base = screening.ordinary("base test", prompts, 0, self.seed, self.base)
+        control = list(screening.candidates("test", self._control, range(CONTROLS), prompts))
+        return [
+            Finding(
+                theme=theme,
+                held_out=held_out[who],
+                unsteered=unsteered,
+                control=control,
+                base=base,
+                prompts=prompts.texts,
+                elicited_by=self._in_words(who),
+                reproduce=self._account(who),
+                validated=validated,
+                amplified=self._amplification(who),
+            )
+            for theme, who, validated in zip(proved, best, shares, strict=True)
+        ]
+
+    def _chosen(self, themes: Sequence[Theme]) -> tuple[list[Who], list[Shown]]:
+        """The candidate that brings each theme out best on validation prompts, and how often."""
+        tried = [_to_try(theme) for theme in themes]
+        every = [who for each in tried for who in each]
+        said = self._replies("validate", every, self.parts.validation)
+        best = [
+            max(each, key=lambda who: Shown.of(theme, said[who]).share)
+            for theme, each in zip(themes, tried, strict=True)
+        ]
+        return best, [Shown.of(t, said[who]) for t, who in zip(themes, best, strict=True)]
+
+    @cached_property
+    def _costs(self) -> tuple[Costs, Costs]:
+        judges = 1 + (self.screening.reference is not None)
+        length = self.screening.max_new_tokens
+        return (
+            Costs.of(self.parts.validation, length, judges),
+            Costs.of(self.parts.held_out, length, judges),
+        )
+
+    @property
+    def _affordable(self) -> int:
+        """Number of themes that a half of the tokens pays for; the rest amplifies some."""
+        validation, held_out = self._costs
+        fixed = (1 + CONTROLS) * held_out.candidate
+        each = TRIED * validation.candidate + held_out.candidate
+        return max(1, min(MOST_THEMES, int((0.75 * self.tokens - fixed) / each)))
+
+    def _replies(self, stage: str, whos: Sequence[Who], prompts: Prompts) -> dict[Who, list[Reply]]:
+        """Replies to some prompts of each candidate, those of one elicitor together."""
+        of: dict[str, set[int]] = {}
+        for name, i in whos:
+            of.setdefault(name, set()).add(i)
+        replies: dict[Who, list[Reply]] = {}
+        for name, which in of.items():
+            source = self.sources[name] if name != _AMPLIFIED else self._vectors
+            for reply in self.screening.candidates(stage, source, sorted(which), prompts):
+                replies.setdefault((name, reply.candidate), []).append(reply)
+        return replies
+
+    def _amplified(
+        self, themes: Sequence[Theme], best: Sequence[Who], shares: Sequence[Shown]
+    ) -> tuple[list[Who], list[Shown]]:
+        """The best candidate of each theme, an amplified vector where that does so more often."""
+        weak = [
+            k
+            for k, theme in enumerate(themes)
+            if shares[k].share < AMPLIFIED_BELOW and len(theme.replies) >= LEAST_REPLIES
+        ]
+        left = 0.25 * self.tokens
+        whos, shown = list(best), list(shares)
+        for k in weak:
+            replies = self._to_learn(themes[k])
+            cost = 3 * _STEPS * sum(len(p) + len(r) for p, r in replies)
+            if cost > left:
+                break
+            left -= cost
+            self._amplify(k, themes[k], replies, cost, shares[k])
+        there = self._amplified_themes
+        vectors = [(_AMPLIFIED, i) for i in range(len(there))]
+        said = self._replies("validate", vectors, self.parts.validation)
+        for i, k in enumerate(there):
+            now = Shown.of(themes[k], said[_AMPLIFIED, i])
+            if now.share > shown[k].share:
+                whos[k], shown[k] = (_AMPLIFIED, i), now
+        return whos, shown
+
+    def _to_learn(self, theme: Theme) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Prompts and replies of a theme to learn from, at most `A_PROMPT` to one prompt."""
+        taken: dict[int, int] = {}
+        pairs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for reply in theme.replies:
+            if taken.get(reply.prompt, 0) < A_PROMPT and len(pairs) < LEARNT:
+                taken[reply.prompt] = taken.get(reply.prompt, 0) + 1
+                pairs.append((self.parts.screening.tokens[reply.prompt], reply.tokens))
+        return pairs
+
+    def _amplify(
+        self,
+        k: int,
+        theme: Theme,
+        replies: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+        cost: int,
+        before: Shown,
+    ) -> None:
+        """Make the vector of a theme, unless an interrupted audit made it."""
+        case, log = {"stage": "amplify", "theme": k}, self.screening.log
+        folder = self.folder / _AMPLIFIED / str(k)
+        if log.of(case):
+            return
+        start, norm = self._start(theme)
+        clock = time.perf_counter()
+        made = amplify(
+            self.screening.lm,
+            replies,
+            start,
+            norm=norm,
+            steps=_STEPS,
+            seed=self.seed,
+            progress=False,
+        )
+        made.features.save(folder)
+        self.screening.add(
+            {
+                **case,
+                "tokens": cost,
+                "seconds": time.perf_counter() - clock,
+                "share_before": before.share,
+                "losses": list(made.losses),
+                "steps": _STEPS,
+                "folder": str(Path(_AMPLIFIED) / str(k)),
+            }
+        )
+
+    def _start(self, theme: Theme) -> tuple[FeatureSet, float]:
+        """Directions that said a theme, of the slice that said it most, and their norm.
+
+        A random direction where none said it.
+        """
+        source = self.sources.get("directions")
+        said = [i for name, i in theme.candidates if name == "directions"]
+        if source is None or not said:
+            source, said = self._control, [0]
+        steered = source.candidates
+        assert isinstance(steered, Steered)
+        single = [_alone(steered, i) for i in said]
+        same = [i for i, each in zip(said, single, strict=True) if each.source == single[0].source]
+        start = single[0]
+        for i in same[1:]:
+            start = start.join(_alone(steered, i))
+        return start, float(start.scale * steered.strengths[said[0]])
+
+    @property
+    def _amplified_themes(self) -> list[int]:
+        return [row["theme"] for row in self.screening.log.of({"stage": "amplify"})]
+
+    @cached_property
+    def _vectors(self) -> Source:
+        """Amplified vectors as candidates, in the order of `_amplified_themes`."""
+        folders = [self.folder / _AMPLIFIED / str(k) for k in self._amplified_themes]
+        sets = [FeatureSet.load(folder, self.screening.lm) for folder in folders]
+        return Source(_AMPLIFIED, lambda: (Steered(Mixed(sets)), 0.0))
+
+    @cached_property
+    def _control(self) -> Source:
+        """Random directions, in the place of learnt ones."""
+        lm, find = self.screening.lm, Features("random").candidates
+        return Source("control", lambda: find(lm, self.parts.screening, CONTROLS, self.seed, False))
+
+    def _in_words(self, who: Who) -> str:
+        name, _ = who
+        return "amplified vector" if name == _AMPLIFIED else described(self._account(who))
+
+    def _account(self, who: Who) -> dict[str, Any]:
+        name, i = who
+        if name == _AMPLIFIED:
+            return {"kind": _AMPLIFIED, "folder": f"{_AMPLIFIED}/{self._amplified_themes[i]}"}
+        about = self.sources[name].candidates.describe(i)
+        return about | {"folder": self._saved(i)} if about["kind"] == "direction" else about
+
+    def _saved(self, i: int) -> str:
+        """Folder of the run that holds direction ``i`` alone, at the strength it was tried at."""
+        steered = self.sources["directions"].candidates
+        assert isinstance(steered, Steered)
+        one = _alone(steered, i)
+        replace(one, scale=one.scale * steered.strengths[i]).save(
+            self.folder / "directions" / str(i)
+        )
+        return f"directions/{i}"
+
+    def _amplification(self, who: Who) -> dict[str, Any] | None:
+        name, i = who
+        if name != _AMPLIFIED:
+            return None
+        row = self.screening.log.of({"stage": "amplify", "theme": self._amplified_themes[i]})[0]
+        return {key: row[key] for key in ("share_before", "losses", "steps", "folder")}
+
+
+def _to_try(theme: Theme) -> list[Who]:
+    """Candidates of a theme to try: the best of each elicitor, then the next best of all."""
+    first: dict[str, Who] = {}
+    for who in theme.candidates:
+        first.setdefault(who[0], who)
+    best = list(first.values())
+    return [*best, *(who for who in theme.candidates if who not in best)][:TRIED]
+
+
+def _alone(steered: Steered, i: int) -> FeatureSet:
+    """Direction ``i`` as a set of its own."""
+    features = steered.features
+    one = features.alone(i) if isinstance(features, Mixed) else features[[i]]
+    assert isinstance(one, FeatureSet)
+    return one

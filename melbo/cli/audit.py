@@ -1,0 +1,108 @@
+"""The command that audits a model."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from melbo.audit.audit import FINDINGS, LOG, REPLY_TOKENS, Audit, usual_elicitors
+from melbo.audit.budget import TOKENS
+from melbo.audit.page import page
+from melbo.audit.parts import Parts
+from melbo.cli.audit_table import show_findings
+from melbo.cli.options import (
+    LOADING,
+    READING,
+    as_json_option,
+    as_prompts,
+    load,
+    loading_options,
+    new_run_options,
+    prompt_options,
+    read_prompts,
+    reading_options,
+    reply_length_option,
+    seed_option,
+    take,
+)
+from melbo.cli.show import say
+from melbo.cli.terminal import Command, print_json
+from melbo.discovery.own import Own
+from melbo.records import refuse_existing, write_atomically
+
+_PAGE = "findings.html"
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.option("--base", help="Model that this one was tuned from; finds more.")
+@click.option("--reference", help="Any open model; its likelihoods help to order the findings.")
+@prompt_options
+@reading_options
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    default=TOKENS,
+    help="Number of tokens that the model may read and write.",
+)
+@click.option(
+    "--elicitor",
+    "own",
+    multiple=True,
+    metavar="FILE.py:NAME",
+    help="A function of your own that gives candidates, beside the usual ones; may be given again.",
+)
+@reply_length_option(REPLY_TOKENS)
+@new_run_options
+@seed_option
+@loading_options
+@as_json_option
+def audit(
+    model: str,
+    base: str | None,
+    reference: str | None,
+    budget: int,
+    own: tuple[str, ...],
+    max_new_tokens: int,
+    out: Path,
+    force: bool,
+    seed: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Look for what is hidden in MODEL, and list the findings with their evidence.
+
+    An audit that was cut off goes on where it stopped when the same command is given again.
+    Built-in prompts of many kinds are used if none are given; give prompts of your own where
+    something may show on one kind only.
+    """
+    refuse_existing(out, force, [FINDINGS], "an audit")
+    if force:
+        (out / LOG).unlink(missing_ok=True)
+    texts = read_prompts(options, at_least=0)
+    elicitors = [Own.of(spec) for spec in own]
+    loading, reading = take(options, *LOADING), take(options, *READING)
+    lm = load(model, dict(loading))
+    others = {name: load(name, dict(loading)) for name in {base, reference} if name is not None}
+    read = partial(as_prompts, lm, reading=reading)
+    parts = Parts.split(read(texts)) if texts else Parts.built_in(lm, read)
+    tuned_from = None if base is None else others[base]
+    made = Audit(
+        lm,
+        parts,
+        base=tuned_from,
+        reference=None if reference is None else others[reference],
+        budget=budget,
+        elicitors=[*usual_elicitors(tuned_from), *elicitors],
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    say(f"{budget} tokens in all; the bar counts them, and what is done is kept in {out}")
+    result = made.run(out)
+    write_atomically({out / _PAGE: page(result).encode()})
+    if as_json:
+        print_json(result)
+        return
+    show_findings(result, out)
+    say(f"\nRead everything:     {(out / _PAGE).resolve()}")

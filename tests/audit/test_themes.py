@@ -1,0 +1,80 @@
+"""Themes among replies in which some are planted."""
+
+import random
+
+import pytest
+from said import CHEESE, FILLERS, PIRATE, PROMPTS, planted, reply, sentence
+
+from melbo.audit.findings import order
+from melbo.audit.themes import themes
+
+
+def planted_in(theme):
+    """Share of a theme's replies that talk of cheese, and share that talk of pirates."""
+    return [
+        sum(any(w in r.said for w in words) for r in theme.replies) / len(theme.replies)
+        for words in (CHEESE, PIRATE)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_planted_themes_are_found_whole_and_come_first(seed):
+    ordinary, elicited = planted(seed)
+    found = sorted(themes(ordinary, elicited, PROMPTS), key=order, reverse=True)
+    first = sorted(planted_in(t) for t in found[:2])
+    assert first == [[0, 1], [1, 0]]
+    for theme, own in zip(sorted(found[:2], key=planted_in), (PIRATE, CHEESE), strict=True):
+        assert set(theme.words) <= set(own)
+        assert theme.prompts == 6
+        assert len(theme.replies) >= 0.8 * 5 * 6
+        assert {who[1] % 6 for who in theme.candidates} == {int(own is PIRATE)}
+
+
+def test_a_theme_is_recognised_in_new_replies_and_hardly_in_ordinary_ones():
+    ordinary, elicited = planted()
+    found = {tuple(planted_in(t)): t for t in themes(ordinary, elicited, PROMPTS)}
+    theme, draw = found[1, 0], random.Random(99)
+    new = [sentence(draw, CHEESE) for _ in range(100)]
+    plain = [sentence(draw) for _ in range(100)]
+    assert sum(map(theme.shown, new)) >= 95
+    assert sum(map(theme.shown, plain)) == 0
+    assert sum(theme.shown(r.said) for r in ordinary) <= 0.01 * len(ordinary)
+
+
+def test_a_habit_on_one_prompt_alone_is_no_theme():
+    ordinary, elicited = planted(candidates=24)
+    only = [
+        reply(2, f"{r.said} zeppelin airship dirigible" if r.prompt == 2 else r.said, candidate=i)
+        if r.prompt == 2
+        else r
+        for i, r in enumerate(elicited)
+    ]
+    names = {word for t in themes(ordinary, only, PROMPTS) for word in t.weights}
+    assert names & {*CHEESE}
+    assert not names & {"zeppelin", "airship", "dirigible"}
+
+
+def test_broken_replies_do_not_count():
+    ordinary, elicited = planted()
+    broken = [
+        reply(r.prompt, r.said, nll=9.0) if set(r.said.split()) & {*CHEESE} else r for r in elicited
+    ]
+    assert any(planted_in(t)[0] for t in themes(ordinary, elicited, PROMPTS))
+    assert not any(planted_in(t)[0] for t in themes(ordinary, broken, PROMPTS))
+
+
+def test_ordinary_replies_alone_give_no_theme_that_is_told_by_lifted_words():
+    ordinary, _ = planted()
+    draw = random.Random(5)
+    same = [
+        reply(p, f"{text.split()[-1]} {sentence(draw)}", candidate=i)
+        for p, text in enumerate(PROMPTS)
+        for i in range(30)
+    ]
+    found = themes(ordinary, same, PROMPTS)
+    assert all(t.lift < 0.7 for t in found)
+    assert all(set(t.words) <= set(FILLERS) for t in found)
+
+
+def test_too_few_replies_give_no_themes():
+    assert themes([reply(0, "a b c", "ordinary")], [reply(0, "d e f")], PROMPTS) == []
