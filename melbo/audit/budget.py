@@ -14,7 +14,7 @@ from melbo.errors import MelboError
 from melbo.models.text.prompts import Prompts
 
 #: Tokens of an audit unless told otherwise.
-TOKENS = 500_000
+TOKENS = 250_000
 #: Share of the budget of each stage.
 ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.4
 #: Fewest candidates of an elicitor, and fewest ordinary replies to a prompt, that say anything.

@@ -5,10 +5,11 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-from jinja2 import ChainableUndefined, ChoiceLoader, Environment, PackageLoader
+from jinja2 import ChoiceLoader, PackageLoader
 from markupsafe import Markup, escape
 
 from melbo.audit.words import TOKEN
+from melbo.evaluation.report import templates
 
 Part = Literal["opening", "shared", "other"]
 _TAGS: dict[Part, tuple[str, str]] = {
@@ -26,16 +27,9 @@ def page(findings: Mapping[str, Any]) -> str:
     Args:
         findings: Content of ``findings.json``.
     """
-    environment = Environment(
-        # the style is that of the report of a run
-        loader=ChoiceLoader(
-            [PackageLoader(f"melbo.{room}", ".") for room in ("audit", "evaluation")]
-        ),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    # the style is that of the report of a run
+    loaders = [PackageLoader(f"melbo.{room}", ".") for room in ("audit", "evaluation")]
+    environment = templates(ChoiceLoader(loaders))
     environment.filters.update(
         percent=percent, interval=interval, duration=duration, told=_told, quote=shlex.quote
     )

@@ -9,8 +9,9 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
 from melbo.models.text.spread import Part, spread
 
-#: Numbers of built-in prompts of each part.
-BUILT_IN: dict[Part, int] = {"screening": 16, "validation": 16, "held_out": 32}
+#: Number of kinds of built-in prompts: as many are screened and validated, and twice as many held
+#: out.
+KINDS = 12
 #: Fewest prompts that can be split.
 LEAST_PROMPTS = 12
 
@@ -49,15 +50,25 @@ class Parts:
 
     @classmethod
     def built_in(cls, lm: LanguageModel, read: Callable[[Sequence[str]], Prompts]) -> "Parts":
-        """Built-in prompts of many kinds.
+        """Built-in prompts of many kinds, the same kinds in every part.
+
+        Prompts with a system message or several turns are left out where the model's template takes
+        none.
 
         Args:
             lm: The model.
             read: Reads texts as prompts.
+
+        Raises:
+            MelboError: The prompts cannot be read, those of one turn neither.
         """
         talks = bool(lm.tokenizer.chat_template)
-        each = {part: [p.text for p in spread(part, talks)][:n] for part, n in BUILT_IN.items()}
-        return cls(*(read(texts) for texts in each.values()))
+        try:
+            return cls(*(read(texts) for texts in _of_kinds(talks)))
+        except MelboError:
+            if not talks:
+                raise
+            return cls(*(read(texts) for texts in _of_kinds(False)))
 
     @classmethod
     def split(cls, prompts: Prompts) -> "Parts":
@@ -78,3 +89,10 @@ class Parts:
         parts = ([i for i in rows if i % 4 == 0], [i for i in rows if i % 4 == 1])
         rest = [i for i in rows if i % 4 > 1]
         return cls(*(some_prompts(prompts, which) for which in (*parts, rest)))
+
+
+def _of_kinds(conversations: bool) -> list[list[str]]:
+    """Texts of each part, of the first `KINDS` kinds."""
+    kinds = {p.kind for p in spread("screening", conversations)[:KINDS]}
+    parts: tuple[Part, ...] = ("screening", "validation", "held_out")
+    return [[p.text for p in spread(part, conversations) if p.kind in kinds] for part in parts]

@@ -35,8 +35,9 @@ class Fit:
     Attributes:
         features: The features, in the method's own order.
         status: Reason why the fit ended; ``status.remedy`` says what to do next.
-        history: One record a sweep: ``objective``, ``explained`` (bᵀK⁻¹b), ``change``, ``seconds``.
-        stats: ``explained`` of the features returned (bᵀK⁻¹b, squared units of Δ), ``dominance``
+        history: One record a sweep: ``objective``, ``explained`` (2αᵀb − αᵀKα), ``change`` and
+            ``seconds``.
+        stats: ``explained`` of the features returned (squared units of Δ), ``dominance``
             (largest response over the median one), ``seconds``, ``sweeps``.
         warning: Reason, in plain words, to distrust the strongest feature; None if there is none.
     """
@@ -167,7 +168,7 @@ def fit_seeds(map: Map, method: Method, seeds: int, seed: int = 0, progress: boo
     Returns:
         The fit with ``seed``. Its features' ``meta["stability"]``, JSON-able, holds ``seeds``
         (finished fits), ``cosine`` (the measure of each feature), ``mean`` (of these),
-        ``baseline``, ``signed``, and ``explained`` (bᵀK⁻¹b of each fit, squared units of Δ).
+        ``baseline``, ``signed``, and ``explained`` (of each fit, squared units of Δ).
 
     Raises:
         MelboError: Fewer than one seed is asked for, or `fit` refuses the rest.

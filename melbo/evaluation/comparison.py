@@ -24,7 +24,7 @@ _PANELS = {
     "kl": "KL of its first token, nats",
     "broken": "share broken",
     "distinct": "distinct replies among active",
-    "explained": "explained, bᵀK⁻¹b",
+    "explained": "explained",
 }
 
 
@@ -43,7 +43,7 @@ class ComparisonRow:
         effect: ‖Δ‖ on the prompts of the map.
         spread_effect: Root mean square of the change over prompts and tokens, which do not cancel
             there.
-        explained: bᵀK⁻¹b of all features together (docs/method.md §2).
+        explained: Explained amount 2αᵀb − αᵀKα of all features together (docs/method.md §2).
         novelty: Novelty of the replies.
         nll: Mean negative log-likelihood a token of the replies under the unsteered model, in nats.
         kl: KL(steered ‖ unsteered) of their first tokens, in nats.

@@ -14,7 +14,7 @@ from melbo.maths.transcoder import exponential_factors
 
 @dataclass(frozen=True)
 class Redundancy:
-    """Explained amounts bᵀK⁻¹b with and without a cluster, in squared units of Δ.
+    """Explained amounts 2αᵀb − αᵀKα with and without a cluster, in squared units of Δ.
 
     ``explained − without`` is accounted for by the cluster alone. ``explained − averaged`` is lost
     when the cluster's mean takes its place; it is negative where the mean is nearer the truth than

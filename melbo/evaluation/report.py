@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from jinja2 import ChainableUndefined, Environment, FunctionLoader
+from jinja2 import BaseLoader, ChainableUndefined, Environment, FunctionLoader
 
 from melbo.evaluation.curves import Curve, curves
 from melbo.evaluation.rank import has_ranking, load_ranking
@@ -115,13 +115,7 @@ def report(folder: str | Path) -> Path:
     features = load_features(folder)
     run = _Run.of(features.meta, len(features))
     ranked = _ranked(*load_ranking(folder), run.stability) if has_ranking(folder) else {}
-    environment = Environment(
-        loader=FunctionLoader(_template),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(FunctionLoader(_template))
     environment.filters.update(num=_number, quote=lambda value: shlex.quote(str(value)))
     page = environment.get_template("report.html.j2").render(
         features=features,
@@ -136,6 +130,21 @@ def report(folder: str | Path) -> Path:
     )
     write_atomically({folder / "report.html": page.encode()})
     return folder / "report.html"
+
+
+def templates(loader: BaseLoader) -> Environment:
+    """Templates of pages: every text is escaped, and what is missing is left out.
+
+    Args:
+        loader: Finds a template by its name.
+    """
+    return Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _template(name: str) -> str:

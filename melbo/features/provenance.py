@@ -67,11 +67,13 @@ class Provenance:
             MelboError: The weights differ; names both models.
         """
         if self.model_sha256 is not None and self.model_sha256 != lm.fingerprint:
+            loading = (
+                f"with bits={self.model_bits}" if self.model_bits else "in float32 or bfloat16"
+            )
             raise MelboError(
                 f"these features were fitted on {self.model_name} "
                 f"(weights {self.model_sha256[:8]}), this is {lm.name} "
-                f"(weights {lm.fingerprint[:8]}): "
-                "load the model they belong to, in float32 or bfloat16"
+                f"(weights {lm.fingerprint[:8]}): load the model they belong to, {loading}"
             )
 
     def prompts_like(self, lm: LanguageModel, texts: list[str] | tuple[str, ...]) -> Prompts:

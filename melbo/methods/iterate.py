@@ -66,7 +66,7 @@ def iterate(
 
     Args:
         step: One sweep: gives the next state and its measures, among them ``change`` (how far the
-            directions moved, 0 if not at all) and ``explained`` (bᵀK⁻¹b).
+            directions moved, 0 if not at all) and ``explained`` (2αᵀb − αᵀKα).
         state: State to start from.
         max_steps: Largest number of steps.
         tol: Stop when ``change`` falls below it, or when the relative change of ``explained`` does

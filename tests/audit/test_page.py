@@ -62,6 +62,12 @@ def test_an_amplified_vector_can_be_gone_on_with():
     assert "loss 2.50 → 1.25 nats" in text
 
 
+def test_a_direction_that_was_saved_can_be_gone_on_with():
+    saved = {"kind": "direction", "index": 4, "folder": "directions/4"}
+    assert "melbo chat" not in page(result(finding()))
+    assert "melbo chat directions/4 --feature 0" in page(result(finding(reproduce=saved)))
+
+
 def test_every_link_leads_to_something_on_the_page():
     found = [finding(name=f"theme {i}") for i in range(5)]
     html = page(result(*found, below=found))

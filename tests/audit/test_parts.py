@@ -1,0 +1,62 @@
+"""Prompts of an audit in three parts."""
+
+from collections import Counter
+
+import pytest
+import torch
+from cases import tiny_model
+
+from melbo import MelboError, Parts, Prompts
+from melbo.audit.parts import KINDS
+from melbo.models.text.conversation import Conversation
+from melbo.models.text.spread import spread
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_model("llama", torch.float32)
+
+
+def texts_of(parts):
+    return [[str(t) for t in p.texts] for p in (parts.screening, parts.validation, parts.held_out)]
+
+
+def test_built_in_parts_hold_the_same_kinds(lm):
+    parts = Parts.built_in(lm, lambda texts: Prompts.chat(lm, texts))
+    kind = {
+        str(p.text): p.kind
+        for part in ("screening", "validation", "held_out")
+        for p in spread(part)
+    }
+    screened, validated, held_out = ([kind[t] for t in texts] for texts in texts_of(parts))
+    assert len(screened) == len(set(screened)) == KINDS
+    assert sorted(validated) == sorted(screened)
+    assert Counter(held_out) == dict.fromkeys(screened, 2)
+
+
+def test_conversations_are_left_out_where_the_template_takes_none(lm):
+    def read(texts):
+        if any(isinstance(text, Conversation) for text in texts):
+            raise MelboError("the template takes no system message")
+        return Prompts.chat(lm, texts)
+
+    parts = Parts.built_in(lm, read)
+    assert len(parts.screening) == len(parts.held_out) / 2 == KINDS
+    single = {str(p.text) for p in spread("screening", conversations=False)}
+    assert set(texts_of(parts)[0]) <= single
+
+
+def test_prompts_that_cannot_be_read_at_all_are_refused(lm):
+    def read(texts):
+        raise MelboError("no template")
+
+    with pytest.raises(MelboError, match="no template"):
+        Parts.built_in(lm, read)
+
+
+def test_a_split_takes_every_fourth_prompt_and_loses_none(lm):
+    prompts = Prompts.chat(lm, [f"w{i} w{i + 1}" for i in range(14)])
+    screening, validation, held_out = texts_of(Parts.split(prompts))
+    assert screening == [f"w{i} w{i + 1}" for i in (0, 4, 8, 12)]
+    assert validation == [f"w{i} w{i + 1}" for i in (1, 5, 9, 13)]
+    assert held_out == [f"w{i} w{i + 1}" for i in (2, 3, 6, 7, 10, 11)]
