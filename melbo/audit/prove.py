@@ -1,9 +1,10 @@
 """Proof: what brings a theme out on other prompts, chosen on some and counted on the rest."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Proof:
 
     @property
     def _affordable(self) -> int:
-        """Number of themes that a half of the tokens pays for; the rest amplifies some."""
+        """Number of themes that three quarters of the tokens pay for; the rest amplifies some."""
         validation, held_out = self._costs
         fixed = (1 + CONTROLS) * held_out.candidate
         each = TRIED * validation.candidate + held_out.candidate
@@ -206,22 +207,23 @@ class Proof:
         )
 
     def _start(self, theme: Theme) -> tuple[FeatureSet, float]:
-        """Directions that said a theme, of the slice that said it most, and their norm.
+        """Directions that said a theme, once for each time they did, and their norm.
 
-        A random direction where none said it.
+        All are of the slice that said it most; a random direction where none said it.
         """
         source = self.sources.get("directions")
-        said = [i for name, i in theme.candidates if name == "directions"]
+        said = [r.candidate for r in theme.replies if r.elicitor == "directions"]
         if source is None or not said:
             source, said = self._control, [0]
         steered = source.candidates
         assert isinstance(steered, Steered)
-        single = [_alone(steered, i) for i in said]
-        same = [i for i, each in zip(said, single, strict=True) if each.source == single[0].source]
-        start = single[0]
-        for i in same[1:]:
-            start = start.join(_alone(steered, i))
-        return start, float(start.scale * steered.strengths[said[0]])
+        single = {i: _alone(steered, i) for i in said}
+        first = Counter(said).most_common(1)[0][0]
+        same = [single[i] for i in said if single[i].source == single[first].source]
+        return (
+            reduce(lambda a, b: a.join(b), same),
+            float(single[first].scale * steered.strengths[first]),
+        )
 
     @property
     def _amplified_themes(self) -> list[int]:
