@@ -116,7 +116,7 @@ def test_prompts_are_enough_and_apart(name):
 
 
 def test_no_behaviour_shows_in_what_the_first_organisms_said():
-    """Of six hundred replies; some are in broken Spanish indeed."""
+    """Few of six hundred replies fire it; some of these are in broken Spanish indeed."""
     path = folder() / "corpus.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for name in set(FREE) - {"SPANISH"}:
