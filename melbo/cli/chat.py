@@ -12,7 +12,7 @@ from melbo.features.steerable import Steerable, check_strength, steer
 from melbo.models.decoding.decode import continued
 from melbo.models.edits import Where
 from melbo.models.language_model import LanguageModel
-from melbo.models.text.prompts import render_chat
+from melbo.models.text.prompts import Prompts, pad_rows
 
 _HELP = (
     "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · "
@@ -23,8 +23,7 @@ _HELP = (
 class Chat:
     """A conversation with a model; the steering feature can change between its turns.
 
-    The system message, the chat template and the beginning of a reply are those that the features
-    were fitted with.
+    What is fed is read and checked as the prompts of a fit are.
 
     Args:
         lm: The model.
@@ -34,13 +33,16 @@ class Chat:
         max_new_tokens: Length of a reply at most.
         where: Tokens to steer, see `steer`; earlier turns count as prompt.
         temperature: 0 for greedy replies, see `melbo.generate`.
+        form: Prompts whose system message, chat template and beginning of a reply are used; those
+            that the features were fitted with, if left out.
 
     Attributes:
         turns: The conversation so far, without the system message.
 
     Raises:
-        MelboError: The tokenizer has no chat template, the features do not act there, or the
-            strength or the temperature is no number that can be worked with.
+        MelboError: The tokenizer has no chat template or prompts are to be read without one, the
+            features do not act there, or the strength or the temperature is no number that can be
+            worked with.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Chat:
         max_new_tokens: int,
         where: Where = "all",
         temperature: float = 0.0,
+        form: Prompts | None = None,
     ) -> None:
         if getattr(lm.tokenizer, "chat_template", None) is None:
             raise MelboError(
@@ -65,12 +68,15 @@ class Chat:
         self.feature, self.strength = feature, strength
         self.max_new_tokens = max_new_tokens
         self.turns: list[dict[str, str]] = []
-        prompts = features.provenance.prompts
-        system = None if prompts is None else prompts.system
-        self._system = [] if system is None else [{"role": "system", "content": system}]
-        self._template = None if prompts is None else prompts.template
-        self._arguments = None if prompts is None else prompts.template_args
-        self._prefix = "" if prompts is None else prompts.prefix or ""
+        if form is not None and form.kind == "text":
+            raise MelboError(
+                "a conversation needs a chat template, --text reads prompts without one: "
+                "leave it out, or use melbo sample"
+            )
+        fitted = features.provenance.prompts if form is None else form
+        if fitted is None or fitted.kind == "text":
+            fitted = Prompts((), (), "chat")
+        self._form = fitted
 
     def loop(self) -> None:
         """Read turns from standard input until /quit or the end of the input."""
@@ -125,21 +131,19 @@ class Chat:
         if is_broken(text):
             raise MelboError("this turn is not valid UTF-8: write it anew")
         turn = {"role": "user", "content": text}
-        turns = [*self._system, *self.turns, turn]
-        rendered = render_chat(self.lm, turns, self._template, self._arguments, self._prefix)
-        tokenizer = self.lm.tokenizer
-        inputs = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        told = self._form.conversation(self.lm, [*self.turns, turn])
+        ids, mask = pad_rows([told], self.lm.pad, side="left")
+        tokenizer, prefix = self.lm.tokenizer, self._form.prefix or ""
         streamer = None
         if stream:
-            click.echo(self._prefix, nl=False)
+            click.echo(prefix, nl=False)
             streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         with self._steering():
             out = continued(
                 self.lm, ids, mask, self.max_new_tokens, self.temperature, streamer=streamer
             )
         new = out.sequences[0, ids.shape[1] :]
-        answer = self._prefix + str(tokenizer.decode(new, skip_special_tokens=True))
+        answer = prefix + str(tokenizer.decode(new, skip_special_tokens=True))
         self.turns += [turn, {"role": "assistant", "content": answer}]
         return answer
 

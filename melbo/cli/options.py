@@ -1,7 +1,6 @@
 """Options that commands share, and the prompts, models and maps that they describe."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,16 @@ import click
 import torch
 from transformers.utils import logging
 
+from melbo.cli.reading import READING as READING
+from melbo.cli.reading import Decorator as Decorator
+from melbo.cli.reading import Options as Options
+from melbo.cli.reading import as_prompts as as_prompts
+from melbo.cli.reading import file as file
+from melbo.cli.reading import group_options as group_options
+from melbo.cli.reading import prompt_options as prompt_options
+from melbo.cli.reading import read_prompts as read_prompts
+from melbo.cli.reading import reading_options as reading_options
+from melbo.cli.reading import take as take
 from melbo.errors import MelboError
 from melbo.features.provenance import Provenance
 from melbo.features.run_folder import read_run
@@ -18,46 +27,9 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.loading.gguf import ALIAS
 from melbo.models.loading.load import load as load_from
 from melbo.models.placement import layers_at
-from melbo.models.text.prompts import Prompts, read_texts
 from melbo.models.weights.low_rank import Matrix
 
 LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks", "bits")
-READING = ("system", "text", "template", "template_args", "prefix")
-Options = dict[str, Any]
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def group_options(*options: Decorator) -> Decorator:
-    """Several options as one decorator, listed in this order."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _arguments(
-    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
-) -> dict[str, Any] | None:
-    """Arguments KEY=VALUE by name, each value read as JSON where it is JSON; None without any.
-
-    Raises:
-        BadParameter: One has no ``=``, or a key comes twice.
-    """
-    found: dict[str, Any] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise click.BadParameter(f"got {text!r}, expected KEY=VALUE", ctx, param)
-        if key in found:
-            raise click.BadParameter(f"got {key} twice: give each argument once", ctx, param)
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found or None
 
 
 def reply_length_option(default: int) -> Decorator:
@@ -71,7 +43,6 @@ def reply_length_option(default: int) -> Decorator:
 
 
 folder = click.Path(file_okay=False, path_type=Path)
-file = click.Path(dir_okay=False, path_type=Path)
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else there."
 )
@@ -138,29 +109,6 @@ new_run_options = group_options(
     click.option("--out", type=folder, required=True, help="Folder for the run."),
     click.option("--force", is_flag=True, help="Replace a run that is there already."),
 )
-prompt_options = group_options(
-    click.option("--prompt", "prompt", multiple=True, help="A prompt; may be given again."),
-    click.option("--prompts", "prompt_file", type=file, help="File with one prompt a line."),
-)
-reading_options = group_options(
-    click.option("--system", help="System message; by default the chat template's own."),
-    click.option(
-        "--text", is_flag=True, help="Read the prompts as they are, without a chat template."
-    ),
-    click.option(
-        "--template", metavar="NAME", help="Chat template by name, where the tokenizer has several."
-    ),
-    click.option(
-        "--template-arg",
-        "template_args",
-        metavar="KEY=VALUE",
-        multiple=True,
-        callback=_arguments,
-        help="Argument of the chat template, say enable_thinking=false; the value is JSON, or else "
-        "text. May be given again.",
-    ),
-    click.option("--prefix", help="Beginning of the reply, which prompts end with."),
-)
 feature_option = click.option(
     "--feature", "indices", type=int, multiple=True, help="Index of a feature; may be given again."
 )
@@ -217,56 +165,6 @@ map_options = group_options(
     speed_options,
     loading_options,
 )
-
-
-def take(options: Options, *names: str) -> Options:
-    """Take some options out of all of them."""
-    return {name: options.pop(name) for name in names}
-
-
-def read_prompts(options: Options, at_least: int = 1) -> list[str]:
-    """Read the prompts that were given one by one and in a file; take them out of the options.
-
-    Args:
-        options: Options of the command.
-        at_least: The fewest prompts that will do.
-
-    Raises:
-        MelboError: There are fewer; and as `read_texts`.
-    """
-    lines = list(options.pop("prompt"))
-    path = options.pop("prompt_file")
-    if path is not None:
-        lines += read_texts(path)
-    if len(lines) < at_least:
-        raise MelboError(
-            "got no prompts: "
-            "give --prompt TEXT (it may be repeated) or --prompts FILE with one prompt a line"
-        )
-    return lines
-
-
-def as_prompts(lm: LanguageModel, texts: Sequence[str], reading: Options) -> Prompts:
-    """Texts as prompts of a model.
-
-    Args:
-        lm: The model.
-        texts: The texts.
-        reading: Options of `READING`, any of them left out or None.
-
-    Raises:
-        MelboError: An option of chats without a chat template; and as `Prompts`.
-    """
-    given = {name: value for name, value in reading.items() if value is not None}
-    if not given.pop("text", False):
-        return Prompts.chat(lm, texts, **given)
-    if given:
-        names = " and ".join(f"--{name.rstrip('s').replace('_', '-')}" for name in given)
-        raise MelboError(
-            f"{names} needs a chat template, --text reads prompts without one: "
-            "leave one of them out"
-        )
-    return Prompts.text(lm, texts)
 
 
 def load(name: str, options: Options) -> LanguageModel:

@@ -9,6 +9,7 @@ import torch
 
 from melbo.cli.chat import Chat
 from melbo.cli.options import (
+    READING,
     as_json_option,
     choice_options,
     contrast_option,
@@ -16,14 +17,17 @@ from melbo.cli.options import (
     load_for,
     prompt_options,
     read_prompts,
+    reading_options,
     reply_length_option,
     run_argument,
     seed_option,
     strength_option,
+    take,
     temperature_option,
     where_option,
 )
 from melbo.cli.pipeline import chosen, rank_run
+from melbo.cli.reading import form_for
 from melbo.cli.show import show_firings, show_ranking
 from melbo.cli.terminal import Command, print_json
 from melbo.errors import MelboError
@@ -102,6 +106,7 @@ def rank(
 @click.command(cls=Command)
 @run_argument
 @prompt_options
+@reading_options
 @choice_options
 @strength_option
 @where_option
@@ -124,12 +129,14 @@ def sample(
 ) -> None:
     """Print replies of the model of RUN under its features.
 
-    The unsteered reply comes first; all features follow if none is chosen.
+    Prompts are read as those of the fit were, where the options do not say otherwise. The unsteered
+    reply comes first; all features follow if none is chosen.
     """
-    texts = read_prompts(options)
+    texts, reading = read_prompts(options), take(options, *READING)
     lm = load_for(run, model, options)
     features, names = chosen(load_steerable(run, lm), indices, average)
-    prompts = features.provenance.prompts_like(lm, texts)
+    fitted = features.provenance
+    prompts = fitted.prompts_like(lm, texts, form_for(fitted, reading))
     torch.manual_seed(seed)
     replies = generate(
         lm,
@@ -162,6 +169,7 @@ def sample(
 
 @click.command(cls=Command)
 @run_argument
+@reading_options
 @choice_options
 @strength_option
 @where_option
@@ -182,10 +190,12 @@ def chat(
 ) -> None:
     """Talk to the model of RUN while a feature steers it.
 
-    No feature steers to begin with, unless one is chosen; /help lists what can be changed on the
-    way.
+    System message, template and beginning of replies are those of the fit, where the options do not
+    say otherwise. No feature steers to begin with, unless one is chosen; /help lists what can be
+    changed on the way.
     """
     _check_single(indices, average)
+    reading = take(options, *READING)
     lm = load_for(run, model, options)
     features = load_steerable(run, lm)
     if average is not None:
@@ -193,8 +203,9 @@ def chat(
         first: int | None = 0
     else:
         first = features.check_index(indices[0]) if indices else None
+    form = form_for(features.provenance, reading)
     torch.manual_seed(seed)
-    Chat(lm, features, first, strength, max_new_tokens, where, temperature).loop()
+    Chat(lm, features, first, strength, max_new_tokens, where, temperature, form).loop()
 
 
 @click.command(cls=Command)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from melbo.cli.options import (
+    READING,
     as_json_option,
     choice_options,
     feature_option,
@@ -14,11 +15,14 @@ from melbo.cli.options import (
     load_for,
     prompt_options,
     read_prompts,
+    reading_options,
     reply_length_option,
     run_argument,
     strength_option,
+    take,
 )
 from melbo.cli.pipeline import chosen
+from melbo.cli.reading import form_for
 from melbo.cli.show import next_command, say
 from melbo.cli.terminal import Command, print_json
 from melbo.errors import MelboError
@@ -37,6 +41,7 @@ from melbo.records import refuse_existing
 @click.command(cls=Command)
 @run_argument
 @prompt_options
+@reading_options
 @choice_options
 @click.option(
     "--side",
@@ -65,15 +70,19 @@ def ablate(
     """Remove features of RUN from all matrices that write to the stream.
 
     Prints replies of the model before and after, or saves the ablated model; all features are
-    removed if none is chosen.
+    removed if none is chosen. Prompts are read as those of the fit were, where the options do not
+    say otherwise.
     """
     texts = read_prompts(options, at_least=0 if out is not None else 1)
+    reading = take(options, *READING)
     if out is not None:
         refuse_existing(out, force, ("config.json", "model.safetensors"), "a model")
     trust = options["trust_remote_code"]
     lm = load_for(run, model, options)
     features, _ = chosen(FeatureSet.load(run, lm), indices, average)
-    prompts = features.provenance.prompts_like(lm, texts) if texts else None
+    fitted = features.provenance
+    form = form_for(fitted, reading)
+    prompts = fitted.prompts_like(lm, texts, form) if texts else None
     plain = _replies(lm, prompts, max_new_tokens)
     with ablation(lm, features.V if side == "source" else features.U, embedding):
         ablated = _replies(lm, prompts, max_new_tokens)

@@ -76,16 +76,25 @@ class Provenance:
                 f"(weights {lm.fingerprint[:8]}): load the model they belong to, {loading}"
             )
 
-    def prompts_like(self, lm: LanguageModel, texts: list[str] | tuple[str, ...]) -> Prompts:
+    def prompts_like(
+        self,
+        lm: LanguageModel,
+        texts: list[str] | tuple[str, ...],
+        form: Prompts | None = None,
+    ) -> Prompts:
         """Read texts as the prompts of the fit were read: same kind, same settings of the chat.
 
         Args:
             lm: The model.
             texts: The texts.
+            form: Prompts that they are read like instead of the fit's.
 
         Raises:
-            MelboError: The features were not fitted with prompts; and as `Prompts.like`.
+            MelboError: There is no form, nor were the features fitted with prompts; and as
+                `Prompts.like`.
         """
+        if form is not None:
+            return form.like(lm, texts)
         if self.prompts is None:
             raise MelboError(
                 "this run was not made with prompts, so nothing says how others are to be read: "

@@ -59,7 +59,7 @@ class Sara(InputEdit):
 
     s is computed when a prompt is first read and kept for the reply to it, so that the reply is the
     same with a key-value cache and without. To derivatives s is a constant: a gradient through the
-    edit is that of the scaling alone.
+    edit is that of the scaling alone. Maps refuse derivatives where that makes a difference.
 
     Attributes:
         layer: Block whose input is scaled (``hidden_states`` index, negative from the end).
@@ -77,6 +77,7 @@ class Sara(InputEdit):
     coefficient: float | Tensor = 1.0
     truncation: int | None = None
     stateful: ClassVar[bool] = True
+    partly_constant: ClassVar[bool] = True
 
     def check(self, lm: LanguageModel) -> None:
         """See `Edit.check`; also checks the shape of the activations.

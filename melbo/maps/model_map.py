@@ -15,7 +15,13 @@ from melbo.errors import MelboError
 from melbo.maps.base import Map, Piece
 from melbo.maps.memory import bytes_kept, tokens_that_fit
 from melbo.maps.smooth import forward_mode
-from melbo.maps.unchanged import check_hooks, hooks_matter, same_pass, snapshot
+from melbo.maps.unchanged import (
+    check_hooks,
+    hooks_matter,
+    require_derivatives_of_edits,
+    same_pass,
+    snapshot,
+)
 from melbo.models.compiled import WORTH, call_compiled
 from melbo.models.language_model import LanguageModel
 from melbo.models.last_tokens import KeysValues, Tail, find_tail
@@ -80,7 +86,7 @@ class ModelMap(Map):
         tokens_per_pass: int | None,
         compile: bool | None,
     ) -> None:
-        _check_placement(prompts, placement)
+        placement.check([*map(len, prompts.tokens)])
         if prompt_batch is not None and prompt_batch < 1:
             raise MelboError(f"prompt_batch is {prompt_batch}: expected at least 1")
         if read not in ("stream", "attention"):
@@ -173,6 +179,17 @@ class ModelMap(Map):
                         return f"{what}hidden_states[{layer}] of the steered model"
         return "the response"
 
+    def value_and_vjp(
+        self, theta: Tensor, cotangent: Tensor | Callable[[Tensor, slice], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """See `Map.value_and_vjp`.
+
+        Raises:
+            MelboError: The model is under an edit through which derivatives are wrong.
+        """
+        require_derivatives_of_edits(self.slices[0], self.lm.name)
+        return super().value_and_vjp(theta, cotangent)
+
     @contextmanager
     def uncompiled(self) -> Generator[None, None, None]:
         """Run blocks uncompiled inside the ``with`` block."""
@@ -187,8 +204,12 @@ class ModelMap(Map):
         """See `forward_mode`; mixtures of experts run in the one formulation that has it.
 
         transformers reads that setting at every call.
+
+        Raises:
+            MelboError: The model is under an edit through which derivatives are wrong.
         """
         self._require_as_captured()
+        require_derivatives_of_edits(self.slices[0], self.lm.name)
         config, name = self.lm.config, "_experts_implementation"
         before = getattr(config, name, None)
         if before is not None:
@@ -376,23 +397,3 @@ class ModelMap(Map):
         at = (end[:, None] + back).to(hidden.device)  # [n, target_tokens]
         rows = torch.arange(n, device=hidden.device)[:, None]
         return hidden.view(-1, n, *hidden.shape[1:])[:, rows, at].flatten(0, 1)
-
-
-def _check_placement(prompts: Prompts, placement: Placement) -> None:
-    if placement.source >= placement.target:
-        raise MelboError(
-            f"source is {placement.source} and target is {placement.target}: "
-            "expected source < target"
-        )
-    if placement.target_tokens < 1:
-        raise MelboError(f"target_tokens is {placement.target_tokens}: expected at least 1")
-    if placement.positions not in ("all", "target"):
-        raise MelboError(f"positions is {placement.positions!r}: expected 'all' or 'target'")
-    lengths = [len(tokens) for tokens in prompts.tokens]
-    need = max(placement.target_tokens, 2 if placement.skip_first else 1)
-    if min(lengths) < need:
-        raise MelboError(
-            f"prompt {lengths.index(min(lengths))} has {min(lengths)} tokens, fewer than the "
-            f"{need} needed: lengthen it, use a chat template or lower target_tokens "
-            f"({placement.target_tokens})"
-        )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from melbo.errors import MelboError
-from melbo.models.changes import Snapshot, set_aside_hooks
+from melbo.models.changes import Snapshot, own_hooks, set_aside_hooks
+from melbo.models.edits import InputHook
 from melbo.models.language_model import LanguageModel, first_line
 from melbo.models.replay import Slice
 
@@ -62,6 +63,29 @@ def hooks_matter(modules: Sequence[nn.Module], capture: Callable[[], Slice]) -> 
     # however a hook fails on a replay, it is one that matters
     except Exception:
         return True
+
+
+def require_derivatives_of_edits(part: Slice, name: str) -> None:
+    """Refuse derivatives through edits that are constants to them, though they see θ.
+
+    The edit on the first block of a slice comes before θ is added, and sees none of it.
+
+    Args:
+        part: The slice.
+        name: Name of the model.
+
+    Raises:
+        MelboError: There is such an edit on a later block.
+    """
+    for call in part.calls[1:]:
+        for hook in own_hooks(call.block):
+            if isinstance(hook, InputHook) and hook.partly_constant:
+                at = call.index
+                raise MelboError(
+                    f"block {at} of {name} is under an edit (SARA) whose factors derivatives take "
+                    "for constants, so those of this map would be wrong: ask for values alone, "
+                    f"make the map outside the `with` block, or with a source of {at} or later"
+                )
 
 
 def _close(new: Tensor, old: Tensor) -> bool:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,38 @@ class Edit(ABC):
         """
 
 
+class InputHook:
+    """Hook that changes the input of a block.
+
+    Args:
+        change: The change.
+        tokens: Knows which tokens a forward pass is about.
+        partly_constant: See `InputEdit`.
+    """
+
+    def __init__(self, change: Change, tokens: Tokens, partly_constant: bool) -> None:
+        self._change, self._tokens = change, tokens
+        self.partly_constant = partly_constant
+
+    def __call__(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """See `torch.nn.Module.register_forward_pre_hook`."""
+        new = self._change(args[0] if args else kwargs["hidden_states"], self._tokens)
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+
 class InputEdit(Edit):
-    """Change of the input of one block, ``layer``."""
+    """Change of the input of one block, ``layer``.
+
+    Attributes:
+        partly_constant: Whether part of the change depends on the stream and is a constant to
+            derivatives all the same, which are then not those of the steered model.
+    """
+
+    partly_constant: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self) -> Change:
@@ -97,16 +127,7 @@ class InputEdit(Edit):
 
     def attach(self, lm: LanguageModel, tokens: Tokens) -> list[Removable]:
         """See `Edit.attach`."""
-        change = self.begin()
-
-        def hook(
-            block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            new = change(args[0] if args else kwargs["hidden_states"], tokens)
-            if new is None:
-                return None
-            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
+        hook = InputHook(self.begin(), tokens, self.partly_constant)
         return [lm.blocks[lm.layer(self.layer)].register_forward_pre_hook(hook, with_kwargs=True)]
 
 

@@ -1,10 +1,12 @@
 """Where a perturbation acts: between which layers, and at which tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from torch import Tensor
+
+from melbo.errors import MelboError
 
 Positions = Literal["all", "target"]
 
@@ -32,6 +34,32 @@ class Placement:
     def last(self) -> int | None:
         """Number of tokens at the end of a prompt that are steered; None for all of them."""
         return self.target_tokens if self.positions == "target" else None
+
+    def check(self, lengths: Sequence[int]) -> None:
+        """Refuse layers in another order, tokens that are not there, and short prompts.
+
+        Args:
+            lengths: Number of tokens of each prompt.
+
+        Raises:
+            MelboError: There are such.
+        """
+        if self.source >= self.target:
+            raise MelboError(
+                f"source is {self.source} and target is {self.target}: expected source < target"
+            )
+        if self.target_tokens < 1:
+            raise MelboError(f"target_tokens is {self.target_tokens}: expected at least 1")
+        if self.positions not in ("all", "target"):
+            raise MelboError(f"positions is {self.positions!r}: expected 'all' or 'target'")
+        shortest = min(lengths)
+        need = max(self.target_tokens, 2 if self.skip_first else 1)
+        if shortest < need:
+            raise MelboError(
+                f"prompt {lengths.index(shortest)} has {shortest} tokens, fewer than the "
+                f"{need} needed: lengthen it, use a chat template or lower target_tokens "
+                f"({self.target_tokens})"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Fields by name, JSON-able, as maps include them in their own description."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ def _wrapped(kind: str) -> Subject:
     """A model inside peft's wrapper."""
     base = ADAPTED[kind][0]
     name = f"{kind} ({base})"
-    return _in_memory(name, "wrapped by peft", lambda: adapted(kind).double(), TINY[base])
+    # in the precision that adapters are merged in on loading, which digests of weights go by
+    made = partial(adapted, kind)
+    return _in_memory(name, "wrapped by peft", made, TINY[base], torch.float32)
 
 
 def _quantised(kind: str) -> Subject:

@@ -25,4 +25,15 @@ EXPERTS: dict[str, Builder] = {
         moe_topk=2,
         moe_num_shared_experts=1,
     ),
+    "jamba_square": partial(
+        make,
+        "JambaConfig",
+        _SQUARE,
+        num_experts=2,
+        expert_layer_period=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        mamba_d_state=4,
+        use_mamba_kernels=False,
+    ),
 }

@@ -7,9 +7,6 @@ import torch
 from cases import TINY, build, tiny_model, tiny_tokenizer
 from toys import directions
 from transformers import (
-    AriaTextConfig,
-    JambaConfig,
-    Llama4TextConfig,
     ModernBertDecoderConfig,
     NanoChatConfig,
     OPTConfig,
@@ -19,6 +16,7 @@ from transformers import (
 from melbo import LanguageModel, MelboError, ablate
 from melbo.models.weights.embedding_matrices import embeddings
 from melbo.models.weights.output_matrices import output_matrices
+from research.tiny.experts import EXPERTS
 
 _IDS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SHAPE = _IDS | {
@@ -29,15 +27,6 @@ _SHAPE = _IDS | {
     "max_position_embeddings": 64,
 }
 _GROUPED = _SHAPE | {"num_key_value_heads": 2}
-_SQUARE = _GROUPED | {"intermediate_size": 32}  # an expert's matrix has one shape both ways
-_LLAMA4 = {
-    "head_dim": 8,
-    "num_local_experts": 2,
-    "num_experts_per_tok": 1,
-    "intermediate_size_mlp": 48,
-    "attention_chunk_size": 8,
-    "interleave_moe_layer_step": 2,
-}
 
 
 def made(config, shape, **more):
@@ -56,23 +45,6 @@ ENTERING = {
     ),
     "gemma": TINY["gemma"],
     "granite": TINY["granite"],
-}
-EXPERTS = {
-    "llama4": made(Llama4TextConfig, _GROUPED, **_LLAMA4),
-    "llama4_square": made(Llama4TextConfig, _SQUARE, **_LLAMA4),
-    "aria_square": made(
-        AriaTextConfig, _SQUARE, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
-    ),
-    "jamba": made(
-        JambaConfig,
-        _SQUARE,
-        num_experts=2,
-        expert_layer_period=2,
-        attn_layer_period=2,
-        attn_layer_offset=1,
-        mamba_d_state=4,
-        use_mamba_kernels=False,
-    ),
 }
 IDS = torch.tensor([[5, 9, 17, 23, 31, 40], [2, 11, 60, 4, 8, 77]])
 

@@ -36,13 +36,17 @@ def require_complete(info: Mapping[str, Any], model: nn.Module, name: str) -> No
     missing = sorted(info.get("missing_keys", ()))
     unexpected = sorted(info.get("unexpected_keys", ()))
     over = _left_over(unexpected, model)
-    other = [str(m[0] if isinstance(m, tuple) else m) for m in info.get("mismatched_keys", ())]
+    other = sorted(info.get("mismatched_keys", ()), key=lambda found: found[0])
     errors = [str(e).strip().splitlines()[0] for e in info.get("error_msgs", ()) if str(e).strip()]
     faults = []
     if missing:
         faults.append(f"it lacks {some(missing)}")
     if other:
-        faults.append(f"it has other shapes for {some(sorted(other))}")
+        name_of_first, got, expected = other[0]
+        faults.append(
+            f"{name_of_first} has shape {tuple(got)}, expected {tuple(expected)}"
+            + (f" (and {len(other) - 1} more)" if len(other) > 1 else "")
+        )
     if over or (missing and unexpected):
         faults.append(f"it has {some(over or unexpected)} besides")
     if errors:
@@ -50,8 +54,35 @@ def require_complete(info: Mapping[str, Any], model: nn.Module, name: str) -> No
     if faults:
         raise MelboError(
             f"the weights of {name} do not fill {type(model).__name__}: {'; '.join(faults)}: "
-            f"{_advice(missing, unexpected)}"
+            f"{_advice(missing, unexpected, bool(other))}"
         )
+
+
+def conversion_fault(err: BaseException) -> str | None:
+    """Name the first weight that transformers could not make from the file's, and the reason.
+
+    Its error says neither: they stand in a report that it logs, and in what it has found so far.
+
+    Args:
+        err: The error.
+
+    Returns:
+        Name and reason in one line; None for an error of another kind.
+    """
+    trace = err.__traceback__
+    while trace is not None:
+        found = getattr(trace.tb_frame.f_locals.get("loading_info"), "conversion_errors", None)
+        if found:
+            name, said = sorted(found.items())[0]
+            lines = [line for line in str(said).splitlines() if line.strip()]
+            reasons = [line for line in lines if not line.startswith("Error:")]
+            return (
+                f"{name} cannot be made of the tensors in the file "
+                f"({reasons[-1].strip()[:160] if reasons else 'no reason given'}): "
+                "download or save it again"
+            )
+        trace = trace.tb_next
+    return None
 
 
 def some(keys: Collection[str], most: int = 3) -> str:
@@ -84,7 +115,7 @@ def _numberless(name: str) -> str:
     return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
-def _advice(missing: Collection[str], unexpected: Collection[str]) -> str:
+def _advice(missing: Collection[str], unexpected: Collection[str], other: bool) -> str:
     """Say what the file seems to be, or what to do."""
     if any(".lora_" in key or ".base_layer." in key for key in unexpected):
         return "it seems to hold an adapter that is not merged: save model.merge_and_unload()"
@@ -101,4 +132,9 @@ def _advice(missing: Collection[str], unexpected: Collection[str]) -> str:
         return "it seems to hold quantised weights whose quantization_config is lost"
     if any(re.search(r"(score|classifier|v_head|value_head)", key) for key in unexpected):
         return "it seems to be a classifier or reward model: load a causal language model"
+    if other:
+        return (
+            "config.json is of another model, or a quantiser has packed the weights and its "
+            "quantization_config is lost; download or save it again"
+        )
     return "it may be a part of a checkpoint or of another architecture; download or save it again"

@@ -19,7 +19,7 @@ from transformers import (
 
 from melbo.errors import MelboError
 from melbo.models.language_model import LanguageModel, first_line
-from melbo.models.loading.checkpoint import require_complete
+from melbo.models.loading.checkpoint import conversion_fault, require_complete
 from melbo.models.loading.gguf import ALIAS, bundled, converted
 from melbo.models.loading.lora import base_of, is_adapter, with_adapter
 
@@ -131,14 +131,21 @@ def _read(
         if place is not None:
             _require_memory(auto, config, name, dtype, place, trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+        # of other shapes transformers then tells, instead of raising an error that does not
         model, info = auto.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, **trust, **where
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **trust,
+            **where,
         )
         require_complete(info, model, name)
     except MelboError:
         raise
     except Exception as err:  # as in load
-        raise MelboError(f"cannot load {name!r}: {first_line(err)}") from err
+        said = conversion_fault(err) or first_line(err)
+        raise MelboError(f"cannot load {name!r}: {said}") from err
     if place is not None:
         model = model.to(place)
     lm = LanguageModel(model, tokenizer, name=name, blocks=blocks)

@@ -82,12 +82,7 @@ class Prompts:
         form = cls((), (), "chat", system, template, arguments or None, prefix or None)
 
         def read(asked: str) -> Sequence[int]:
-            turns: Sequence[Turn] = [{"role": "user", "content": asked}]
-            if isinstance(asked, Conversation):
-                turns = asked.turns
-            rendered = form.render(lm, turns)
-            own = turns[-1]["content"] if turns[-1]["role"] == "assistant" else form.prefix
-            return _ids_of(lm, rendered, own or "")
+            return form._ids(lm, _turns_of(asked))
 
         asked, tokens = _read(lm, texts, read)
         return replace(form, texts=asked, tokens=tokens)
@@ -146,6 +141,30 @@ class Prompts:
         if self.system is not None and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": self.system}, *turns]
         return render_chat(lm, turns, self.template, self.template_args, self.prefix)
+
+    def conversation(self, lm: "LanguageModel", turns: Sequence[Turn]) -> list[int]:
+        """Token ids of a conversation that goes on, read as `chat` reads one.
+
+        Args:
+            lm: The model.
+            turns: The turns so far; a reply among them may be empty.
+
+        Raises:
+            MelboError: As `chat`.
+        """
+        ids = self._ids(lm, turns)
+        _check_tokens(lm, "this conversation", [turn["content"] for turn in turns], ids)
+        return ids
+
+    def _ids(self, lm: "LanguageModel", turns: Sequence[Turn]) -> list[int]:
+        """Token ids of a conversation.
+
+        Raises:
+            MelboError: As `chat`, for the template and the prefix.
+        """
+        rendered = self.render(lm, turns)
+        own = turns[-1]["content"] if turns[-1]["role"] == "assistant" else self.prefix
+        return _ids_of(lm, rendered, own or "")
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -273,33 +292,48 @@ def _read(
         asked.append(text)
     tokens = tuple(tuple(read(text)) for text in asked)
     for i, (text, row) in enumerate(zip(asked, tokens, strict=True)):
-        _check_tokens(lm, i, text, row)
+        said = [turn["content"] for turn in _turns_of(text)]
+        _check_tokens(lm, f"prompt {i}", said, row)
     return tuple(asked), tokens
 
 
-def _check_tokens(lm: "LanguageModel", i: int, text: str, row: Sequence[int]) -> None:
-    """Check the token ids of prompt ``i``.
+def _turns_of(text: str) -> Sequence[Turn]:
+    """Turns of a prompt."""
+    if isinstance(text, Conversation):
+        return text.turns
+    return [{"role": "user", "content": text}]
+
+
+def _check_tokens(
+    lm: "LanguageModel", where: str, messages: Sequence[str], row: Sequence[int]
+) -> None:
+    """Check the token ids of a prompt.
+
+    Args:
+        lm: The model.
+        where: The prompt, in words, for messages of errors.
+        messages: All that is said in it.
+        row: Its token ids.
 
     Raises:
         MelboError: There are too many, a message has none, or one has no embedding.
     """
-    turns = text.turns if isinstance(text, Conversation) else [{"content": text}]
-    for said in (turn["content"] for turn in turns):
+    for said in messages:
         if not said.strip():
             continue
         if not row or not lm.tokenizer(said, add_special_tokens=False)["input_ids"]:
             raise MelboError(
-                f"the tokenizer of {lm.name} makes no tokens of {said[:40]!r} (prompt {i}): "
+                f"the tokenizer of {lm.name} makes no tokens of {said[:40]!r} ({where}): "
                 "remove it, or load the tokenizer that belongs to the model"
             )
     if lm.max_length is not None and len(row) > lm.max_length:
         raise MelboError(
-            f"prompt {i} has {len(row)} tokens, {lm.name} reads at most {lm.max_length}: shorten it"
+            f"{where} has {len(row)} tokens, {lm.name} reads at most {lm.max_length}: shorten it"
         )
     rows = embedding_rows(lm)
     if rows is not None and max(row) >= rows:
         raise MelboError(
-            f"prompt {i} holds the token {lm.tokenizer.convert_ids_to_tokens(max(row))!r} "
+            f"{where} holds the token {lm.tokenizer.convert_ids_to_tokens(max(row))!r} "
             f"(id {max(row)}), but {lm.name} has embeddings for ids 0 to {rows - 1}: load the "
             "tokenizer that belongs to it, or call model.resize_token_embeddings"
         )

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from melbo.models.weights.storage import is_plain
 
+# for each module in a list, those in the same place of the list's other members
+Alternatives = dict[nn.Module, tuple[nn.Module, ...]]
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -33,6 +36,24 @@ class Mixture:
             out = torch.func.functional_call(self.module, changed, self.args, self.kwargs)
         first: Tensor = out[0] if isinstance(out, tuple) else out
         return first.double().flatten(0, -2)
+
+
+def alternatives(block: nn.Module) -> Alternatives:
+    """Modules of a block that lie in a list, such as its experts, and their like in the list.
+
+    Args:
+        block: The block.
+    """
+    found: Alternatives = {}
+    for several in block.modules():
+        if not isinstance(several, nn.ModuleList) or len(several) < 2:
+            continue
+        parts = [dict(member.named_modules()) for member in several]
+        for own in parts:
+            for name, module in own.items():
+                others = (other.get(name) for other in parts if other is not own)
+                found[module] = tuple(m for m in others if m is not None)
+    return found
 
 
 def expert_weights(mixture: Mixture | None, width: int) -> Iterator[tuple[str, int]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from melbo.models.weights.storage import is_offloaded, is_plain, read
+from melbo.models.weights.wrapped import inside_wrapper, merged_weights
 
 _MOST = 4096  # values of a parameter
 # integers of quantised weights; int64 and bool are indices and masks
@@ -19,7 +20,8 @@ def fingerprint(model: nn.Module) -> str:
 
     Values are hashed as bfloat16, so that a model in float32 and the same in bfloat16 agree;
     float16 rounds differently. Offloaded weights count as they do in memory. Integers of quantised
-    weights are hashed as they are, together with their scales.
+    weights are hashed as they are, together with their scales. A model inside peft's wrapper has
+    the digest of the model with its adapter merged, in the precision that it has.
 
     Args:
         model: The model.
@@ -27,6 +29,10 @@ def fingerprint(model: nn.Module) -> str:
     Raises:
         MelboError: The values of a parameter are nowhere to be found.
     """
+    inner = inside_wrapper(model)
+    away = inner is not None and any(p.is_meta for p in inner.parameters())
+    if inner is not None and not away and not any(map(is_packed, inner.modules())):
+        return _of_merged(inner)
     digest = hashlib.sha256()
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for name, p in sorted(model.named_parameters()):
@@ -45,11 +51,24 @@ def fingerprint(model: nn.Module) -> str:
         packed = [t for t in (*_own(module),) if t.dtype in _PACKED]
         if packed:
             state = getattr(getattr(module, "state", None), "SCB", None)  # of bitsandbytes
-            inner = [t for t in (*module._buffers.values(), state) if isinstance(t, Tensor)]
+            packs = [t for t in (*module._buffers.values(), state) if isinstance(t, Tensor)]
             known = {_raw(t) for t in module._parameters.values() if t is not None}
             digest.update(name.encode())
-            for each in sorted({_raw(t) for t in inner if t.device.type != "meta"} - known):
+            for each in sorted({_raw(t) for t in packs if t.device.type != "meta"} - known):
                 digest.update(each)
+    return digest.hexdigest()
+
+
+def _of_merged(inner: nn.Module) -> str:
+    """Digest of a model inside peft's wrapper, as its adapter merged would leave it."""
+    parts = [
+        (name, tuple(p.shape), _some(p).to(torch.bfloat16).view(torch.int16).cpu())
+        for name, p in merged_weights(inner)
+    ]
+    digest = hashlib.sha256()
+    for name, shape, some in sorted(parts, key=lambda part: part[0]):
+        digest.update(f"{name}{shape}".encode())
+        digest.update(some.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -28,7 +28,7 @@ from melbo.models.weights.block_at_work import (
     first_tensor,
     precise,
 )
-from melbo.models.weights.experts import expert_weights
+from melbo.models.weights.experts import Alternatives, alternatives, expert_weights
 
 _MOST = 8  # summands of a block
 _TIMES = 8  # random tokens for each expert of a block
@@ -226,13 +226,33 @@ def _on_a_few_tokens(lm: LanguageModel, source: int, target: int) -> Slice:
 def _matrices_of_block(
     lm: LanguageModel, block: int, seen: Seen, hidden: Tensor
 ) -> Iterator[OutputMatrix]:
-    """Output matrices of one block, in the order in which they run."""
+    """Output matrices of one block, in the order in which they run.
+
+    Raises:
+        MelboError: They are not found, or belong to one of several experts that the block calls.
+    """
     paths = {module: name for name, module in lm.model.named_modules()}
     where = f"block {block} of {lm.name}"
     hidden = hidden.to(seen.after.device)
-    for module, factor in _summands(seen.passed, hidden, seen.after, where).items():
+    inside = alternatives(lm.blocks[block])
+    # a module that chooses among them stands for the one that all of these few tokens chose
+    whole = {m: x for m, x in seen.passed.items() if not _chosen_inside(m, inside, seen.passed)}
+    for module, factor in _summands(whole, hidden, seen.after, where).items():
+        if not all(other in seen.passed for other in inside.get(module, ())):
+            raise MelboError(
+                f"{where} writes through {paths[module]}, one of several modules of which a few "
+                "tokens reached this alone: the others can be neither edited nor verified"
+            )
         for matrix in _matrices_behind(module, seen, block, paths, where):
             yield replace(matrix, factor=factor)
+
+
+def _chosen_inside(module: nn.Module, inside: Alternatives, passed: Passed) -> bool:
+    """Tell whether a module is part of a list of experts, say, within a module that was seen."""
+    return module in inside and any(
+        module is not outer and outer not in inside and module in set(outer.modules())
+        for outer in passed
+    )
 
 
 def _summands(passed: Passed, hidden: Tensor, after: Tensor, where: str) -> dict[nn.Module, float]:

@@ -71,6 +71,50 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder, tmp_path, change
     assert "\n" not in str(err.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "shapes"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight", r"\(49, 33\), expected \(48, 32\)"),
+        ("gpt2", "transformer.wte.weight", r"\(97, 33\), expected \(96, 32\)"),
+        ("bloom", "transformer.h.2.mlp.dense_4h_to_h.bias", r"\(33,\), expected \(32,\)"),
+        ("gpt_oss", "model.layers.0.mlp.experts.down_proj", r"\(5, 49, 33\), expected \(4, 48, 32"),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named_with_both(tmp_path, name, key, shapes):
+    def larger(tensors):
+        return {**tensors, key: torch.ones(*(n + 1 for n in tensors[key].shape))}
+
+    folder = checkpoint(TINY[name](), tmp_path / "good")
+    with pytest.raises(MelboError, match=f"do not fill .*: {key} has shape {shapes}") as err:
+        load(changed(folder, tmp_path, larger))
+    assert "\n" not in str(err.value)
+    assert "config.json is of another model" in str(err.value)
+
+
+def test_the_first_of_many_tensors_of_another_shape_is_named(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "larger"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
+    says = (
+        r"layers.0.mlp.down_proj.weight has shape \(32, 48\), expected \(32, 64\) \(and 11 more\)"
+    )
+    with pytest.raises(MelboError, match=says):
+        load(str(copy))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_of_unequal_shapes_are_named(tmp_path, name):
+    def larger(tensors):
+        key = next(k for k in tensors if "experts.1." in k)
+        return {**tensors, key: torch.ones(*(n + 1 for n in tensors[key].shape))}
+
+    folder = checkpoint(TINY[name](), tmp_path / "good")
+    says = r"layers.0.mlp.experts.\w+ cannot be made of the tensors in the file \(.*equal size"
+    with pytest.raises(MelboError, match=says) as err:
+        load(changed(folder, tmp_path, larger))
+    assert "\n" not in str(err.value)
+
+
 HARMLESS = {
     "rotary": more(model__layers__1__self_attn__rotary_emb__inv_freq=(4,)),
     "value head": more(v_head__summary__weight=(1, 32)),

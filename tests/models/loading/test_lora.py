@@ -9,11 +9,14 @@ import torch
 import transformers
 from cases import TINY, checkpoint, tiny_tokenizer
 from offloaded import offloaded
+from peft.tuners.lora.layer import ParamWrapper
 from quantised import quantised
 from safetensors.torch import load_file, save_file
 
 from melbo import LanguageModel, MelboError, Prompts, load
+from melbo.models.loading import lora
 from melbo.models.loading.lora import with_adapter
+from research.tiny.experts import EXPERTS
 
 FILE = "adapter_model.safetensors"
 OWN = "{% for m in messages %}red {{ m['content'] }} blue{% endfor %}"
@@ -126,3 +129,43 @@ def test_kinds_of_adapters_are_merged_as_peft_runs_them(tmp_path, name, more):
     model = trained(base, tmp_path / "lora", target_modules=["q_proj", "o_proj"], **more)
     assert_same(load(str(tmp_path / "lora")), model, torch.tensor([[5, 80, 7]]))
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "llama4_square"])
+def test_every_expert_is_merged_with_its_adapter_or_the_adapter_is_refused(
+    tmp_path, name, monkeypatch
+):
+    """Stacks of either storage; an expert that no token of a prompt reaches is compared too."""
+    base = checkpoint({**TINY, **EXPERTS}[name](), tmp_path / "base")
+    stack = "feed_forward" if name == "llama4_square" else "mlp"
+    matrices = [f"{stack}.experts.gate_up_proj", f"{stack}.experts.down_proj"]
+    model = trained(base, tmp_path / "lora", target_modules=[], target_parameters=matrices)
+    lm = load(str(tmp_path / "lora"))
+    assert_same(lm, model, torch.arange(7, 96).reshape(1, -1)[:, :60])
+    real = ParamWrapper.merge
+
+    def all_but_the_last_expert(self, *args, **more):
+        kept = self.get_param()[-1].clone()
+        real(self, *args, **more)
+        self.get_param().data[-1] = kept
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParamWrapper, "merge", all_but_the_last_expert)
+        # no token of the few goes there: logits do not tell
+        send = routed_elsewhere(name)
+        patch.setattr(lora, "_require_fit", lambda read, lm, folder: send(lm))
+        with pytest.raises(MelboError, match="does not compute with the adapter .* merged"):
+            load(str(tmp_path / "lora"))
+
+
+def routed_elsewhere(name):
+    """Make routers never choose the last expert."""
+
+    def send(lm):
+        for path, module in lm.model.named_modules():
+            if path.endswith((".gate", ".router")):
+                module.weight.data[-1] = 0
+                module.register_forward_pre_hook(lambda m, args: (args[0].abs(), *args[1:]))
+                module.weight.data[:-1] = module.weight.data[:-1].abs()
+
+    return send
