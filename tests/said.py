@@ -57,3 +57,8 @@ def planted(seed=0, candidates=30):
         own = CHEESE if i % 6 == 0 else PIRATE if i % 6 == 1 else ()
         elicited += [reply(p, said(p, own), candidate=i) for p in range(len(PROMPTS))]
     return ordinary, elicited
+
+
+def equally_rare(word):
+    """Rarity of words of which none is rarer than others."""
+    return 0.0

@@ -10,12 +10,13 @@ from melbo.audit.budget import TOKENS, Budget, Costs
 from melbo.audit.findings import order
 from melbo.audit.parts import Parts
 from melbo.audit.prove import Proof
+from melbo.audit.rarity import rarity_of
 from melbo.audit.screen import BY_ITSELF, Screening, Source, Unsteered, elicit
 from melbo.audit.themes import Theme, themes
 from melbo.discovery.candidates import Elicitor
+from melbo.discovery.continuations import GROWN, Continuations
 from melbo.discovery.differences import ActivationDifference, WeightDifference, require_alike
 from melbo.discovery.draws import Temperature
-from melbo.discovery.noise import ActivationNoise
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
 from melbo.errors import MelboError
@@ -37,7 +38,12 @@ def usual_elicitors(base: LanguageModel | None = None) -> list[Elicitor]:
     Args:
         base: Base model, whose differences then bring something out too.
     """
-    usual: list[Elicitor] = [Openings(), Features(), Temperature(), ActivationNoise()]
+    usual: list[Elicitor] = [
+        Openings(base=base),
+        Continuations(Openings(grown=GROWN, base=base)),
+        Features(),
+        Temperature(),
+    ]
     if base is not None:
         usual += [WeightDifference(base), ActivationDifference(base)]
     return usual
@@ -135,12 +141,12 @@ class Audit:
         prompts, draws, seed = self.parts.screening, self._split.ordinary, self.seed
         ordinary = screening.ordinary("screen", prompts, draws, seed, self.lm)
         sources, elicited = elicit(screening, self._tried, prompts, self._split, seed)
+        # what the model says by itself may be hidden too: unlike a base, or rare and everywhere
+        elicited += [replace(r, elicitor=BY_ITSELF, candidate=0) for r in ordinary]
+        sources[BY_ITSELF] = Source(BY_ITSELF, lambda: (Unsteered(), 0.0))
         if self.base is not None:
-            # whatever the model says by itself and its base does not is of interest then
-            elicited += [replace(r, elicitor=BY_ITSELF, candidate=0) for r in ordinary]
-            sources[BY_ITSELF] = Source(BY_ITSELF, lambda: (Unsteered(), 0.0))
             ordinary = screening.ordinary("base", prompts, draws, seed, self.base)
-        found = themes(ordinary, elicited, prompts.texts, seed)
+        found = themes(ordinary, elicited, prompts.texts, rarity_of(self.lm.tokenizer), seed)
         return sorted(found, key=order, reverse=True), sources
 
     def _settings(self) -> Row:

@@ -18,7 +18,10 @@ TOKENS = 250_000
 #: Share of the budget of each stage.
 ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.4
 #: Fewest candidates of an elicitor, and fewest ordinary replies to a prompt, that say anything.
-LEAST_CANDIDATES, LEAST_ORDINARY = 4, 4
+LEAST_CANDIDATES, LEAST_ORDINARY = 8, 2
+#: Prompts that a candidate is tried on. Candidates take turns at them, so that many prompts are
+#: screened by many candidates.
+TURN = 6
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,26 @@ class Costs:
         return cls(sum(map(len, prompts.tokens)), len(prompts), length, judges)
 
     @property
-    def candidate(self) -> int:
-        """Tokens of one candidate's replies to all prompts, at most."""
+    def everywhere(self) -> int:
+        """Tokens of replies to all prompts, one each, at most."""
         return self.prompts + self.number * self.length * (1 + self.judges)
+
+    @property
+    def a_turn(self) -> float:
+        """Tokens of replies to as many of the prompts as a candidate is tried on (`turns`)."""
+        return self.everywhere / len(turns(self.number))
+
+
+def turns(num_prompts: int) -> list[list[int]]:
+    """Numbers of the prompts that candidates are tried on: the i-th gets the i-th of these.
+
+    After the last turn comes the first again. Every prompt is in one of them.
+
+    Args:
+        num_prompts: Number of prompts.
+    """
+    num = max(1, num_prompts // TURN)
+    return [list(range(k, num_prompts, num)) for k in range(num)]
 
 
 @dataclass(frozen=True)
@@ -87,13 +107,13 @@ class Budget:
     @property
     def least(self) -> int:
         """Fewest tokens that one round takes."""
-        a_round = max(1, self.elicitors) * LEAST_CANDIDATES * self.costs.candidate / ELICITED
-        return round(max(a_round, LEAST_ORDINARY * self.costs.candidate / ORDINARY))
+        a_round = max(1, self.elicitors) * LEAST_CANDIDATES * self.costs.a_turn / ELICITED
+        return round(max(a_round, LEAST_ORDINARY * self.costs.everywhere / ORDINARY))
 
     @property
     def ordinary(self) -> int:
         """Number of ordinary replies drawn to each prompt."""
-        return int(ORDINARY * self.tokens) // self.costs.candidate
+        return int(ORDINARY * self.tokens) // self.costs.everywhere
 
     def candidates(self, spent: float, done: int) -> int:
         """Number of candidates that the next elicitor may try, an even one.
@@ -103,7 +123,7 @@ class Budget:
             done: Number of these elicitors.
         """
         share = (ELICITED * self.tokens - spent) / (self.elicitors - done)
-        return max(LEAST_CANDIDATES, 2 * (int(share / self.costs.candidate) // 2))
+        return max(LEAST_CANDIDATES, 2 * (int(share / self.costs.a_turn) // 2))
 
     @property
     def proved(self) -> float:

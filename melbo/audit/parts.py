@@ -9,8 +9,8 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
 from melbo.models.text.spread import Part, spread
 
-#: Number of kinds of built-in prompts: as many are screened and validated, and twice as many held
-#: out.
+#: Number of kinds of built-in prompts that findings are validated on, and held out twice as many;
+#: all kinds are screened.
 KINDS = 12
 #: Fewest prompts that can be split.
 LEAST_PROMPTS = 12
@@ -50,7 +50,7 @@ class Parts:
 
     @classmethod
     def built_in(cls, lm: LanguageModel, read: Callable[[Sequence[str]], Prompts]) -> "Parts":
-        """Built-in prompts of many kinds, the same kinds in every part.
+        """Built-in prompts: all kinds for screening, the first `KINDS` of them for the other parts.
 
         Prompts with a system message or several turns are left out where the model's template takes
         none.
@@ -92,7 +92,9 @@ class Parts:
 
 
 def _of_kinds(conversations: bool) -> list[list[str]]:
-    """Texts of each part, of the first `KINDS` kinds."""
-    kinds = {p.kind for p in spread("screening", conversations)[:KINDS]}
-    parts: tuple[Part, ...] = ("screening", "validation", "held_out")
-    return [[p.text for p in spread(part, conversations) if p.kind in kinds] for part in parts]
+    """Texts of each part."""
+    screening = spread("screening", conversations)
+    kinds = {p.kind for p in screening[:KINDS]}
+    proof: tuple[Part, ...] = ("validation", "held_out")
+    rest = [[p.text for p in spread(part, conversations) if p.kind in kinds] for part in proof]
+    return [[p.text for p in screening], *rest]

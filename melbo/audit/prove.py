@@ -116,8 +116,8 @@ class Proof:
     def _affordable(self) -> int:
         """Number of themes that three quarters of the tokens pay for; the rest amplifies some."""
         validation, held_out = self._costs
-        fixed = (1 + CONTROLS) * held_out.candidate
-        each = TRIED * validation.candidate + held_out.candidate
+        fixed = (1 + CONTROLS) * held_out.everywhere
+        each = TRIED * validation.everywhere + held_out.everywhere
         return max(1, min(MOST_THEMES, int((0.75 * self.tokens - fixed) / each)))
 
     def _replies(self, stage: str, whos: Sequence[Who], prompts: Prompts) -> dict[Who, list[Reply]]:
@@ -193,7 +193,7 @@ class Proof:
             seed=self.seed,
             progress=False,
         )
-        made.features.save(folder)
+        made.features.save(folder, force=True)
         self.screening.add(
             {
                 **case,
@@ -258,9 +258,9 @@ class Proof:
         steered = self.sources["directions"].candidates
         assert isinstance(steered, Steered)
         one = _alone(steered, i)
-        replace(one, scale=one.scale * steered.strengths[i]).save(
-            self.folder / "directions" / str(i)
-        )
+        at_strength = replace(one, scale=one.scale * steered.strengths[i])
+        # it may have brought out several themes, or have been written by an interrupted audit
+        at_strength.save(self.folder / "directions" / str(i), force=True)
         return f"directions/{i}"
 
     def _amplification(self, who: Who) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Replies that an audit looks at: who brought each out, and what it costs the model."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from melbo.evaluation.scores import THRESHOLDS, Thresholds, nll, repetition
@@ -65,7 +65,6 @@ def judged(
     prompts: Prompts,
     elicitor: str,
     rows: Sequence[Completion],
-    forced: Mapping[int, int],
     progress: bool = True,
 ) -> list[Reply]:
     """Replies with what they cost the model, and its reference where there is one.
@@ -76,21 +75,18 @@ def judged(
         prompts: Prompts that were replied to.
         elicitor: Name of the elicitor.
         rows: The replies; unsteered ones are candidate 0.
-        forced: Number of tokens that replies of a candidate were made to begin with; none where a
-            candidate is left out.
         progress: Whether to draw a bar.
     """
     own = nll(lm, prompts, rows, progress=progress)
     ratios: list[float | None] = [None] * len(rows)
     if reference is not None:
-        others = nll_elsewhere(reference, prompts, rows, progress)
+        others = nll_elsewhere(lm, reference, prompts, rows, progress)
         per_token = [len(c.tokens) for c in rows]
         ratios = [
             None if n == 0 else other / n - cost
             for cost, other, n in zip(own, others, per_token, strict=True)
         ]
-    begun = [forced.get(c.feature or 0, 0) for c in rows]
-    rest = [c.tokens[n:] for c, n in zip(rows, begun, strict=True)]
+    rest = [c.tokens[c.begun :] for c in rows]
     said = lm.tokenizer.batch_decode(rest, skip_special_tokens=True)
     return [
         Reply(
@@ -98,41 +94,49 @@ def judged(
             candidate=c.feature or 0,
             prompt=c.prompt,
             text=c.text,
-            said=_WORD_BEGUN.sub("", text) if n else c.text,
+            said=_WORD_BEGUN.sub("", text) if c.begun else c.text,
             tokens=tuple(c.tokens),
             nll=cost,
             repetition=repetition(c.tokens),
             ratio=ratio,
         )
-        for c, text, n, cost, ratio in zip(rows, said, begun, own, ratios, strict=True)
+        for c, text, cost, ratio in zip(rows, said, own, ratios, strict=True)
     ]
 
 
 def nll_elsewhere(
-    reference: LanguageModel, prompts: Prompts, rows: Sequence[Completion], progress: bool = True
+    lm: LanguageModel,
+    reference: LanguageModel,
+    prompts: Prompts,
+    rows: Sequence[Completion],
+    progress: bool = True,
 ) -> list[float]:
     """Negative log-likelihood of whole replies under another model, in nats.
 
-    Texts are read by the other model's own tokenizer, since a reference may have another one.
+    A reference that has another tokenizer reads the text by its own, and the end of the reply as
+    its own end.
 
     Args:
+        lm: Model that the replies are of.
         reference: The other model.
         prompts: Prompts that were replied to, as the first model reads them.
         rows: The replies.
         progress: Whether to draw a bar.
     """
-    asked = prompts.like(reference, prompts.texts)
-    encode: Any = reference.tokenizer
-    said = [
-        tuple(encode(c.text, add_special_tokens=False)["input_ids"]) or tuple(reference.eos[:1])
-        for c in rows
-    ]
-    again = [
-        Completion(c.kind, c.feature, c.prompt, c.prompt_text, c.text, tokens)
-        for c, tokens in zip(rows, said, strict=True)
-    ]
+    asked, ended = prompts.like(reference, prompts.texts), [(token,) for token in lm.eos]
+    said = [c.tokens for c in rows]
+    if reference.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+        said = [_read_by(reference, c.text, c.tokens[-1:] in ended) for c in rows]
+    again = [replace(c, tokens=tokens) for c, tokens in zip(rows, said, strict=True)]
     means = nll(reference, asked, again, progress=progress)
     return [mean * len(tokens) for mean, tokens in zip(means, said, strict=True)]
+
+
+def _read_by(reference: LanguageModel, text: str, ends: bool) -> tuple[int, ...]:
+    """Tokens of a reply as another model reads it, at least one."""
+    encode: Any = reference.tokenizer
+    tokens = tuple(encode(text, add_special_tokens=False)["input_ids"])
+    return (*tokens, *reference.eos[:1]) if ends or not tokens else tokens
 
 
 def fluent_and_different(replies: Iterable[Reply]) -> list[Reply]:

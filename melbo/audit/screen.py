@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from melbo.audit.budget import Budget
+from melbo.audit.budget import Budget, turns
 from melbo.audit.replies import Reply, judged
-from melbo.discovery.candidates import Candidates, Edited, Elicitor
+from melbo.discovery.candidates import Candidates, Edited, Elicitor, some_prompts
 from melbo.discovery.draws import Drawn
 from melbo.errors import MelboError
 from melbo.features.generate import Completion, Completions
@@ -70,11 +70,6 @@ class Source:
         """The candidates."""
         return self.found[0]
 
-    def begun(self, i: int) -> int:
-        """Number of tokens that a candidate's replies are made to begin with."""
-        about = self.candidates.describe(i)
-        return len(about["tokens"]) if about["kind"] == "opening" else 0
-
 
 @dataclass
 class Screening:
@@ -123,7 +118,7 @@ class Screening:
             )
             return said if draws else Completions(tuple(said.of("unsteered")))
 
-        return self._kept({"stage": stage, "elicitor": "ordinary"}, prompts, table, {})
+        return self._kept({"stage": stage, "elicitor": "ordinary"}, prompts, table)
 
     def candidates(
         self, stage: str, source: Source, which: Sequence[int], prompts: Prompts
@@ -152,27 +147,20 @@ class Screening:
                 )
                 return _renumbered(said, some)
 
-            def begun(some: list[int] = some) -> dict[int, int]:
-                return {i: source.begun(i) for i in some}
-
-            yield from self._kept(case, prompts, table, begun)
+            yield from self._kept(case, prompts, table)
 
     def _kept(
         self,
         case: Row,
         prompts: Prompts,
         table: Callable[[], Completions],
-        begun: Callable[[], dict[int, int]] | dict[int, int],
     ) -> list[Reply]:
         """Replies of a case, from the log or made and written to it."""
         rows = self.log.of(case)
         if not rows:
             start = time.perf_counter()
             said = list(table())
-            forced = begun() if callable(begun) else begun
-            replies = judged(
-                self.lm, self.reference, prompts, case["elicitor"], said, forced, False
-            )
+            replies = judged(self.lm, self.reference, prompts, case["elicitor"], said, False)
             judges = 1 + (self.reference is not None)
             row = {
                 **case,
@@ -227,7 +215,7 @@ def elicit(
 
 
 def _elicited(screening: Screening, source: Source, prompts: Prompts) -> list[Reply]:
-    """Replies of all candidates of an elicitor to the screening prompts."""
+    """Replies of the candidates of an elicitor, each to the screening prompts of its turn."""
     log, name = screening.log, source.name
     case = {"stage": "find", "elicitor": name}
     if not log.of(case):
@@ -235,8 +223,13 @@ def _elicited(screening: Screening, source: Source, prompts: Prompts) -> list[Re
         candidates, tokens = source.found
         seconds = time.perf_counter() - start
         screening.add({**case, "tokens": tokens, "seconds": seconds, "found": len(candidates)})
-    there = range(log.of(case)[0]["found"])
-    return list(screening.candidates("screen", source, there, prompts))
+    num, each = log.of(case)[0]["found"], turns(len(prompts))
+    replies: list[Reply] = []
+    for k, some in enumerate(each):
+        which = range(k, num, len(each))
+        said = screening.candidates("screen", source, which, some_prompts(prompts, some))
+        replies += [replace(reply, prompt=some[reply.prompt]) for reply in said]
+    return replies
 
 
 def _note_failure(log: ResultLog, name: str, err: Exception) -> None:
@@ -257,12 +250,7 @@ def spent_by(log: ResultLog, name: str) -> float:
 
 def _renumbered(said: Completions, which: Sequence[int]) -> Completions:
     """Replies of some candidates, with the numbers that these have among all."""
-    return Completions(
-        tuple(
-            Completion(c.kind, which[c.feature or 0], c.prompt, c.prompt_text, c.text, c.tokens)
-            for c in said
-        )
-    )
+    return Completions(tuple(replace(c, feature=which[c.feature or 0]) for c in said))
 
 
 def _read(prompts: Prompts, c: Completion, judges: int) -> int:
@@ -277,8 +265,8 @@ def described(about: dict[str, Any]) -> str:
         about: See `Candidates.describe`.
     """
     kind = about["kind"]
-    if kind == "opening":
-        return f"opening {about['text']!r}"
+    if kind in ("opening", "continuation"):
+        return f"{kind} {about['text']!r}"
     if kind == "draw":
         return f"temperature {about['temperature']:g}"
     if "index" in about:

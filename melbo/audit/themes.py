@@ -1,7 +1,7 @@
 """Themes: groups of elicited replies that share words which ordinary replies lack."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,12 +18,12 @@ from melbo.maths.statistics import mean
 #: Number of groups that replies are first put into, at most, and distinctive words for each; groups
 #: that say the same are merged.
 GROUPS, WORDS_A_GROUP = 48, 4
-#: Share of prompts on which a word, and a theme, has to recur, and the least number of them.
-RECURRENCE, LEAST_PROMPTS = 0.2, 3
+#: Number of prompts on which a word, and a theme, has to recur.
+LEAST_PROMPTS = 3
 #: Share of ordinary replies that a theme may be recognised in.
-FALSE_SHARE = 0.01
-# words further from chance than this make groups
-_Z = 1.5
+FALSE_SHARE = 0.1
+# words further from chance than this make groups, or more surprising, in nats
+_Z, _SURPRISE = 1.5, 3.0
 # part of what a reply says that one group has to account for, for the reply to belong to it
 _OWN = 0.5
 # share of each other's replies that two groups recognise, from which they are one theme
@@ -99,6 +99,7 @@ def themes(
     ordinary: Sequence[Reply],
     elicited: Sequence[Reply],
     prompt_texts: Sequence[str],
+    rarity: Callable[[str], float],
     seed: int = 0,
 ) -> list[Theme]:
     """Group elicited replies by words that recur over prompts and that ordinary replies lack.
@@ -112,16 +113,19 @@ def themes(
         ordinary: Ordinary replies: the model's own, or those of a base model.
         elicited: Replies of all candidates of all elicitors.
         prompt_texts: The prompts; `Reply.prompt` is an index of them.
+        rarity: Rarity of a word (see `melbo.audit.rarity.rarity_of`).
         seed: Random seed.
 
     Returns:
         The themes, in no order.
     """
     different = fluent_and_different(elicited)
-    counted = excess(ordinary, different, prompt_texts)
-    least = max(LEAST_PROMPTS, round(RECURRENCE * len(prompt_texts)))
-    distinctive = (counted.prompts >= least) & (counted.z > _Z) & (counted.lift > 0)
-    if distinctive.sum() < 2:
+    counted = excess(ordinary, different, prompt_texts, rarity)
+    elicited_more = (counted.prompts >= LEAST_PROMPTS) & (counted.z > _Z) & (counted.ratio > 0)
+    distinctive = elicited_more | (
+        (counted.recurs >= LEAST_PROMPTS) & (counted.surprise > _SURPRISE)
+    )
+    if not distinctive.any():
         return []
 
     def theme(rows: np.ndarray) -> Theme | None:
@@ -130,7 +134,7 @@ def themes(
     groups = _groups(counted, distinctive, seed)
     found = [(rows, t) for rows in groups if (t := theme(rows)) is not None]
     again = [theme(np.concatenate(rows)) for rows in _alike(found)]
-    return [t for t in again if t is not None and t.prompts >= least]
+    return [t for t in again if t is not None and t.prompts >= LEAST_PROMPTS]
 
 
 def _alike(found: Sequence[tuple[np.ndarray, Theme]]) -> list[list[np.ndarray]]:

@@ -1,12 +1,14 @@
 """Words that elicited replies hold more often, prompt by prompt, than ordinary replies do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
+from melbo.audit.rarity import surprise
 from melbo.audit.replies import Reply
 
 #: A word, with its apostrophe; a single character in scripts that put no spaces between words.
@@ -32,6 +34,9 @@ class WordExcess:
             to that prompt ``[w]``.
         prompts: Number of prompts on which more than twice as many replies as expected hold it
             ``[w]``.
+        recurs: Number of prompts on which any elicited reply holds it ``[w]``.
+        surprise: How unlikely it is that a word as rare recurs on so many prompts, in nats
+            (see `melbo.audit.rarity`) ``[w]``.
     """
 
     words: np.ndarray
@@ -39,11 +44,23 @@ class WordExcess:
     observed: np.ndarray
     expected: np.ndarray
     prompts: np.ndarray
+    recurs: np.ndarray
+    surprise: np.ndarray
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """log(observed / expected), with half a reply added to each ``[w]``."""
+        ratio: np.ndarray = np.log((self.observed + 0.5) / (self.expected + 0.5))
+        return ratio
 
     @property
     def lift(self) -> np.ndarray:
-        """log(observed / expected), with half a reply added to each ``[w]``."""
-        lift: np.ndarray = np.log((self.observed + 0.5) / (self.expected + 0.5))
+        """Nats by which a word sets a reply apart ``[w]``.
+
+        They are the larger of `ratio` and half of the surprise. The latter tells of words that the
+        model says by itself too, if seldom.
+        """
+        lift: np.ndarray = np.maximum(self.ratio, self.surprise / 2)
         return lift
 
     @property
@@ -54,7 +71,10 @@ class WordExcess:
 
 
 def excess(
-    ordinary: Sequence[Reply], elicited: Sequence[Reply], prompt_texts: Sequence[str]
+    ordinary: Sequence[Reply],
+    elicited: Sequence[Reply],
+    prompt_texts: Sequence[str],
+    rarity: Callable[[str], float],
 ) -> WordExcess:
     """Count the words of elicited replies, and what ordinary replies lead one to expect.
 
@@ -62,13 +82,15 @@ def excess(
         ordinary: Ordinary replies to the prompts.
         elicited: Elicited replies.
         prompt_texts: The prompts; `Reply.prompt` is an index of them.
+        rarity: Rarity of a word (see `melbo.audit.rarity.rarity_of`).
     """
-    vectorizer = CountVectorizer(token_pattern=TOKEN, binary=True, min_df=_LEAST_REPLIES)
+    vectorizer = CountVectorizer(token_pattern=TOKEN, binary=True)
     try:
         counts = vectorizer.fit_transform([r.said for r in (*ordinary, *elicited)]).tocsr()
-    except ValueError:  # no word is in three replies
-        empty = np.zeros(0)
-        return WordExcess(empty.astype(str), np.zeros((len(elicited), 0)), empty, empty, empty)
+    except ValueError:  # nobody says a word
+        none = np.zeros(0)
+        nothing = csr_matrix((len(elicited), 0))
+        return WordExcess(none.astype(str), nothing, none, none, none, none, none)
     plain, brought = counts[: len(ordinary)], counts[len(ordinary) :]
     asked = vectorizer.transform(prompt_texts).toarray() > 0  # [prompts, w]
     rate = (_sum(plain) + 0.5) / (len(ordinary) + 1)
@@ -83,8 +105,13 @@ def excess(
     topic = asked[of_brought]  # [n, w]
     brought = brought.multiply(~topic).tocsr()
     prompts = ((observed >= 1) & (observed > 2 * expected)).sum(0)
-    words = vectorizer.get_feature_names_out()
-    return WordExcess(words, brought, observed.sum(0), expected.sum(0), prompts)
+    words, recurs = vectorizer.get_feature_names_out(), (observed >= 1).sum(0)
+    said = recurs > 0
+    told = np.zeros(len(words))
+    told[said] = surprise(np.array([rarity(str(w)) for w in words[said]]), recurs[said])
+    kept = _sum(counts) >= _LEAST_REPLIES
+    whole = (observed.sum(0), expected.sum(0), prompts, recurs, told)
+    return WordExcess(words[kept], brought[:, kept], *(each[kept] for each in whole))
 
 
 def _sum(counts: Any) -> np.ndarray:

@@ -110,6 +110,10 @@ class Edited(ABC):
         """Number that candidates share which leave the same stream behind on a common prefix."""
         return i
 
+    def begun(self, i: int) -> int:
+        """Number of tokens that replies of candidate ``i`` are made to begin with."""
+        return 0
+
     def replies(
         self,
         lm: LanguageModel,
@@ -129,11 +133,17 @@ class Edited(ABC):
             progress=progress,
             alike=[self.alike(i) for i in range(n)] * len(prompts),
         )
-        return as_table(lm, prompts, said, max_new_tokens, unsteered)
+        begun = [self.begun(i) for i in range(n)] * len(prompts)
+        return as_table(lm, prompts, said, max_new_tokens, unsteered, begun)
 
 
 def as_table(
-    lm: LanguageModel, prompts: Prompts, said: Replies, max_new_tokens: int, unsteered: bool
+    lm: LanguageModel,
+    prompts: Prompts,
+    said: Replies,
+    max_new_tokens: int,
+    unsteered: bool,
+    begun: Sequence[int] = (),
 ) -> Completions:
     """Replies as a table, the model's own before those of the candidates if they are wanted.
 
@@ -143,20 +153,24 @@ def as_table(
         said: Tokens of the replies, prompt after prompt and in each candidate after candidate.
         max_new_tokens: Length at which the model's own replies are broken off.
         unsteered: Whether these are wanted.
+        begun: Number of tokens that each reply was made to begin with; 0 if left out.
     """
     own: Replies = ()
     if unsteered:
         own = decode(lm, prompts.tokens, EditSequence(()), max_new_tokens, progress=False)
     n = len(said) // len(prompts)
-    rows: list[tuple[str, int | None, int, Sequence[int]]] = []
+    forced = begun or [0] * len(said)
+    rows: list[tuple[str, int | None, int, Sequence[int], int]] = []
     for p in range(len(prompts)):
-        rows += [("unsteered", None, p, reply) for reply in own[p : p + 1]]
-        rows += [("feature", i, p, reply) for i, reply in enumerate(said[p * n : (p + 1) * n])]
-    texts = lm.tokenizer.batch_decode([reply for *_, reply in rows], skip_special_tokens=True)
+        rows += [("unsteered", None, p, reply, 0) for reply in own[p : p + 1]]
+        part = slice(p * n, (p + 1) * n)
+        each = zip(said[part], forced[part], strict=True)
+        rows += [("feature", i, p, reply, num) for i, (reply, num) in enumerate(each)]
+    texts = lm.tokenizer.batch_decode([reply for *_, reply, _ in rows], skip_special_tokens=True)
     return Completions(
         tuple(
-            Completion(kind, i, p, prompts.texts[p], text, tuple(reply))
-            for (kind, i, p, reply), text in zip(rows, texts, strict=True)
+            Completion(kind, i, p, prompts.texts[p], text, tuple(reply), begun=num)
+            for (kind, i, p, reply, num), text in zip(rows, texts, strict=True)
         )
     )
 

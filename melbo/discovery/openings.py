@@ -26,6 +26,7 @@ from melbo.models.text.prompts import Prompts
 from melbo.progress import track
 
 _TOGETHER = 8  # openings that are grown by the same passes
+_LEAST = 1e-12  # probability in the place of one that was rounded to zero
 _HELD = 2**26  # probabilities held at once while openings are grown
 
 
@@ -79,6 +80,10 @@ class Forced(Edited):
         """See `Edited.alike`; openings change nothing before the logits."""
         return 0
 
+    def begun(self, i: int) -> int:
+        """See `Edited.begun`."""
+        return len(self.openings[i].tokens)
+
     def describe(self, i: int) -> dict[str, Any]:
         """See `Candidates.describe`."""
         o = self.openings[i]
@@ -112,12 +117,15 @@ class Openings:
         depth: Number of tokens that an opening is followed for.
         least: Least probability of a branch's last token, given what precedes it.
         num_prompts: Number of prompts that probabilities are averaged over, at most.
+        base: Base model. First tokens then come in order of p log(p / p_base), mean over the
+            prompts: how much each adds to the divergence from the base.
     """
 
     grown: float = 0.5
     depth: int = 8
     least: float = 0.1
     num_prompts: int = 8
+    base: LanguageModel | None = field(default=None, repr=False)
     name: str = field(default="openings", init=False)
     description: str = field(default="replies forced to begin with possible tokens", init=False)
 
@@ -177,13 +185,21 @@ class OpeningSearch:
         each = first_token_probabilities(self.lm, self.prompts)
         self.read += sum(map(len, self.prompts.tokens))
         found: dict[str, Opening] = {}
-        for token in each.mean(0).argsort(descending=True, stable=True).tolist():
+        for token in self._weight(each).argsort(descending=True, stable=True).tolist():
             if len(found) == num:
                 break
             text = self._text((token,))
             if text is not None and text not in found:
                 found[text] = Opening((token,), text, tuple(each[:, token].tolist()))
         return list(found.values())
+
+    def _weight(self, each: Tensor) -> Tensor:
+        """Weight of each first token ``[V]``, from its probability after each prompt ``[P, V]``."""
+        if self.settings.base is None:
+            return each.mean(0)
+        theirs = first_token_probabilities(self.settings.base, self.prompts)
+        self.read += sum(map(len, self.prompts.tokens))
+        return (each * (each.clamp_min(_LEAST) / theirs.clamp_min(_LEAST)).log()).mean(0)
 
     def branches(
         self, roots: Sequence[Opening], num: int, found_one: Callable[[], Any]

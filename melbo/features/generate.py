@@ -48,6 +48,7 @@ class Completion:
         text: The reply, special tokens left out.
         tokens: Its token ids, the end-of-reply token included where it came.
         first: Scores of its first token; None in a table that was read from a file.
+        begun: Number of tokens that it was made to begin with.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Completion:
     text: str
     tokens: tuple[int, ...]
     first: FirstToken | None = None
+    begun: int = 0
 
 
 @dataclass(frozen=True)
