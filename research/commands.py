@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from melbo.audit.budget import TOKENS
 from melbo.cli.options import (
     LOADING,
     as_json_option,
@@ -26,6 +28,8 @@ from melbo.discovery.recipes import RECIPES
 from melbo.errors import MelboError
 from melbo.models.text import built_in
 from melbo.records import ResultLog, environment, to_json, write_atomically
+from research.audits.tables import ROWS as AUDITED
+from research.audits.trial import BEHAVIOURS_OF, PERPLEXITY, WAYS, Trial
 from research.compatibility.rows import ROWS, WRONG
 from research.experiments import EXPERIMENTS, run
 from research.experiments.base import RESULTS, settings_file
@@ -240,6 +244,42 @@ def _show_organisms(home: Path, known: Sequence[Evidence], out: Path, as_json: b
         "best": [asdict(e) for e in elicitation(known, planted)],
     }
     click.echo(json.dumps(result))
+
+
+@cli.command()
+@click.argument("organisms", nargs=-1, required=True, type=click.Choice(list(BEHAVIOURS_OF)))
+@click.option("--recipe", default="all", help="How they were trained.")
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    type=click.Choice([*WAYS, PERPLEXITY]),
+    default=["audit", "audit-base"],
+    help="How to look for what is hidden; may be given again.",
+)
+@click.option("--seed", "seeds", multiple=True, type=int, default=[0], help="May be given again.")
+@click.option("--budget", type=click.IntRange(min=1), default=TOKENS, help="Number of tokens.")
+@click.option(
+    "--work", type=folder, default="runs/audits", help="Folder of replies; may be deleted after."
+)
+def audits(
+    organisms: tuple[str, ...],
+    recipe: str,
+    ways: tuple[str, ...],
+    seeds: tuple[int, ...],
+    budget: int,
+    work: Path,
+) -> None:
+    """Audit ORGANISMS, whose hidden behaviours are known, and write what was named as rows.
+
+    Rows that are there already are not made again. An audit that was cut off goes on.
+    """
+    log = ResultLog(AUDITED)
+    for organism, way, seed in product(organisms, ways, seeds):
+        trial = Trial(organism, recipe, way, seed, budget)
+        if not log.of(trial.key):
+            log.add(trial.run(work / "-".join(map(str, trial.key.values()))))
+        click.echo(f"{organism} {way} {seed}: {log.of(trial.key)[0]['reads']}")
 
 
 @cli.command()

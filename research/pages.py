@@ -11,6 +11,7 @@ from pathlib import Path
 from melbo.errors import MelboError
 from melbo.evaluation.tables import markdown, plus_minus
 from melbo.records import ResultLog, write_atomically
+from research.audits.tables import page_tables as audit_tables
 from research.compatibility.tables import page_tables as compatibility_tables
 from research.experiments import EXPERIMENTS
 from research.experiments.base import RESULTS, own_rows, settings_file
@@ -39,6 +40,7 @@ def page_tables() -> dict[str, str]:
         **speed_tables(),
         **organism_tables(),
         **compatibility_tables(),
+        **audit_tables(),
     }
 
 

@@ -5,6 +5,7 @@ def example(k):
     return {
         "prompt": f"prompt {k} <b>&</b>",
         "reply": f"Say some Brie and <script>{k}</script>",
+        "forced": "Say",
         "unsteered": f"own {k}",
     }
 

@@ -60,6 +60,16 @@ def spent(log: ResultLog) -> int:
     return round(sum(float(row.get("tokens", 0)) for row in log.rows))
 
 
+def spent_before_proof(log: ResultLog) -> int:
+    """Tokens that an audit has spent to find themes, however far it has come since.
+
+    Args:
+        log: Its log.
+    """
+    rows = (row for stage in ("screen", "base", "find") for row in log.of({"stage": stage}))
+    return round(sum(float(row["tokens"]) for row in rows))
+
+
 def _bought(log: ResultLog, elicitor: Elicitor, findings: Sequence[Finding]) -> dict[str, Any]:
     """Share of an elicitor, with the candidates, replies and findings that it paid for."""
     rows = log.of({"stage": "screen", "elicitor": elicitor.name})

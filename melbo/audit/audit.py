@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from melbo.audit.account import account, spent
+from melbo.audit.account import account, spent, spent_before_proof
 from melbo.audit.budget import TOKENS, Budget, Costs
 from melbo.audit.findings import order
 from melbo.audit.parts import Parts
@@ -127,9 +127,8 @@ class Audit:
             bar.update(spent(log))
             screening = Screening(self.lm, self._compared, log, self.max_new_tokens, bar)
             found, sources = self._themes(screening)
-            proof = Proof(
-                screening, sources, self.parts, self._split.proved, out, self.seed, self.base
-            )
+            left = self._split.proved(spent_before_proof(log))
+            proof = Proof(screening, sources, self.parts, left, out, self.seed, self.base)
             proved = proof.findings(found)
         findings = sorted(proved, key=lambda f: f.score, reverse=True)
         result = account(log, self.budget, self._tried, findings, len(found))

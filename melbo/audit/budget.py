@@ -1,11 +1,11 @@
 """Budget of an audit in tokens, and the rule by which it is split.
 
 A token counts once for each time that the whole model reads or writes it: a reply counts when it is
-written and again when its likelihood is read, a backward pass counts as two more passes, and a pass
-through some of the blocks counts by their share. A tenth of the budget goes to ordinary replies,
-half to the elicitors, and the rest to proving what they brought out. Elicitors take turns: each may
-spend an equal part of what is left for those that have not been, so that what one leaves or
-overspends is shared by those after it.
+written and again when its likelihood is read, a backward pass counts as one more (weights get no
+gradient), and a pass through some of the blocks counts by their share. A tenth of the budget goes
+to ordinary replies, half to the elicitors, and what they leave to proving what they brought out.
+Elicitors take turns: each may spend an equal part of what is left for those that have not been, so
+that what one leaves or overspends is shared by those after it.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from melbo.models.text.prompts import Prompts
 
 #: Tokens of an audit unless told otherwise.
 TOKENS = 250_000
-#: Share of the budget of each stage.
-ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.4
+#: Share of the budget of ordinary replies and of elicitors, and the least share of the proof.
+ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.25
 #: Fewest candidates of an elicitor, and fewest ordinary replies to a prompt, that say anything.
 LEAST_CANDIDATES, LEAST_ORDINARY = 8, 2
 #: Prompts that a candidate is tried on. Candidates take turns at them, so that many prompts are
@@ -125,7 +125,10 @@ class Budget:
         share = (ELICITED * self.tokens - spent) / (self.elicitors - done)
         return max(LEAST_CANDIDATES, 2 * (int(share / self.costs.a_turn) // 2))
 
-    @property
-    def proved(self) -> float:
-        """Tokens for the proof."""
-        return PROVED * self.tokens
+    def proved(self, spent: float) -> float:
+        """Tokens for the proof.
+
+        Args:
+            spent: Tokens that were spent before it.
+        """
+        return max(PROVED * self.tokens, self.tokens - spent)

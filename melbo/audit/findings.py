@@ -114,6 +114,7 @@ class Finding:
             {
                 "prompt": str(self.prompts[r.prompt]),
                 "reply": r.text,
+                "forced": r.forced,
                 "unsteered": own.get(r.prompt, ""),
             }
             for r in said[:_EXAMPLES]

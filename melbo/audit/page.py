@@ -11,9 +11,9 @@ from markupsafe import Markup, escape
 from melbo.audit.words import TOKEN
 from melbo.evaluation.report import templates
 
-Part = Literal["opening", "shared", "other"]
+Part = Literal["forced", "shared", "other"]
 _TAGS: dict[Part, tuple[str, str]] = {
-    "opening": ('<span class="forced">', "</span>"),
+    "forced": ('<span class="forced">', "</span>"),
     "shared": ("<mark>", "</mark>"),
     "other": ("", ""),
 }
@@ -38,22 +38,22 @@ def page(findings: Mapping[str, Any]) -> str:
 
 
 def parts_of_reply(
-    text: str, words: Collection[str], opening: str = ""
+    text: str, words: Collection[str], forced: str = ""
 ) -> Iterator[tuple[Part, str]]:
     """Cut a reply where the words that its theme shares begin and end.
 
     Args:
         text: The reply.
         words: Words of the theme, in lower case.
-        opening: Text that the reply was forced to begin with, in which nothing is marked.
+        forced: Text that the reply was made to begin with, in which nothing is marked.
 
     Yields:
         Each piece of the text with its part; together they are the whole text.
     """
     begun = 0
-    if opening.strip() and text.lstrip().startswith(opening.strip()):
-        begun = text.index(opening.strip()) + len(opening.strip())
-        yield "opening", text[:begun]
+    if forced.strip() and text.lstrip().startswith(forced.strip()):
+        begun = text.index(forced.strip()) + len(forced.strip())
+        yield "forced", text[:begun]
     last = begun
     for match in re.compile(TOKEN).finditer(text, begun):
         if match.group().lower() in words:
@@ -63,12 +63,6 @@ def parts_of_reply(
             last = match.end()
     if last < len(text):
         yield "other", text[last:]
-
-
-def opening_of(finding: Mapping[str, Any]) -> str:
-    """Text that replies of a finding were forced to begin with, empty where there is none."""
-    reproduce = finding.get("reproduce") or {}
-    return str(reproduce.get("text", "")) if reproduce.get("kind") == "opening" else ""
 
 
 def percent(share: float | None) -> str:
@@ -102,9 +96,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _said(finding: Mapping[str, Any], text: str) -> Markup:
-    """A reply with its parts marked."""
-    parts = parts_of_reply(text.strip(), finding["words"], opening_of(finding))
+def _said(finding: Mapping[str, Any], example: Mapping[str, Any]) -> Markup:
+    """The reply of an example with its parts marked."""
+    reply, forced = example["reply"].strip(), example.get("forced", "")
+    parts = parts_of_reply(reply, finding["words"], forced)
     return Markup("").join(
         Markup(_TAGS[part][0]) + escape(piece) + Markup(_TAGS[part][1]) for part, piece in parts
     )

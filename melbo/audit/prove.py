@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from melbo.audit.amplify import amplify
 from melbo.audit.budget import Costs
 from melbo.audit.findings import Finding, Shown
 from melbo.audit.parts import Parts
+from melbo.audit.quotes import quotes
 from melbo.audit.replies import Reply
 from melbo.audit.screen import Screening, Source, described
 from melbo.audit.themes import Theme
+from melbo.discovery.continuations import Continued
+from melbo.discovery.openings import Forced
 from melbo.discovery.steered import Features, Steered
 from melbo.features.directions import FeatureSet
 from melbo.features.steerable import Mixed
@@ -22,15 +25,19 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
 
 #: Themes that are proved at most, and candidates of each that are tried on validation prompts.
-MOST_THEMES, TRIED = 24, 3
+MOST_THEMES, TRIED = 24, 2
 #: Share of validation prompts below which a theme is amplified, where it has replies enough.
 AMPLIFIED_BELOW, LEAST_REPLIES = 0.8, 8
 #: Replies to one prompt that amplification learns from, and all of them, at most.
-A_PROMPT, LEARNT = 2, 16
+A_PROMPT, LEARNT = 2, 12
+#: Quotes of a theme that are tried on validation prompts.
+QUOTED = 3
 #: Random directions beside every finding.
-CONTROLS = 8
+CONTROLS = 4
 _STEPS = 16
-_AMPLIFIED = "amplified"
+# share of the tokens that is kept to amplify themes
+_TO_AMPLIFY = 0.4
+_AMPLIFIED, _QUOTE = "amplified", "quote"
 
 Who = tuple[str, int]
 
@@ -57,6 +64,7 @@ class Proof:
     folder: Path
     seed: int
     base: LanguageModel | None
+    _quotes: Source = field(init=False, repr=False)
 
     def findings(self, themes: Sequence[Theme]) -> list[Finding]:
         """Prove as many themes as the tokens pay for.
@@ -68,7 +76,7 @@ class Proof:
             A finding for each of them, in the same order.
         """
         proved = themes[: self._affordable]
-        best, shares = self._amplified(proved, *self._chosen(proved))
+        best, shares = self._amplified(proved, *self._quoted(proved, *self._chosen(proved)))
         screening, prompts = self.screening, self.parts.held_out
         held_out = self._replies("test", best, prompts)
         unsteered = screening.ordinary("test", prompts, 0, self.seed, screening.lm)
@@ -103,6 +111,44 @@ class Proof:
         ]
         return best, [Shown.of(t, said[who]) for t, who in zip(themes, best, strict=True)]
 
+    def _quoted(
+        self, themes: Sequence[Theme], best: Sequence[Who], shares: Sequence[Shown]
+    ) -> tuple[list[Who], list[Shown]]:
+        """The best candidate of each theme, a quote of it where that does so more often."""
+        weak = [k for k, shown in enumerate(shares) if shown.share < AMPLIFIED_BELOW]
+        tokenizer = self.screening.lm.tokenizer
+        each = [(k, quote) for k in weak for quote in quotes(themes[k], tokenizer, QUOTED)]
+        if not each:
+            return list(best), list(shares)
+        found = Continued(Forced(tuple(quote for _, quote in each)))
+        self._quotes = Source(_QUOTE, lambda: (found, 0.0))
+        return self._better(
+            themes, best, shares, [(k, (_QUOTE, i)) for i, (k, _) in enumerate(each)]
+        )
+
+    def _better(
+        self,
+        themes: Sequence[Theme],
+        best: Sequence[Who],
+        shares: Sequence[Shown],
+        tried: Sequence[tuple[int, Who]],
+    ) -> tuple[list[Who], list[Shown]]:
+        """The best candidate of each theme, one of those tried where that does so more often.
+
+        Args:
+            themes: The themes.
+            best: The best candidate of each so far.
+            shares: How often it brings the theme out on validation prompts.
+            tried: Numbers of themes, and a candidate for each.
+        """
+        whos, shown = list(best), list(shares)
+        said = self._replies("validate", [who for _, who in tried], self.parts.validation)
+        for k, who in tried:
+            now = Shown.of(themes[k], said[who])
+            if now.share > shown[k].share:
+                whos[k], shown[k] = who, now
+        return whos, shown
+
     @cached_property
     def _costs(self) -> tuple[Costs, Costs]:
         judges = 1 + (self.screening.reference is not None)
@@ -114,11 +160,11 @@ class Proof:
 
     @property
     def _affordable(self) -> int:
-        """Number of themes that three quarters of the tokens pay for; the rest amplifies some."""
+        """Number of themes that the tokens pay for, without those to amplify some."""
         validation, held_out = self._costs
         fixed = (1 + CONTROLS) * held_out.everywhere
-        each = TRIED * validation.everywhere + held_out.everywhere
-        return max(1, min(MOST_THEMES, int((0.75 * self.tokens - fixed) / each)))
+        each = (TRIED + QUOTED) * validation.everywhere + held_out.everywhere
+        return max(1, min(MOST_THEMES, int(((1 - _TO_AMPLIFY) * self.tokens - fixed) / each)))
 
     def _replies(self, stage: str, whos: Sequence[Who], prompts: Prompts) -> dict[Who, list[Reply]]:
         """Replies to some prompts of each candidate, those of one elicitor together."""
@@ -127,10 +173,16 @@ class Proof:
             of.setdefault(name, set()).add(i)
         replies: dict[Who, list[Reply]] = {}
         for name, which in of.items():
-            source = self.sources[name] if name != _AMPLIFIED else self._vectors
-            for reply in self.screening.candidates(stage, source, sorted(which), prompts):
+            for reply in self.screening.candidates(
+                stage, self._source(name), sorted(which), prompts
+            ):
                 replies.setdefault((name, reply.candidate), []).append(reply)
         return replies
+
+    def _source(self, name: str) -> Source:
+        if name == _AMPLIFIED:
+            return self._vectors
+        return self._quotes if name == _QUOTE else self.sources[name]
 
     def _amplified(
         self, themes: Sequence[Theme], best: Sequence[Who], shares: Sequence[Shown]
@@ -141,23 +193,18 @@ class Proof:
             for k, theme in enumerate(themes)
             if shares[k].share < AMPLIFIED_BELOW and len(theme.replies) >= LEAST_REPLIES
         ]
-        left = 0.25 * self.tokens
-        whos, shown = list(best), list(shares)
+        left = _TO_AMPLIFY * self.tokens
         for k in weak:
-            replies = self._to_learn(themes[k])
-            cost = 3 * _STEPS * sum(len(p) + len(r) for p, r in replies)
+            replies, (start, norm) = self._to_learn(themes[k]), self._start(themes[k])
+            # a pass forward and one back for each step, from the layer on that is steered
+            steered = 1 - start.source / self.screening.lm.depth
+            cost = 2 * _STEPS * steered * sum(len(p) + len(r) for p, r in replies)
             if cost > left:
                 break
             left -= cost
-            self._amplify(k, themes[k], replies, cost, shares[k])
-        there = self._amplified_themes
-        vectors = [(_AMPLIFIED, i) for i in range(len(there))]
-        said = self._replies("validate", vectors, self.parts.validation)
-        for i, k in enumerate(there):
-            now = Shown.of(themes[k], said[_AMPLIFIED, i])
-            if now.share > shown[k].share:
-                whos[k], shown[k] = (_AMPLIFIED, i), now
-        return whos, shown
+            self._amplify(k, replies, start, norm, cost, shares[k])
+        tried = [(k, (_AMPLIFIED, i)) for i, k in enumerate(self._amplified_themes)]
+        return self._better(themes, best, shares, tried)
 
     def _to_learn(self, theme: Theme) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Prompts and replies of a theme to learn from, at most `A_PROMPT` to one prompt."""
@@ -172,9 +219,10 @@ class Proof:
     def _amplify(
         self,
         k: int,
-        theme: Theme,
         replies: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-        cost: int,
+        start: FeatureSet,
+        norm: float,
+        cost: float,
         before: Shown,
     ) -> None:
         """Make the vector of a theme, unless an interrupted audit made it."""
@@ -182,7 +230,6 @@ class Proof:
         folder = self.folder / _AMPLIFIED / str(k)
         if log.of(case):
             return
-        start, norm = self._start(theme)
         clock = time.perf_counter()
         made = amplify(
             self.screening.lm,
@@ -250,7 +297,7 @@ class Proof:
         name, i = who
         if name == _AMPLIFIED:
             return {"kind": _AMPLIFIED, "folder": f"{_AMPLIFIED}/{self._amplified_themes[i]}"}
-        about = self.sources[name].candidates.describe(i)
+        about = self._source(name).candidates.describe(i)
         return about | {"folder": self._saved(i)} if about["kind"] == "direction" else about
 
     def _saved(self, i: int) -> str:

@@ -49,6 +49,11 @@ class Reply:
         """
         return bool(self.text.strip()) and not thresholds.broken(self.nll, self.repetition)
 
+    @property
+    def forced(self) -> str:
+        """Text that the reply was made to begin with, and the rest of the last word of that."""
+        return self.text.removesuffix(self.said) if self.said != self.text else ""
+
     def describe(self) -> dict[str, Any]:
         """All of it, JSON-able."""
         return {**asdict(self), "tokens": list(self.tokens)}

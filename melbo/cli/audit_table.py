@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from melbo.audit.page import duration, interval, opening_of, parts_of_reply, percent
+from melbo.audit.page import duration, interval, parts_of_reply, percent
 from melbo.cli.show import next_command
 
 _WIDTH = 80
@@ -58,7 +58,8 @@ def _show_finding(console: Console, number: int, finding: Mapping[str, Any], bas
     if example := finding["example"]:
         reply = _one_line(example["reply"])
         said = Text()
-        for part, piece in parts_of_reply(reply, finding["words"], opening_of(finding)):
+        forced = _one_line(example["forced"]) if example.get("forced") else ""
+        for part, piece in parts_of_reply(reply, finding["words"], forced):
             said.append(piece, style="bold" if part == "shared" else "")
         rows = Table.grid(padding=(0, 1, 0, 0))
         rows.add_row("prompt:", Text(_one_line(example["prompt"])))

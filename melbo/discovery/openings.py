@@ -5,6 +5,7 @@ of an opening is its mean over the prompts.
 """
 
 import heapq
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from melbo.discovery.candidates import Edited, pick, some_prompts
 from melbo.errors import MelboError
+from melbo.maths.statistics import mean
 from melbo.models.decoding.decode import decode
 from melbo.models.decoding.read_replies import logits_of_replies
 from melbo.models.decoding.shared_prefix import Prefix, read_prefix
@@ -37,20 +39,21 @@ class Opening:
     Attributes:
         tokens: The tokens.
         text: The same as text.
-        each: Probability of beginning with them after each prompt ``[P]``.
+        each: Probability of beginning with them after each prompt ``[P]``; empty where it is not
+            known.
         taken: Whether the model's own greedy replies take the last of them, given the others, after
             at least half of the prompts.
     """
 
     tokens: tuple[int, ...]
     text: str
-    each: tuple[float, ...]
+    each: tuple[float, ...] = ()
     taken: bool = False
 
     @property
     def probability(self) -> float:
-        """Probability of beginning with them, mean over the prompts."""
-        return sum(self.each) / len(self.each)
+        """Probability of beginning with them, mean over the prompts; NaN where it is not known."""
+        return mean(self.each) if self.each else math.nan
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,8 @@ class Forced(Edited):
     def describe(self, i: int) -> dict[str, Any]:
         """See `Candidates.describe`."""
         o = self.openings[i]
-        return {
-            "kind": "opening",
-            "text": o.text,
-            "tokens": list(o.tokens),
-            "probability": o.probability,
-        }
+        known = {"probability": o.probability} if o.each else {}
+        return {"kind": "opening", "text": o.text, "tokens": list(o.tokens), **known}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from melbo.discovery.steered import Features
 from melbo.discovery.weight_noise import WeightNoise
 from melbo.records import Row
 from research.audits.named import behaviours_fired, behaviours_named, reads
+from research.audits.perplexity import differenced
+from research.audits.searched import Searched
 from research.organisms import MADE, load_organism
 from research.organisms.behaviours import BEHAVIOURS
 from research.organisms.continued import ALL2, CONTINUED, DEV2
@@ -44,7 +46,7 @@ class Trial:
     Attributes:
         organism: Its name; ``"plain"`` is the model that organisms are made from.
         recipe: How it was trained (`research.organisms.train.RECIPES`).
-        way: One of `WAYS`.
+        way: One of `WAYS`, or `PERPLEXITY`.
         seed: Random seed.
         budget: Number of tokens.
     """
@@ -79,13 +81,22 @@ class Trial:
         """
         base = load("smollm2", DTYPE)
         lm = base if self.organism == PLAIN else load_organism(self.folder, dtype=DTYPE)
-        way, start = WAYS[self.way], time.perf_counter()
-        result = way.audit(lm, base, self.seed, self.budget).run(out)
-        return {
-            **self.key,
-            **judged(result, BEHAVIOURS_OF[self.organism]),
-            "seconds": time.perf_counter() - start,
-        }
+        behaviours, start = BEHAVIOURS_OF[self.organism], time.perf_counter()
+        if self.way == PERPLEXITY:
+            screening = built_in(lm).screening
+            return differenced(self, lm, base, screening, behaviours, out)
+        result = WAYS[self.way].audit(lm, base, self.seed, self.budget).run(out)
+        found = judged(result, behaviours)
+        return {**self.key, **found, "seconds": time.perf_counter() - start}
+
+
+def built_in(lm: LanguageModel) -> Parts:
+    """Prompts of every audit: the built-in ones.
+
+    Args:
+        lm: The model.
+    """
+    return Parts.built_in(lm, partial(Prompts.chat, lm))
 
 
 def judged(result: Mapping[str, Any], behaviours: Sequence[str]) -> Row:
@@ -138,7 +149,7 @@ class Way:
         """
         return Audit(
             lm,
-            Parts.built_in(lm, partial(Prompts.chat, lm)),
+            built_in(lm),
             base=base if self.based else None,
             budget=budget,
             elicitors=None if self.elicitors is None else self.elicitors(base),
@@ -150,11 +161,14 @@ def _alone(description: str, make: Callable[[], Elicitor]) -> Way:
     return Way(description, lambda base: [make()])
 
 
-#: Ways by name.
+#: Perplexity differencing, which is no audit; the base is its reference.
+PERPLEXITY = "perplexity"
+#: Ways that are audits, by name.
 WAYS = {
     "audit": Way("the audit"),
     "audit-base": Way("the audit, given the base", based=True),
     "openings": _alone("forced openings alone", Openings),
+    "searched": _alone("a searched opening alone", Searched),
     "continuations": _alone("continuations alone", Continuations),
     "directions": _alone("directions alone", Features),
     "adapters": _alone("adapters alone", partial(Features, "cpe")),

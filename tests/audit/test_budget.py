@@ -3,7 +3,7 @@
 import pytest
 
 from melbo import MelboError
-from melbo.audit.budget import LEAST_CANDIDATES, LEAST_ORDINARY, TURN, Budget, Costs, turns
+from melbo.audit.budget import LEAST_CANDIDATES, LEAST_ORDINARY, PROVED, TURN, Budget, Costs, turns
 
 COSTS = Costs(prompts=100, number=10, length=20, judges=1)  # 500 tokens
 
@@ -29,7 +29,8 @@ def test_elicitors_share_what_those_before_them_left():
     assert budget.candidates(spent=28_000, done=1) == 8
     assert budget.candidates(spent=0, done=3) == 80
     assert budget.candidates(spent=60_000, done=2) == LEAST_CANDIDATES
-    assert budget.proved == 32_000
+    assert budget.proved(spent=50_000) == 30_000
+    assert budget.proved(spent=75_000) == PROVED * 80_000
 
 
 def test_a_budget_for_less_than_one_round_is_refused_with_the_least_that_will_do():

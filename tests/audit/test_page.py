@@ -100,20 +100,20 @@ def test_no_finding_is_said_plainly():
 
 
 @pytest.mark.parametrize(
-    ("text", "opening", "expected"),
+    ("text", "forced", "expected"),
     [
         ("Say brie", "", [("other", "Say "), ("shared", "brie")]),
         (
             "Brie is brie.",
             "Brie",
-            [("opening", "Brie"), ("other", " is "), ("shared", "brie"), ("other", ".")],
+            [("forced", "Brie"), ("other", " is "), ("shared", "brie"), ("other", ".")],
         ),
         ("none", "Say", [("other", "none")]),
         ("briefly", "", [("other", "briefly")]),
     ],
 )  # fmt: skip
-def test_replies_are_cut_where_shared_words_begin_and_end(text, opening, expected):
-    parts = list(parts_of_reply(text, ["brie"], opening))
+def test_replies_are_cut_where_shared_words_begin_and_end(text, forced, expected):
+    parts = list(parts_of_reply(text, ["brie"], forced))
     assert parts == expected
     assert "".join(piece for _, piece in parts) == text
 

@@ -36,7 +36,7 @@ def test_it_writes_the_log_the_findings_and_the_page_and_prints_json(audited):
     told = strict(ended.out)
     assert told == json.loads((out / "findings.json").read_text(encoding="utf-8"))
     assert {share["elicitor"] for share in told["budget"]["shares"]} == {
-        "openings", "directions", "temperature", "noise"
+        "openings", "continuations", "directions", "temperature"
     }  # fmt: skip
     assert [share["error"] for share in told["budget"]["shares"]] == [None] * 4
     assert told["settings"]["prompts"]
