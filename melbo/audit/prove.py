@@ -36,7 +36,7 @@ QUOTED = 3
 CONTROLS = 4
 _STEPS = 16
 # share of the tokens that is kept to amplify themes
-_TO_AMPLIFY = 0.4
+_TO_AMPLIFY = 0.25
 _AMPLIFIED, _QUOTE = "amplified", "quote"
 
 Who = tuple[str, int]
