@@ -1,5 +1,6 @@
 """Findings of an audit as a table in the terminal."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,19 @@ def show_findings(result: Mapping[str, Any], out: Path) -> None:
         console.print(f"\nDid not hold on held-out prompts ({len(names)}):", style="bold")
         console.print(Padding(Text("; ".join(names)), (0, 0, 0, 2)))
     _show_shares(console, budget)
-    folders = [f["reproduce"]["folder"] for f in findings if "folder" in f["reproduce"]]
-    if folders:
-        click.echo(f"next: {next_command('chat', out / folders[0])} --feature 0")
+    if findings:
+        click.echo(f"next: {_next(findings[0]['reproduce'], result['model']['name'], out)}")
+
+
+def _next(reproduce: Mapping[str, Any], model: str, out: Path) -> str:
+    """The command that brings the first finding out again."""
+    if "folder" in reproduce:
+        return f"{next_command('chat', out / reproduce['folder'])} --feature 0"
+    if reproduce["kind"] not in ("opening", "continuation"):
+        return next_command("openings", Path(model))
+    after = " --after-sentence" if reproduce["kind"] == "continuation" else ""
+    opening = shlex.quote(reproduce["text"])
+    return f"{next_command('openings', Path(model))} --opening {opening}{after}"
 
 
 def _show_finding(console: Console, number: int, finding: Mapping[str, Any], base: bool) -> None:

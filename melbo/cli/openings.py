@@ -28,17 +28,20 @@ from melbo.cli.options import (
     take,
 )
 from melbo.cli.terminal import Command, print_json
-from melbo.discovery.openings import Opening, Openings
+from melbo.discovery.continuations import Continuations, Continued
+from melbo.discovery.openings import Forced, Opening, Openings, written
 from melbo.evaluation.scores import FLAGS, Judged, Scores
 from melbo.features.generate import Completion
+from melbo.models.language_model import LanguageModel
 from melbo.models.text import built_in
+from melbo.models.text.prompts import Prompts
 from melbo.records import refuse_existing, write_atomically
 
 _WIDTH = 80  # columns of the table
 
 
 @dataclass(frozen=True)
-class Forced:
+class Tried:
     """An opening with what the model makes of it.
 
     Attributes:
@@ -53,13 +56,18 @@ class Forced:
     replies: Sequence[Completion]
     best: int
 
+    @property
+    def probability(self) -> float | None:
+        """Its probability; None for an opening that was given."""
+        return self.opening.probability if self.opening.each else None
+
     def describe(self) -> dict[str, Any]:
         """The opening, its probability, its scores and its replies, JSON-able."""
         names = ("novel", "novelty", "nll", "repetition", "flag")
         return {
             "opening": self.opening.text,
             "tokens": list(self.opening.tokens),
-            "probability": self.opening.probability,
+            "probability": self.probability,
             **{name: getattr(self.scores, name) for name in names},
             "replies": [c.text for c in self.replies],
         }
@@ -70,6 +78,17 @@ class Forced:
 @prompt_options
 @reading_options
 @click.option("--num", type=click.IntRange(min=1), default=64, help="Number of openings to try.")
+@click.option(
+    "--opening",
+    "given",
+    multiple=True,
+    help="An opening of your own, in the place of those; may be given again.",
+)
+@click.option(
+    "--after-sentence",
+    is_flag=True,
+    help="Force them after the first sentence of the model's own reply.",
+)
 @reply_length_option(32)
 @click.option(
     "--out", type=file, help="File for all replies, as JSON lines; the table shows one an opening."
@@ -82,6 +101,8 @@ class Forced:
 def openings(
     model: str,
     num: int,
+    given: tuple[str, ...],
+    after_sentence: bool,
     max_new_tokens: int,
     out: Path | None,
     force: bool,
@@ -101,16 +122,19 @@ def openings(
         refuse_existing(out.parent, force, [out.name], out.name)
     lm = load(model, take(options, *LOADING))
     prompts = as_prompts(lm, texts, take(options, *READING))
-    found, _ = Openings().candidates(lm, prompts, num, seed, True)
+    forced = Forced(tuple(written(lm, text) for text in given))
+    if not given:
+        forced = _search(lm, prompts, after_sentence, num, seed)
+    found = Continued(forced) if after_sentence else forced
     table = found.replies(lm, prompts, max_new_tokens, unsteered=True, progress=True)
     judged = Judged(lm, prompts, table)
     every = range(len(prompts))
     rows = []
-    for i, opening in enumerate(found.openings):
+    for i, opening in enumerate(forced.openings):
         alone = [judged.scores("feature", i, [p]).novel for p in every]
         best = max(every, key=alone.__getitem__)
         scores = judged.scores("feature", i, every)
-        rows.append(Forced(opening, scores, table.of("feature", i), best))
+        rows.append(Tried(opening, scores, table.of("feature", i), best))
     rows.sort(key=lambda row: (FLAGS.index(row.scores.flag), -row.scores.novel))
     own = table.of("unsteered")
     if out is not None:
@@ -129,11 +153,20 @@ def openings(
         click.echo(f"all replies: {out}")
 
 
-def _lines(own: Sequence[Completion], rows: Sequence[Forced]) -> bytes:
+def _search(
+    lm: LanguageModel, prompts: Prompts, after_sentence: bool, num: int, seed: int
+) -> Forced:
+    """Openings that the model finds possible, at the start or after its first sentence."""
+    if after_sentence:
+        return Continuations().candidates(lm, prompts, num, seed, True)[0].forced
+    return Openings().candidates(lm, prompts, num, seed, True)[0]
+
+
+def _lines(own: Sequence[Completion], rows: Sequence[Tried]) -> bytes:
     """A line of JSON for each reply, the model's own first."""
     of_opening = [(None, None, None, c) for c in own]
     lines = of_opening + [
-        (row.opening.text, row.opening.probability, row.scores.novel, c)
+        (row.opening.text, row.probability, row.scores.novel, c)
         for row in rows
         for c in row.replies
     ]
@@ -145,7 +178,7 @@ def _lines(own: Sequence[Completion], rows: Sequence[Forced]) -> bytes:
     ).encode()
 
 
-def _show(own: Sequence[Completion], rows: Sequence[Forced], top: int) -> None:
+def _show(own: Sequence[Completion], rows: Sequence[Tried], top: int) -> None:
     """Print the model's own replies, then one reply of each of the first openings."""
     several = len(own) > 1
     table = Table(show_edge=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -157,7 +190,7 @@ def _show(own: Sequence[Completion], rows: Sequence[Forced], top: int) -> None:
     for row in rows[:top]:
         reply = row.replies[row.best]
         to = [str(row.best + 1)] if several else []
-        probability = f"{row.opening.probability:.1e}"
+        probability = "–" if row.probability is None else f"{row.probability:.1e}"
         table.add_row(Text(repr(row.opening.text)), probability, *to, _one_line(reply))
     console = Console(width=_WIDTH, highlight=False)
     for i, c in enumerate(own, 1):

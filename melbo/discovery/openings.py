@@ -56,6 +56,22 @@ class Opening:
         return mean(self.each) if self.each else math.nan
 
 
+def written(lm: LanguageModel, text: str) -> Opening:
+    """An opening of one's own.
+
+    Args:
+        lm: The model.
+        text: The opening, with the space that it begins with where it follows a sentence.
+
+    Raises:
+        MelboError: It is blank, or holds a token that ends a reply.
+    """
+    tokens = tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not text.strip() or {*tokens} & {*lm.eos}:
+        raise MelboError(f"got the opening {text!r}: expected words that do not end the reply")
+    return Opening(tokens, text)
+
+
 @dataclass(frozen=True)
 class Forced(Edited):
     """Openings as candidates: replies are made to begin with them, and go on greedily.

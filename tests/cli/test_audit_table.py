@@ -70,10 +70,25 @@ def test_each_share_of_the_budget_is_a_row(shown):
     assert "187,000 of 200,000 tokens, 7 min 11 s" in lines
 
 
-def test_the_next_command_goes_on_with_the_first_vector(shown, tmp_path):
-    kept = {"kind": "amplified", "folder": "amplified/3"}
-    lines = shown(result(finding(), finding(reproduce=kept)))
-    assert lines[-1] == f"next: melbo chat '{tmp_path}/my audit/amplified/3' --feature 0"
+@pytest.mark.parametrize(
+    ("reproduce", "command"),
+    [
+        (
+            {"kind": "amplified", "folder": "amplified/3"},
+            "chat '{}/my audit/amplified/3' --feature 0",
+        ),
+        ({"kind": "opening", "text": "Say it"}, "openings 'the model' --opening 'Say it'"),
+        (
+            {"kind": "continuation", "text": " So,"},
+            "openings 'the model' --opening ' So,' --after-sentence",
+        ),
+        ({"kind": "draw", "temperature": 1.0}, "openings 'the model'"),
+    ],
+)
+def test_the_next_command_brings_the_first_finding_out_again(shown, tmp_path, reproduce, command):
+    told = result(finding(reproduce=reproduce), finding())
+    told["model"]["name"] = "the model"
+    assert shown(told)[-1] == f"next: melbo {command.format(tmp_path)}"
 
 
 def test_no_finding_is_said_plainly(shown):

@@ -7,6 +7,7 @@ from command_line import PROMPT, strict
 
 import melbo as library
 from melbo import Prompts
+from melbo.discovery.continuations import beginnings
 from melbo.discovery.openings import Openings
 from melbo.evaluation.scores import FLAGS
 
@@ -90,3 +91,21 @@ def test_a_model_without_a_template_is_refused_or_read_as_text(melbo, refuses):
         "openings", "mute", "--num", 2, "--text", "--prompt", "dog", "--max-new-tokens", 3
     )
     assert ended.code == 0
+
+
+def test_openings_of_ones_own_are_forced_at_the_start_or_after_a_sentence(melbo, home):
+    call = (*CALL[:2], "--max-new-tokens", 8, "--prompt", "dog", "--opening", "cat", "--json")
+    first, after = (strict(melbo(*call, *more).out) for more in ((), ("--after-sentence",)))
+    (at_start,), (later,) = first["openings"], after["openings"]
+    assert at_start["opening"] == later["opening"] == "cat"
+    assert at_start["probability"] is later["probability"] is None
+    assert at_start["replies"][0].startswith("cat")
+    lm = library.load(str(home / "tiny"))
+    (begun,) = beginnings(lm, Prompts.chat(lm, ["dog"]), 4)
+    said = lm.tokenizer.decode(begun)
+    assert later["replies"][0].startswith(said)
+    assert later["replies"][0].removeprefix(said).split()[0] == "cat"
+
+
+def test_a_blank_opening_is_refused(refuses):
+    assert "got the opening ' '" in refuses(*CALL, "--prompt", "dog", "--opening", " ")
