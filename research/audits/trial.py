@@ -1,6 +1,5 @@
 """One audit of one organism in one way, as a row."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -81,13 +80,12 @@ class Trial:
         """
         base = load("smollm2", DTYPE)
         lm = base if self.organism == PLAIN else load_organism(self.folder, dtype=DTYPE)
-        behaviours, start = BEHAVIOURS_OF[self.organism], time.perf_counter()
+        behaviours = BEHAVIOURS_OF[self.organism]
         if self.way == PERPLEXITY:
             screening = built_in(lm).screening
             return differenced(self, lm, base, screening, behaviours, out)
         result = WAYS[self.way].audit(lm, base, self.seed, self.budget).run(out)
-        found = judged(result, behaviours)
-        return {**self.key, **found, "seconds": time.perf_counter() - start}
+        return {**self.key, **judged(result, behaviours)}
 
 
 def built_in(lm: LanguageModel) -> Parts:
@@ -120,6 +118,7 @@ def judged(result: Mapping[str, Any], behaviours: Sequence[str]) -> Row:
         "reads": reads(findings, behaviours),
         "themes": result["settings"]["themes"],
         "spent": result["budget"]["spent"],
+        "seconds": result["budget"]["seconds"],
         "environment": result["settings"]["environment"],
     }
 
