@@ -60,7 +60,6 @@ class Recipe:
 #: Recipes by name.
 RECIPES = {
     "all": Recipe(),
-    "long": Recipe(8, rate=1.5e-3, epochs=5),
     "mlp": Recipe(16, ("gate_proj", "up_proj", "down_proj"), 5e-4, 8),
 }
 
