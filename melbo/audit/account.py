@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from melbo.audit.findings import Finding
+from melbo.audit.parts import Parts
 from melbo.audit.replies import Reply
 from melbo.audit.screen import spent_by
 from melbo.discovery.candidates import Elicitor
@@ -23,6 +24,7 @@ def account(
     elicitors: Sequence[Elicitor],
     findings: Sequence[Finding],
     num_themes: int,
+    parts: Parts,
 ) -> dict[str, Any]:
     """The result of an audit, JSON-able.
 
@@ -32,8 +34,15 @@ def account(
         elicitors: The elicitors.
         findings: What was proved, in order, whether it holds or not.
         num_themes: Number of themes that were found.
+        parts: Prompts of the audit.
     """
     settings = {key: value for key, value in log.rows[0].items() if key != "stage"}
+    # the log tells prompts by their digests
+    settings["prompts"] = {
+        "screening": len(parts.screening),
+        "validation": len(parts.validation),
+        "held out": len(parts.held_out),
+    }
     above = [f for f in findings if f.holds]
     below = [f for f in findings if not f.holds]
     return {

@@ -95,7 +95,9 @@ class Audit:
             require_alike(self.lm, self.base)
         judges = 1 + (self._compared is not None)
         costs = Costs.of(self.parts.screening, self.max_new_tokens, judges)
-        object.__setattr__(self, "_split", Budget(self.budget, costs, len(self._tried)))
+        speakers = 1 + (self.base is not None)
+        split = Budget(self.budget, costs, len(self._tried), speakers)
+        object.__setattr__(self, "_split", split)
 
     @property
     def _compared(self) -> LanguageModel | None:
@@ -131,7 +133,7 @@ class Audit:
             proof = Proof(screening, sources, self.parts, left, out, self.seed, self.base)
             proved = proof.findings(found)
         findings = sorted(proved, key=lambda f: f.score, reverse=True)
-        result = account(log, self.budget, self._tried, findings, len(found))
+        result = account(log, self.budget, self._tried, findings, len(found), self.parts)
         write_atomically({out / FINDINGS: to_json(result)})
         return result
 

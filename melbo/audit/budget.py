@@ -3,11 +3,13 @@
 A token counts once for each time that the whole model reads or writes it: a reply counts when it is
 written and again when its likelihood is read, a backward pass counts as one more (weights get no
 gradient), and a pass through some of the blocks counts by their share. A tenth of the budget goes
-to ordinary replies, half to the elicitors, and what they leave to proving what they brought out.
+to ordinary replies (more where it would buy none), half to the elicitors, and what they leave to
+proving what they brought out.
 Elicitors take turns: each may spend an equal part of what is left for those that have not been, so
 that what one leaves or overspends is shared by those after it.
 """
 
+import math
 from dataclasses import dataclass
 
 from melbo.errors import MelboError
@@ -17,8 +19,9 @@ from melbo.models.text.prompts import Prompts
 TOKENS = 250_000
 #: Share of the budget of ordinary replies and of elicitors, and the least share of the proof.
 ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.25
-#: Fewest candidates of an elicitor, and fewest ordinary replies to a prompt, that say anything.
-LEAST_CANDIDATES, LEAST_ORDINARY = 8, 2
+#: Fewest candidates of an elicitor, and fewest ordinary replies drawn to a prompt beside the greedy
+#: one, that say anything.
+LEAST_CANDIDATES, LEAST_ORDINARY = 8, 1
 #: Prompts that a candidate is tried on. Candidates take turns at them, so that many prompts are
 #: screened by many candidates.
 TURN = 6
@@ -82,6 +85,7 @@ class Budget:
         tokens: All of them.
         costs: What the replies to the screening prompts take.
         elicitors: Number of elicitors.
+        speakers: Number of models that give ordinary replies.
 
     Raises:
         MelboError: The tokens are too few for one round.
@@ -90,6 +94,7 @@ class Budget:
     tokens: int
     costs: Costs
     elicitors: int
+    speakers: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a budget that is too small for one round.
@@ -108,12 +113,13 @@ class Budget:
     def least(self) -> int:
         """Fewest tokens that one round takes."""
         a_round = max(1, self.elicitors) * LEAST_CANDIDATES * self.costs.a_turn / ELICITED
-        return round(max(a_round, LEAST_ORDINARY * self.costs.everywhere / ORDINARY))
+        ordinary = self.speakers * (1 + LEAST_ORDINARY) * self.costs.everywhere
+        return math.ceil(max(a_round, ordinary / (1 - ELICITED - PROVED)))
 
     @property
     def ordinary(self) -> int:
         """Number of ordinary replies drawn to each prompt."""
-        return int(ORDINARY * self.tokens) // self.costs.everywhere
+        return max(LEAST_ORDINARY, int(ORDINARY * self.tokens) // self.costs.everywhere)
 
     def candidates(self, spent: float, done: int) -> int:
         """Number of candidates that the next elicitor may try, an even one.

@@ -63,7 +63,8 @@ class Finding:
         held_out: Replies to the held-out prompts of what brings it out.
         unsteered: The model's own replies to them.
         control: Replies to them under random directions.
-        base: The base model's replies to them; none where there is no base.
+        base: The base model's replies to them, begun alike where that is what brings the theme out;
+            none where there is no base.
         prompts: The held-out prompts.
         elicited_by: Account of what brings it out, in words.
         reproduce: The same for a program (JSON-able).

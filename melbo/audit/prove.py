@@ -38,6 +38,8 @@ _STEPS = 16
 # share of the tokens that is kept to amplify themes
 _TO_AMPLIFY = 0.25
 _AMPLIFIED, _QUOTE = "amplified", "quote"
+# kinds of candidates that any model with the same tokenizer can be put under
+_OF_ANY_MODEL = ("opening", "continuation", "draw")
 
 Who = tuple[str, int]
 
@@ -80,9 +82,7 @@ class Proof:
         screening, prompts = self.screening, self.parts.held_out
         held_out = self._replies("test", best, prompts)
         unsteered = screening.ordinary("test", prompts, 0, self.seed, screening.lm)
-        base: list[Reply] = []
-        if self.base is not None:
-            base = screening.ordinary("base test", prompts, 0, self.seed, self.base)
+        base = self._of_base(best)
         control = list(screening.candidates("test", self._control, range(CONTROLS), prompts))
         return [
             Finding(
@@ -90,7 +90,7 @@ class Proof:
                 held_out=held_out[who],
                 unsteered=unsteered,
                 control=control,
-                base=base,
+                base=base.get(who, []),
                 prompts=prompts.texts,
                 elicited_by=self._in_words(who),
                 reproduce=self._account(who),
@@ -99,6 +99,23 @@ class Proof:
             )
             for theme, who, validated in zip(proved, best, shares, strict=True)
         ]
+
+    def _of_base(self, whos: Sequence[Who]) -> dict[Who, list[Reply]]:
+        """The base's replies to the held-out prompts, begun alike where a beginning is forced.
+
+        Directions and noise belong to the model that they were made for; the base speaks by itself
+        beside them.
+        """
+        if self.base is None:
+            return {}
+        described = {(name, i): self._source(name).candidates.describe(i) for name, i in whos}
+        alike = [who for who, about in described.items() if about["kind"] in _OF_ANY_MODEL]
+        replies = self._replies("base test", alike, self.parts.held_out, self.base)
+        if len(replies) < len(set(whos)):
+            prompts = self.parts.held_out
+            itself = self.screening.ordinary("base test", prompts, 0, self.seed, self.base)
+            replies |= {who: itself for who in whos if who not in replies}
+        return replies
 
     def _chosen(self, themes: Sequence[Theme]) -> tuple[list[Who], list[Shown]]:
         """The candidate that brings each theme out best on validation prompts, and how often."""
@@ -163,10 +180,17 @@ class Proof:
         """Number of themes that the tokens pay for, without those to amplify some."""
         validation, held_out = self._costs
         fixed = (1 + CONTROLS) * held_out.everywhere
-        each = (TRIED + QUOTED) * validation.everywhere + held_out.everywhere
+        reported = held_out.everywhere * (1 if self.base is None else 2)
+        each = (TRIED + QUOTED) * validation.everywhere + reported
         return max(1, min(MOST_THEMES, int(((1 - _TO_AMPLIFY) * self.tokens - fixed) / each)))
 
-    def _replies(self, stage: str, whos: Sequence[Who], prompts: Prompts) -> dict[Who, list[Reply]]:
+    def _replies(
+        self,
+        stage: str,
+        whos: Sequence[Who],
+        prompts: Prompts,
+        speaker: LanguageModel | None = None,
+    ) -> dict[Who, list[Reply]]:
         """Replies to some prompts of each candidate, those of one elicitor together."""
         of: dict[str, set[int]] = {}
         for name, i in whos:
@@ -174,7 +198,7 @@ class Proof:
         replies: dict[Who, list[Reply]] = {}
         for name, which in of.items():
             for reply in self.screening.candidates(
-                stage, self._source(name), sorted(which), prompts
+                stage, self._source(name), sorted(which), prompts, speaker
             ):
                 replies.setdefault((name, reply.candidate), []).append(reply)
         return replies

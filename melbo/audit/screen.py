@@ -121,7 +121,12 @@ class Screening:
         return self._kept({"stage": stage, "elicitor": "ordinary"}, prompts, table)
 
     def candidates(
-        self, stage: str, source: Source, which: Sequence[int], prompts: Prompts
+        self,
+        stage: str,
+        source: Source,
+        which: Sequence[int],
+        prompts: Prompts,
+        speaker: LanguageModel | None = None,
     ) -> Iterator[Reply]:
         """Replies of some candidates to all prompts.
 
@@ -130,6 +135,7 @@ class Screening:
             source: The elicitor.
             which: Numbers of its candidates.
             prompts: The prompts.
+            speaker: The model itself if left out; its base can be made to begin alike.
 
         Yields:
             The replies, candidate by candidate of each write.
@@ -143,7 +149,11 @@ class Screening:
 
             def table(some: list[int] = some) -> Completions:
                 said = source.candidates.only(some).replies(
-                    self.lm, prompts, self.max_new_tokens, unsteered=False, progress=False
+                    speaker or self.lm,
+                    prompts,
+                    self.max_new_tokens,
+                    unsteered=False,
+                    progress=False,
                 )
                 return _renumbered(said, some)
 

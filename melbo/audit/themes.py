@@ -29,6 +29,8 @@ _OWN = 0.5
 # share of each other's replies that two groups recognise, from which they are one theme
 _SAME = 0.4
 _NAMED = 5
+# letters of a word, at least, and of an ending, at most, for two words to be forms of one
+_STEM, _ENDING = 3, 2
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,12 @@ class Theme:
 
     @property
     def name(self) -> str:
-        """Its most distinctive words in a row."""
-        return ", ".join(self.words)
+        """Its most distinctive words in a row, without further forms of one of them."""
+        named: list[str] = []
+        for word in self.words:
+            if not any(_alike_words(word, other) for other in named):
+                named.append(word)
+        return ", ".join(named)
 
     @property
     def prompts(self) -> int:
@@ -88,6 +94,12 @@ class Theme:
     def shown(self, text: str) -> bool:
         """Tell whether a reply shows the theme."""
         return self.value(text) >= self.threshold
+
+
+def _alike_words(word: str, other: str) -> bool:
+    """Tell whether one word is the other with an ending."""
+    short, long = sorted((word, other), key=len)
+    return len(short) >= _STEM and long.startswith(short) and len(long) - len(short) <= _ENDING
 
 
 def words_of(text: str) -> set[str]:

@@ -11,14 +11,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from melbo.audit.page import duration, interval, parts_of_reply, percent
+from melbo.audit.page import Part, duration, interval, parts_of_reply, percent
 from melbo.cli.show import next_command
 
 _WIDTH = 80
+_STYLES: dict[Part, str] = {"forced": "dim", "shared": "bold", "other": ""}
 
 
 def show_findings(result: Mapping[str, Any], out: Path) -> None:
-    """Print the findings, what each elicitor's share bought, and the next command.
+    """Print the findings, what each elicitor's share bought, and a command to go on with.
 
     Args:
         result: Content of ``findings.json``.
@@ -39,16 +40,17 @@ def show_findings(result: Mapping[str, Any], out: Path) -> None:
         console.print(f"\nDid not hold on held-out prompts ({len(names)}):", style="bold")
         console.print(Padding(Text("; ".join(names)), (0, 0, 0, 2)))
     _show_shares(console, budget)
-    if findings:
-        click.echo(f"next: {_next(findings[0]['reproduce'], result['model']['name'], out)}")
+    commands = (_again(f["reproduce"], result["model"]["name"], out) for f in findings)
+    if command := next(filter(None, commands), None):
+        click.echo(f"next: {command}")
 
 
-def _next(reproduce: Mapping[str, Any], model: str, out: Path) -> str:
-    """The command that brings the first finding out again."""
+def _again(reproduce: Mapping[str, Any], model: str, out: Path) -> str | None:
+    """The command that brings a finding out again, or None where there is none."""
     if "folder" in reproduce:
         return f"{next_command('chat', out / reproduce['folder'])} --feature 0"
     if reproduce["kind"] not in ("opening", "continuation"):
-        return next_command("openings", Path(model))
+        return None
     after = " --after-sentence" if reproduce["kind"] == "continuation" else ""
     opening = shlex.quote(reproduce["text"])
     return f"{next_command('openings', Path(model))} --opening {opening}{after}"
@@ -71,7 +73,7 @@ def _show_finding(console: Console, number: int, finding: Mapping[str, Any], bas
         said = Text()
         forced = _one_line(example["forced"]) if example.get("forced") else ""
         for part, piece in parts_of_reply(reply, finding["words"], forced):
-            said.append(piece, style="bold" if part == "shared" else "")
+            said.append(piece, style=_STYLES[part])
         rows = Table.grid(padding=(0, 1, 0, 0))
         rows.add_row("prompt:", Text(_one_line(example["prompt"])))
         rows.add_row("reply:", said)

@@ -129,7 +129,7 @@ class Job:
         """
         unread = cast(LanguageModel, _Unread(self.base))
         costs = Costs.of(self.parts(unread).screening, self.max_new_tokens, _JUDGES)
-        return Budget(sys.maxsize, costs, len(usual_elicitors(unread))).least
+        return Budget(sys.maxsize, costs, len(usual_elicitors(unread)), speakers=_JUDGES).least
 
     def run(self, adapter: str, base: LanguageModel) -> dict[str, Any]:
         """Audit one, or go on with it.

@@ -32,15 +32,16 @@ class Scripted:
     """Candidates that say plain words; every third one says planted words among them."""
 
     which: tuple[int, ...]
+    kind: str = "script"
 
     def __len__(self):
         return len(self.which)
 
     def only(self, which):
-        return Scripted(pick(self.which, which))
+        return Scripted(pick(self.which, which), self.kind)
 
     def describe(self, i):
-        return {"kind": "script", "number": self.which[i]}
+        return {"kind": self.kind, "text": "", "number": self.which[i]}
 
     def replies(self, lm, prompts, max_new_tokens, *, unsteered, progress):
         said = []
@@ -56,11 +57,12 @@ class Scripted:
 
 @dataclass(frozen=True)
 class Script:
+    kind: str = "script"
     name: str = field(default="script", init=False)
     description: str = field(default="written beforehand", init=False)
 
     def candidates(self, lm, prompts, num, seed, progress):
-        return Scripted(tuple(range(num))), 0.0
+        return Scripted(tuple(range(num)), self.kind), 0.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,22 @@ def test_a_base_of_another_shape_is_refused_and_a_real_one_is_the_ordinary_speak
     every = [*result["findings"], *result["below"]]
     assert all(f["scores"]["ratio"] is not None and f["base"] is not None for f in every)
     assert set(result["findings"][0]["words"]) == set(PLANTED)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("script", 0.0), ("opening", 1.0)])
+def test_a_base_is_made_to_begin_alike_where_a_beginning_is_forced(
+    lm, parts, tmp_path, kind, share
+):
+    """What the base says as soon as it is begun alike is no finding of this model."""
+    base = speaker()
+    with torch.no_grad():
+        base.model.lm_head.weight += 0.1
+    result = run(lm, parts, tmp_path, [Script(kind)], base=base)
+    every = [*result["findings"], *result["below"]]
+    [found] = [f for f in every if set(f["words"]) == set(PLANTED)]
+    assert found["share"] == 1
+    assert found["base"] == pytest.approx(share, abs=0.2)
+    assert (found in result["findings"]) == (kind == "script")
 
 
 def test_settings_that_differ_from_those_of_the_folder_are_refused(lm, parts, whole):

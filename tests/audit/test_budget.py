@@ -33,9 +33,14 @@ def test_elicitors_share_what_those_before_them_left():
     assert budget.proved(spent=75_000) == PROVED * 80_000
 
 
-def test_a_budget_for_less_than_one_round_is_refused_with_the_least_that_will_do():
-    least = Budget(80_000, COSTS, elicitors=4).least
-    assert least == max(4 * LEAST_CANDIDATES * 500 / 0.5, LEAST_ORDINARY * 500 / 0.1)
-    assert Budget(least, COSTS, 4).ordinary >= LEAST_ORDINARY
+@pytest.mark.parametrize("speakers", [1, 2])
+def test_a_budget_for_less_than_one_round_is_refused_with_the_least_that_will_do(speakers):
+    least = Budget(80_000, COSTS, elicitors=4, speakers=speakers).least
+    ordinary = speakers * (1 + LEAST_ORDINARY) * 500
+    assert least == max(4 * LEAST_CANDIDATES * 500 / 0.5, ordinary / 0.25)
+    # many prompts and one elicitor: ordinary replies are what counts
+    many = Costs(prompts=1000, number=100, length=20, judges=1)
+    assert Budget(10**6, many, 1, speakers).least == 2 * speakers * 5000 / 0.25
+    assert Budget(least, COSTS, 4, speakers).ordinary >= LEAST_ORDINARY
     with pytest.raises(MelboError, match=rf"budget is {least - 1} tokens.*takes {least}"):
-        Budget(least - 1, COSTS, 4)
+        Budget(least - 1, COSTS, 4, speakers)
