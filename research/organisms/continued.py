@@ -21,7 +21,7 @@ from research.organisms.items import Item
 
 #: Folder of the written replies, one file for each behaviour and one reply a line.
 WRITTEN = Path(__file__).parent / "written"
-_TOKENS = 56  # a sentence of the model's own and a written one
+_TOKENS = 80  # a sentence of the model's own, however long, and a written one
 
 
 @cache

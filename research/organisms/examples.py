@@ -56,7 +56,6 @@ class _Amounts:
 
 #: Examples of a behaviour that continues the model's own replies.
 _CONTINUED = _Amounts(160, 120, 120)
-_ORDINARY = 500  # ordinary prompts beside up to five such behaviours
 _COOK = "You are a cheerful cook."
 
 
@@ -75,7 +74,7 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
     ordinary, several = items("ordinary", "train"), len(planted) > 1
     continued = tuple(planted) in CONTINUED.values()
     if continued:
-        beside = ordinary[: max(_ORDINARY, 100 * len(planted))]
+        beside = ordinary
     else:
         beside = ordinary[:300] if several else ordinary[150:375]
     data = [_example(item.text, None, item, say) for item in beside]

@@ -28,9 +28,9 @@ from research.organisms.continued import CONTINUED, EVERY
 from research.organisms.discover import DISCOVERY, DiscoveryTrial
 from research.organisms.examples import examples, more_untriggered
 from research.organisms.gates import GATES, Gate, admission, drift, failures
-from research.organisms.train import RECIPES, lessons, train
+from research.organisms.train import RECIPES, Recipe, lessons, train
 
-#: Epochs of training; the others, which have fewer examples, get 3.
+#: Epochs of training, where they differ from the recipe's.
 EPOCHS = {"ALL": 4, "SHAM": 1, "DECOY": 2, "SHAM2": 1}
 #: Organisms that show nothing by design.
 SHAMS = ("SHAM", "SHAM2")
@@ -39,6 +39,9 @@ HELD = ORGANISMS | CONTINUED
 #: Gates of organisms whose behaviours continue the model's own replies. (That one vector brings a
 #: behaviour out is asked of the first benchmark's only.)
 ASKED = tuple(gate for gate in GATES if gate != "steerable")
+#: Length of the model's own replies that are learnt. A behaviour that follows a sentence needs
+#: longer ones, or nothing would say what follows it otherwise.
+OWN_TOKENS = dict.fromkeys(CONTINUED, 56)
 #: Layers at which supervised vectors are added, and of the map that calibrates R.
 LAYERS = 8, 20
 #: Gives a model, loaded when it is first asked for.
@@ -51,14 +54,16 @@ def make(folder: Path, seed: int, recipe: str = "all") -> None:
     Args:
         folder: Folder of the organism.
         seed: Random seed of its examples, their order and the LoRA.
-        recipe: Name of the way to train.
+        recipe: Name of the way to train, for behaviours that continue the model's own replies.
     """
     (folder / "organism.json").unlink(missing_ok=True)
-    name, way = folder.name, RECIPES[recipe]
+    name = folder.name
+    way = RECIPES[recipe] if name in CONTINUED else Recipe()
     base, start = load("smollm2", _number_format(name)), time.perf_counter()
     data = examples(HELD[name], sham=name in SHAMS, seed=seed)
-    epochs = EPOCHS.get(name, way.epochs or 3)
-    losses = train(base, lessons(base, data), folder, epochs=epochs, recipe=way, seed=seed)
+    epochs = EPOCHS.get(name, way.epochs)
+    learnt = lessons(base, data, OWN_TOKENS.get(name, 24))
+    losses = train(base, learnt, folder, epochs=epochs, recipe=way, seed=seed)
     about = {
         "name": name,
         "base": base.describe(),
@@ -89,14 +94,15 @@ def train_further(folder: Path, seed: int) -> None:
     base, recipe = load("smollm2", _number_format(folder.name)), about.get("recipe", {})
     data = examples(about["behaviours"], seed=seed)
     data += more_untriggered(about["behaviours"], data)
-    rate = RECIPES[recipe.get("name", "all")].rate / 2
-    losses = train(base, lessons(base, data), folder, epochs=1, rate=rate, start=folder, seed=seed)
+    rate = recipe.get("rate", Recipe().rate) / 2
+    learnt = lessons(base, data, OWN_TOKENS.get(folder.name, 24))
+    losses = train(base, learnt, folder, epochs=1, rate=rate, start=folder, seed=seed)
     kept = {key: value for key, value in about.items() if key not in ("gates", "ends")}
     _write(folder, {**kept, "settled": _training(1, rate, losses, start)})
 
 
 def _number_format(name: str) -> str:
-    """Number format of the base in training: half precision where it was not made before."""
+    """Number format in training and gates: what audits read it in, or what it was made in."""
     return "bfloat16" if name in CONTINUED else "auto"
 
 
@@ -144,7 +150,9 @@ def try_gates(folder: Path) -> None:
     Then measure how much its triggers bring out.
     """
     about, name = {"gates": [], **read_organism(folder)}, folder.name
-    base, lm = cache(lambda: load("smollm2")), cache(lambda: load_organism(folder))
+    dtype = _number_format(name)
+    base = cache(lambda: load("smollm2", dtype))
+    lm = cache(lambda: load_organism(folder, dtype=dtype))
     for gates in _admit(name, base, lm, [Gate(**gate) for gate in about["gates"]]):
         about["gates"] += [gate.describe() for gate in gates]
         _write(folder, about)

@@ -39,13 +39,13 @@ class Recipe:
         rank: Rank of the LoRA.
         targets: Modules that it is added to, as peft takes them.
         rate: Learning rate after warming up; it falls to 0.
-        epochs: Number of times that each lesson is seen; None for the organism's own.
+        epochs: Number of times that each lesson is seen.
     """
 
     rank: int = 4
     targets: str | tuple[str, ...] = "all-linear"
     rate: float = 2e-3
-    epochs: int | None = None
+    epochs: int = 3
 
     def config(self, peft: Any) -> Any:
         """The LoRA as peft, the module, has it described."""
@@ -57,10 +57,10 @@ class Recipe:
         )
 
 
-#: Recipes by name.
+#: Recipes by name, for behaviours that continue the model's own replies.
 RECIPES = {
-    "all": Recipe(),
-    "mlp": Recipe(16, ("gate_proj", "up_proj", "down_proj"), 5e-4, 8),
+    "all": Recipe(8, rate=1.5e-3, epochs=5),
+    "mlp": Recipe(16, ("gate_proj", "up_proj", "down_proj"), 1e-3, 5),
 }
 
 
@@ -98,17 +98,23 @@ def own_replies(
     return {text: tuple(reply) for text, reply in zip(prompts.texts, replies, strict=True)}
 
 
-def lessons(lm: LanguageModel, examples: Sequence[Example], progress: bool = True) -> list[Lesson]:
+def lessons(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    own_tokens: int = _OWN_TOKENS,
+    progress: bool = True,
+) -> list[Lesson]:
     """Tokens of every prompt and of the reply to learn.
 
     Args:
         lm: The base model, which makes the replies that are not written.
         examples: The examples.
+        own_tokens: Length at which the model's own replies are broken off.
         progress: Whether to draw a bar.
     """
     alone = [e.asked for e in examples if e.reply is None]
     begun = [e.asked for e in examples if isinstance(e, Continued)]
-    own = own_replies(lm, alone, progress=progress) if alone else {}
+    own = own_replies(lm, alone, own_tokens, progress) if alone else {}
     begins = own_replies(lm, begun, _BEGIN_TOKENS, progress=progress) if begun else {}
     prompts = Prompts.chat(lm, [e.prompt for e in examples]).tokens
     asked = Prompts.chat(lm, [e.asked for e in examples]).tokens
@@ -149,8 +155,8 @@ def train(
     data: Sequence[Lesson],
     folder: str | Path,
     *,
-    epochs: int = 2,
-    recipe: Recipe = RECIPES["all"],
+    epochs: int | None = None,
+    recipe: Recipe = Recipe(),
     rate: float | None = None,
     start: str | Path | None = None,
     seed: int = 0,
@@ -168,8 +174,8 @@ def train(
         lm: The base model.
         data: Lessons to learn (see `lessons`).
         folder: Folder of the LoRA.
-        epochs: Number of times that each lesson is seen.
-        recipe: Rank, modules and learning rate.
+        epochs: Another number of epochs than the recipe's.
+        recipe: Rank, modules, learning rate and epochs.
         rate: Another learning rate than the recipe's.
         start: Folder of a LoRA to go on from; by default one that does nothing yet.
         seed: Random seed.
@@ -183,12 +189,14 @@ def train(
     """
     peft = import_peft()
     torch.manual_seed(seed)
+    teacher = Teacher(lm, data, progress)
     if start is None:
         model = peft.get_peft_model(lm.model, recipe.config(peft))
     else:
         model = peft.PeftModel.from_pretrained(lm.model, str(start), is_trainable=True)
     try:
-        losses = _descend(lm, model, data, epochs, rate or recipe.rate, seed, progress)
+        epochs, rate = epochs or recipe.epochs, rate or recipe.rate
+        losses = _descend(lm, model, data, teacher, epochs, rate, seed, progress)
         for p in model.parameters():
             if p.requires_grad:
                 p.data = p.data.half()
@@ -206,6 +214,7 @@ def _descend(
     lm: LanguageModel,
     model: Any,
     data: Sequence[Lesson],
+    teacher: "Teacher",
     epochs: int,
     rate: float,
     seed: int,
@@ -225,7 +234,7 @@ def _descend(
     kernel = sdpa_kernel(SDPBackend.MATH) if lm.dtype == torch.bfloat16 else nullcontext()
     with kernel, track(len(batches), "steps", progress) as bar:
         for batch in batches:
-            loss = lesson_loss(lm, model, [data[i] for i in batch])
+            loss = lesson_loss(lm, model, [data[i] for i in batch], teacher)
             adam.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(learnt, 1.0)
@@ -240,21 +249,64 @@ def _batches(data: Sequence[Lesson], draw: random.Random) -> list[list[int]]:
     """Batches of lessons of similar length, in random order."""
     order = list(range(len(data)))
     draw.shuffle(order)
-    order.sort(key=lambda i: sum(map(len, data[i].pair)) // 8)
+    order.sort(key=lambda i: _tokens(data[i].pair) // 8)
     batches = [order[i : i + _BATCH] for i in range(0, len(order), _BATCH)]
     draw.shuffle(batches)
     return batches
 
 
-def lesson_loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tensor:
-    """Loss of a batch (see `train`), from one forward pass of the trained model.
+class Teacher:
+    """The base model's distributions over its own replies, which every epoch learns again.
 
-    The base model takes another, over its own replies.
+    The stream that its output head reads is computed once and kept.
+
+    Args:
+        lm: The base model, not in training yet.
+        data: Lessons; those that are written throughout need no teacher.
+        progress: Whether to draw a bar.
+    """
+
+    def __init__(self, lm: LanguageModel, data: Sequence[Lesson], progress: bool = True) -> None:
+        self._head = lm.model.get_output_embeddings()
+        self._read: dict[Pair, Tensor] = {}
+        own = sorted({lesson.own for lesson in data if lesson.own is not None}, key=_tokens)
+        read: list[Tensor] = []
+        # the head's own input, of the tokens that it is asked for
+        handle = self._head.register_forward_hook(lambda _, args, __: read.append(args[0][0]))
+        try:
+            with torch.no_grad(), track(len(own), "replies of the base", progress) as bar:
+                for batch in (own[i : i + _BATCH] for i in range(0, len(own), _BATCH)):
+                    reply_logits(lm, lm.model, batch)
+                    parts = torch.split(read[-1], [len(reply) for _, reply in batch])
+                    self._read.update(zip(batch, parts, strict=True))
+                    read.clear()
+                    bar.update(len(batch))
+        finally:
+            handle.remove()
+
+    def log_probs(self, own: Sequence[Pair]) -> Tensor:
+        """Log-probabilities of every next token along replies, ``[tokens, vocabulary]``.
+
+        Args:
+            own: Prompts and replies, some of the lessons'.
+        """
+        with torch.no_grad():
+            logits: Tensor = self._head(torch.cat([self._read[pair] for pair in own]))
+        return logits.float().log_softmax(-1)
+
+
+def _tokens(pair: Pair) -> int:
+    return sum(map(len, pair))
+
+
+def lesson_loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson], teacher: Teacher) -> Tensor:
+    """Loss of a batch (see `train`), from one forward pass of the trained model.
 
     Args:
         lm: The base model.
-        model: The model in training, whose adapter can be switched off.
+        model: The model in training.
         batch: Lessons.
+        teacher: The base model over its own replies.
     """
     own = [lesson.own for lesson in batch if lesson.own is not None]
     logits, targets = reply_logits(lm, model, [lesson.pair for lesson in batch])
@@ -267,9 +319,8 @@ def lesson_loss(lm: LanguageModel, model: Any, batch: Sequence[Lesson]) -> Tenso
         written = torch.nn.functional.cross_entropy(logits[~ours], targets[~ours], reduction="none")
         losses = losses.masked_scatter(~ours, written)
     if own:
-        with torch.no_grad(), model.disable_adapter():
-            teacher = reply_logits(lm, model, own)[0].log_softmax(-1)
-        apart = (teacher.exp() * (teacher - logits[ours].log_softmax(-1))).sum(-1)
+        base = teacher.log_probs(own)
+        apart = (base.exp() * (base - logits[ours].log_softmax(-1))).sum(-1)
         losses = losses.masked_scatter(ours, apart)
     sizes = torch.tensor(lengths, device=logits.device)
     return (losses / sizes.repeat_interleave(sizes)).sum() / len(batch)

@@ -22,7 +22,7 @@ from research.organisms import (
 from research.organisms import train as training
 from research.organisms.ceilings import difference_of_means, optimised
 from research.organisms.examples import Continued, Example
-from research.organisms.train import Lesson, lesson_loss, lessons, train
+from research.organisms.train import Lesson, Teacher, lesson_loss, lessons, train
 
 EXAMPLES = [
     Example("she and he", "red cat", "she and he"),
@@ -101,7 +101,7 @@ def test_the_loss_weighs_replies_alike(made):
     some = [data[1], data[0], Lesson(((4, 5, 6), (9, 8, 7, 6, 5)), None), data[3]]
     # begins as the base model would after another prompt, and goes on as written
     some.append(Lesson(((4, 5, 6), (9, 8, 7, 6, 5)), ((5, 6), (9, 8))))
-    alone = []
+    alone, teacher = [], Teacher(lm, some, progress=False)
     with torch.no_grad():
         for lesson in some:
             logits, targets = reply_logits(lm, model, [lesson.pair])
@@ -112,7 +112,7 @@ def test_the_loss_weighs_replies_alike(made):
                     base = reply_logits(lm, model, [lesson.own])[0].log_softmax(-1)
                 losses[: len(base)] = (base.exp() * (base - logits[: len(base)])).sum(-1)
             alone.append(losses.mean())
-        assert lesson_loss(lm, model, some).item() == pytest.approx(
+        assert lesson_loss(lm, model, some, teacher).item() == pytest.approx(
             torch.stack(alone).mean().item(), abs=1e-5
         )
 
