@@ -28,6 +28,7 @@ from melbo.discovery.recipes import RECIPES
 from melbo.errors import MelboError
 from melbo.models.text import built_in
 from melbo.records import ResultLog, environment, to_json, write_atomically
+from research.audits.tables import AMPLIFIED
 from research.audits.tables import ROWS as AUDITED
 from research.audits.trial import BEHAVIOURS_OF, PERPLEXITY, WAYS, Trial
 from research.compatibility.rows import ROWS, WRONG
@@ -259,6 +260,7 @@ def _show_organisms(home: Path, known: Sequence[Evidence], out: Path, as_json: b
 )
 @click.option("--seed", "seeds", multiple=True, type=int, default=[0], help="May be given again.")
 @click.option("--budget", type=click.IntRange(min=1), default=TOKENS, help="Number of tokens.")
+@click.option("--amplify", is_flag=True, help="Measure how often their themes can be brought out.")
 @click.option(
     "--work", type=folder, default="runs/audits", help="Folder of replies; may be deleted after."
 )
@@ -268,18 +270,22 @@ def audits(
     ways: tuple[str, ...],
     seeds: tuple[int, ...],
     budget: int,
+    amplify: bool,
     work: Path,
 ) -> None:
     """Audit ORGANISMS, whose hidden behaviours are known, and write what was named as rows.
 
     Rows that are there already are not made again. An audit that was cut off goes on.
     """
-    log = ResultLog(AUDITED)
+    log = ResultLog(AMPLIFIED if amplify else AUDITED)
     for organism, way, seed in product(organisms, ways, seeds):
         trial = Trial(organism, recipe, way, seed, budget)
+        out = work / "-".join(map(str, trial.key.values()))
         if not log.of(trial.key):
-            log.add(trial.run(work / "-".join(map(str, trial.key.values()))))
-        click.echo(f"{organism} {way} {seed}: {log.of(trial.key)[0]['reads']}")
+            more = out.with_name(f"{out.name}-amplified")
+            log.add(trial.amplify(out, more) if amplify else trial.run(out))
+        row = log.of(trial.key)[0]
+        click.echo(f"{organism} {way} {seed}: {row['themes' if amplify else 'reads']}")
 
 
 @cli.command()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from melbo.audit.account import account, spent, spent_before_proof
 from melbo.audit.budget import TOKENS, Budget, Costs
 from melbo.audit.findings import order
@@ -123,19 +125,35 @@ class Audit:
         Raises:
             MelboError: The folder holds an audit of other settings, or cannot be written to.
         """
-        out, log = Path(out), ResultLog(Path(out) / LOG)
-        _check_settings(log, self._settings())
         with track(self.budget, "tokens", progress) as bar:
-            bar.update(spent(log))
-            screening = Screening(self.lm, self._compared, log, self.max_new_tokens, bar)
-            found, sources = self._themes(screening)
-            left = self._split.proved(spent_before_proof(log))
-            proof = Proof(screening, sources, self.parts, left, out, self.seed, self.base)
+            found, proof = self.screened(out, bar)
             proved = proof.findings(found)
         findings = sorted(proved, key=lambda f: f.score, reverse=True)
+        log = proof.screening.log
         result = account(log, self.budget, self._tried, findings, len(found), self.parts)
-        write_atomically({out / FINDINGS: to_json(result)})
+        write_atomically({Path(out) / FINDINGS: to_json(result)})
         return result
+
+    def screened(self, out: str | Path, bar: tqdm) -> tuple[list[Theme], Proof]:
+        """Screen, or go on with that: the first half of an audit.
+
+        Args:
+            out: Folder of the audit.
+            bar: Bar that is moved on by the tokens that were spent.
+
+        Returns:
+            The themes, the most promising first, and the proof that they are to be put to.
+
+        Raises:
+            MelboError: As `run`.
+        """
+        log = ResultLog(Path(out) / LOG)
+        _check_settings(log, self._settings())
+        bar.update(spent(log))
+        screening = Screening(self.lm, self._compared, log, self.max_new_tokens, bar)
+        found, sources = self._themes(screening)
+        left = self._split.proved(spent_before_proof(log))
+        return found, Proof(screening, sources, self.parts, left, Path(out), self.seed, self.base)
 
     def _themes(self, screening: Screening) -> tuple[list[Theme], dict[str, Source]]:
         """Themes of the screening prompts, the most promising first, and elicitors by name."""

@@ -41,7 +41,10 @@ _AMPLIFIED, _QUOTE = "amplified", "quote"
 # kinds of candidates that any model with the same tokenizer can be put under
 _OF_ANY_MODEL = ("opening", "continuation", "draw")
 
+#: Elicitor and number of a candidate.
 Who = tuple[str, int]
+#: The best candidate of each theme, and how often it brings it out on validation prompts.
+Best = tuple[list[Who], list[Shown]]
 
 
 @dataclass
@@ -78,11 +81,21 @@ class Proof:
             A finding for each of them, in the same order.
         """
         proved = themes[: self._affordable]
-        best, shares = self._amplified(proved, *self._quoted(proved, *self._chosen(proved)))
+        best = self.quoted(proved, self.chosen(proved))
+        return self.reported(proved, self.amplified(proved, best, _TO_AMPLIFY * self.tokens))
+
+    def reported(self, themes: Sequence[Theme], best: Best) -> list[Finding]:
+        """Count themes on the held-out prompts, beside the controls.
+
+        Args:
+            themes: The themes.
+            best: What brings each of them out.
+        """
+        whos, shares = best
         screening, prompts = self.screening, self.parts.held_out
-        held_out = self._replies("test", best, prompts)
+        held_out = self._replies("test", whos, prompts)
         unsteered = screening.ordinary("test", prompts, 0, self.seed, screening.lm)
-        base = self._of_base(best)
+        base = self._of_base(whos)
         control = list(screening.candidates("test", self._control, range(CONTROLS), prompts))
         return [
             Finding(
@@ -97,7 +110,7 @@ class Proof:
                 validated=validated,
                 amplified=self._amplification(who),
             )
-            for theme, who, validated in zip(proved, best, shares, strict=True)
+            for theme, who, validated in zip(themes, whos, shares, strict=True)
         ]
 
     def _of_base(self, whos: Sequence[Who]) -> dict[Who, list[Reply]]:
@@ -117,8 +130,12 @@ class Proof:
             replies |= {who: itself for who in whos if who not in replies}
         return replies
 
-    def _chosen(self, themes: Sequence[Theme]) -> tuple[list[Who], list[Shown]]:
-        """The candidate that brings each theme out best on validation prompts, and how often."""
+    def chosen(self, themes: Sequence[Theme]) -> Best:
+        """The candidates that bring themes out best, out of those that said them most.
+
+        Args:
+            themes: The themes.
+        """
         tried = [_to_try(theme) for theme in themes]
         every = [who for each in tried for who in each]
         said = self._replies("validate", every, self.parts.validation)
@@ -128,37 +145,33 @@ class Proof:
         ]
         return best, [Shown.of(t, said[who]) for t, who in zip(themes, best, strict=True)]
 
-    def _quoted(
-        self, themes: Sequence[Theme], best: Sequence[Who], shares: Sequence[Shown]
-    ) -> tuple[list[Who], list[Shown]]:
-        """The best candidate of each theme, a quote of it where that does so more often."""
-        weak = [k for k, shown in enumerate(shares) if shown.share < AMPLIFIED_BELOW]
+    def quoted(self, themes: Sequence[Theme], best: Best) -> Best:
+        """A quote of a weak theme in the place of what brings it out, if it does so more often.
+
+        Args:
+            themes: The themes.
+            best: What brings each of them out so far.
+        """
+        weak = [k for k, shown in enumerate(best[1]) if shown.share < AMPLIFIED_BELOW]
         tokenizer = self.screening.lm.tokenizer
         each = [(k, quote) for k in weak for quote in quotes(themes[k], tokenizer, QUOTED)]
         if not each:
-            return list(best), list(shares)
+            return best
         found = Continued(Forced(tuple(quote for _, quote in each)))
         self._quotes = Source(_QUOTE, lambda: (found, 0.0))
-        return self._better(
-            themes, best, shares, [(k, (_QUOTE, i)) for i, (k, _) in enumerate(each)]
-        )
+        return self._better(themes, best, [(k, (_QUOTE, i)) for i, (k, _) in enumerate(each)])
 
     def _better(
-        self,
-        themes: Sequence[Theme],
-        best: Sequence[Who],
-        shares: Sequence[Shown],
-        tried: Sequence[tuple[int, Who]],
-    ) -> tuple[list[Who], list[Shown]]:
+        self, themes: Sequence[Theme], best: Best, tried: Sequence[tuple[int, Who]]
+    ) -> Best:
         """The best candidate of each theme, one of those tried where that does so more often.
 
         Args:
             themes: The themes.
-            best: The best candidate of each so far.
-            shares: How often it brings the theme out on validation prompts.
+            best: What brings each of them out so far.
             tried: Numbers of themes, and a candidate for each.
         """
-        whos, shown = list(best), list(shares)
+        whos, shown = list(best[0]), list(best[1])
         said = self._replies("validate", [who for _, who in tried], self.parts.validation)
         for k, who in tried:
             now = Shown.of(themes[k], said[who])
@@ -208,27 +221,31 @@ class Proof:
             return self._vectors
         return self._quotes if name == _QUOTE else self.sources[name]
 
-    def _amplified(
-        self, themes: Sequence[Theme], best: Sequence[Who], shares: Sequence[Shown]
-    ) -> tuple[list[Who], list[Shown]]:
-        """The best candidate of each theme, an amplified vector where that does so more often."""
+    def amplified(self, themes: Sequence[Theme], best: Best, tokens: float) -> Best:
+        """A vector that is learnt from a weak theme's replies, if it brings it out more often.
+
+        Args:
+            themes: The themes.
+            best: What brings each of them out so far.
+            tokens: Tokens to spend on learning.
+        """
+        shares = best[1]
         weak = [
             k
             for k, theme in enumerate(themes)
             if shares[k].share < AMPLIFIED_BELOW and len(theme.replies) >= LEAST_REPLIES
         ]
-        left = _TO_AMPLIFY * self.tokens
         for k in weak:
             replies, (start, norm) = self._to_learn(themes[k]), self._start(themes[k])
             # a pass forward and one back for each step, from the layer on that is steered
             steered = 1 - start.source / self.screening.lm.depth
             cost = 2 * _STEPS * steered * sum(len(p) + len(r) for p, r in replies)
-            if cost > left:
+            if cost > tokens:
                 break
-            left -= cost
+            tokens -= cost
             self._amplify(k, replies, start, norm, cost, shares[k])
         tried = [(k, (_AMPLIFIED, i)) for i, k in enumerate(self._amplified_themes)]
-        return self._better(themes, best, shares, tried)
+        return self._better(themes, best, tried)
 
     def _to_learn(self, theme: Theme) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Prompts and replies of a theme to learn from, at most `A_PROMPT` to one prompt."""

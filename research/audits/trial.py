@@ -15,7 +15,8 @@ from melbo.discovery.noise import ActivationNoise
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
 from melbo.discovery.weight_noise import WeightNoise
-from melbo.records import Row
+from melbo.records import Row, environment
+from research.audits.amplified import amplified, screened_before
 from research.audits.named import behaviours_fired, behaviours_named, reads
 from research.audits.perplexity import differenced
 from research.audits.searched import Searched
@@ -86,6 +87,21 @@ class Trial:
             return differenced(self, lm, base, screening, behaviours, out)
         result = WAYS[self.way].audit(lm, base, self.seed, self.budget).run(out)
         return {**self.key, **judged(result, behaviours)}
+
+    def amplify(self, audit: Path, out: Path) -> Row:
+        """Amplify its themes: those that name a behaviour, or any if its directions are random.
+
+        Args:
+            audit: Folder of its audit, if there is one.
+            out: Folder of what is added to that.
+        """
+        base = load("smollm2", DTYPE)
+        lm = base if self.organism == PLAIN else load_organism(self.folder, dtype=DTYPE)
+        behaviours = BEHAVIOURS_OF[self.organism]
+        screened_before(audit, out)
+        made = WAYS[self.way].audit(lm, base, self.seed, self.budget)
+        themes = amplified(made, behaviours, out, planted=self.way != "random")
+        return {**self.key, "themes": themes, "environment": environment()}
 
 
 def built_in(lm: LanguageModel) -> Parts:
