@@ -19,6 +19,7 @@ from melbo.discovery.candidates import Elicitor
 from melbo.discovery.continuations import GROWN, Continuations
 from melbo.discovery.differences import ActivationDifference, WeightDifference, require_alike
 from melbo.discovery.draws import Temperature
+from melbo.discovery.extrapolation import Extrapolation
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
 from melbo.errors import MelboError
@@ -29,7 +30,7 @@ from melbo.records import ResultLog, Row, to_json, write_atomically
 #: Files of an audit in its folder.
 LOG, FINDINGS = "audit.jsonl", "findings.json"
 #: Version of the log; one of another version is not gone on with.
-VERSION = 1
+VERSION = 2
 #: Length of a reply at most, long enough for a habit that shows in mid-reply.
 REPLY_TOKENS = 40
 
@@ -47,7 +48,7 @@ def usual_elicitors(base: LanguageModel | None = None) -> list[Elicitor]:
         Temperature(),
     ]
     if base is not None:
-        usual += [WeightDifference(base), ActivationDifference(base)]
+        usual += [Extrapolation(base), WeightDifference(base), ActivationDifference(base)]
     return usual
 
 

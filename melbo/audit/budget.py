@@ -66,15 +66,28 @@ class Costs:
 
 
 def turns(num_prompts: int) -> list[list[int]]:
-    """Numbers of the prompts that candidates are tried on: the i-th gets the i-th of these.
+    """Numbers of the prompts that candidates are tried on, turn by turn (see `turn_of`).
 
-    After the last turn comes the first again. Every prompt is in one of them.
+    Every prompt is in one of them.
 
     Args:
         num_prompts: Number of prompts.
     """
     num = max(1, num_prompts // TURN)
     return [list(range(k, num_prompts, num)) for k in range(num)]
+
+
+def turn_of(candidate: int, num_turns: int) -> int:
+    """Number of the turn that a candidate gets.
+
+    Every round of candidates begins one turn later than the one before. Settings that candidates
+    take by turns, such as strengths, would otherwise meet the same prompts in each round.
+
+    Args:
+        candidate: Number of the candidate.
+        num_turns: Number of turns.
+    """
+    return (candidate + candidate // num_turns) % num_turns
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from melbo.audit.budget import Budget, turns
+from melbo.audit.budget import Budget, turn_of, turns
 from melbo.audit.replies import Reply, judged
 from melbo.discovery.candidates import Candidates, Edited, Elicitor, some_prompts
 from melbo.discovery.draws import Drawn
@@ -236,7 +236,7 @@ def _elicited(screening: Screening, source: Source, prompts: Prompts) -> list[Re
     num, each = log.of(case)[0]["found"], turns(len(prompts))
     replies: list[Reply] = []
     for k, some in enumerate(each):
-        which = range(k, num, len(each))
+        which = [i for i in range(num) if turn_of(i, len(each)) == k]
         said = screening.candidates("screen", source, which, some_prompts(prompts, some))
         replies += [replace(reply, prompt=some[reply.prompt]) for reply in said]
     return replies
@@ -279,6 +279,8 @@ def described(about: dict[str, Any]) -> str:
         return f"{kind} {about['text']!r}"
     if kind == "draw":
         return f"temperature {about['temperature']:g}"
+    if kind == "extrapolation":
+        return f"weights moved on by {about['factor']:g} of their difference from the base"
     if "index" in about:
         return f"{kind} {about['index']} at {about.get('strength', 1):g} R"
     return str(kind).replace("-", " ")

@@ -1,32 +1,29 @@
 """Noise in weights: each candidate is a model whose output matrices are slightly off."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from melbo.discovery.candidates import as_table, pick
+from melbo.discovery.candidates import pick
+from melbo.discovery.one_by_one import OneByOne
 from melbo.errors import MelboError
-from melbo.features.generate import Completions
 from melbo.maths.keyed_random import key_of
-from melbo.models.decoding.decode import decode
-from melbo.models.edits import EditSequence
 from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
 from melbo.models.weights.output_matrices import OutputMatrix, output_matrices
 from melbo.models.weights.storage import Change, changed, is_offloaded, require_plain
-from melbo.progress import track
 
 #: Sizes of the noise, as shares of a matrix's root mean square.
 SIZES = (0.1, 0.2, 0.3)
 
 
 @dataclass(frozen=True)
-class Perturbed:
+class Perturbed(OneByOne):
     """Noise in weights as candidates: W ← W + σ·rms(W)·G.
 
     W is every matrix that writes to the residual stream. G is standard normal, and depends on the
@@ -37,6 +34,7 @@ class Perturbed:
         seeds: Random seed of each candidate.
     """
 
+    what: ClassVar[str] = "weight noise"
     sizes: tuple[float, ...]
     seeds: tuple[int, ...]
 
@@ -48,33 +46,9 @@ class Perturbed:
         """Some of the candidates."""
         return Perturbed(pick(self.sizes, which), pick(self.seeds, which))
 
-    def replies(
-        self,
-        lm: LanguageModel,
-        prompts: Prompts,
-        max_new_tokens: int,
-        *,
-        unsteered: bool,
-        progress: bool,
-    ) -> Completions:
-        """See `Candidates.replies`; candidates run one after the other, prompts side by side."""
-        matrices = output_matrices(lm)
-        of_candidate = []
-        with track(len(self), "weight noise", progress) as bar:
-            for size, seed in zip(self.sizes, self.seeds, strict=True):
-                with perturbed(lm, matrices, size, seed):
-                    of_candidate.append(
-                        decode(
-                            lm,
-                            prompts.tokens,
-                            EditSequence(()),
-                            max_new_tokens,
-                            progress=False,
-                        )
-                    )
-                bar.update()
-        said = [replies[p] for p in range(len(prompts)) for replies in of_candidate]
-        return as_table(lm, prompts, said, max_new_tokens, unsteered)
+    def weights(self, lm: LanguageModel, i: int) -> AbstractContextManager[None]:
+        """See `OneByOne.weights`."""
+        return perturbed(lm, output_matrices(lm), self.sizes[i], self.seeds[i])
 
     def describe(self, i: int) -> dict[str, Any]:
         """See `Candidates.describe`."""

@@ -11,6 +11,7 @@ from melbo.discovery.candidates import Elicitor
 from melbo.discovery.continuations import Continuations
 from melbo.discovery.differences import ActivationDifference, WeightDifference
 from melbo.discovery.draws import Temperature
+from melbo.discovery.extrapolation import Extrapolation
 from melbo.discovery.noise import ActivationNoise
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
@@ -191,6 +192,9 @@ WAYS = {
     "temperature": _alone("temperature alone", Temperature),
     "noise": _alone("noise in activations alone", ActivationNoise),
     "weight-noise": _alone("noise in weights alone", WeightNoise),
+    "extrapolation": Way(
+        "weights further from the base alone", lambda base: [Extrapolation(base)], based=True
+    ),
     "weight-difference": Way(
         "weight differences alone", lambda base: [WeightDifference(base)], based=True
     ),

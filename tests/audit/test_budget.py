@@ -3,7 +3,16 @@
 import pytest
 
 from melbo import MelboError
-from melbo.audit.budget import LEAST_CANDIDATES, LEAST_ORDINARY, PROVED, TURN, Budget, Costs, turns
+from melbo.audit.budget import (
+    LEAST_CANDIDATES,
+    LEAST_ORDINARY,
+    PROVED,
+    TURN,
+    Budget,
+    Costs,
+    turn_of,
+    turns,
+)
 
 COSTS = Costs(prompts=100, number=10, length=20, judges=1)  # 500 tokens
 
@@ -19,6 +28,13 @@ def test_turns_hold_every_prompt_once():
     assert sorted(i for turn in each for i in turn) == [*range(52)]
     assert {len(turn) for turn in each} == {TURN, TURN + 1}
     assert turns(5) == [[0, 1, 2, 3, 4]]
+
+
+def test_candidates_of_one_setting_meet_every_prompt():
+    """Also where the number of settings divides that of turns."""
+    for settings in (2, 3, 4, 8):
+        met = {(i % settings, turn_of(i, 8)) for i in range(64)}
+        assert len(met) == settings * 8
 
 
 def test_elicitors_share_what_those_before_them_left():
