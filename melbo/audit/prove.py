@@ -1,16 +1,14 @@
 """Proof: what brings a theme out on other prompts, chosen on some and counted on the rest."""
 
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from melbo.audit.amplify import amplify
 from melbo.audit.budget import Costs
 from melbo.audit.findings import Finding, Shown
+from melbo.audit.learnt import AMPLIFIED, LearntVectors, alone
 from melbo.audit.parts import Parts
 from melbo.audit.quotes import quotes
 from melbo.audit.replies import Reply
@@ -19,8 +17,6 @@ from melbo.audit.themes import Theme
 from melbo.discovery.continuations import Continued
 from melbo.discovery.openings import Forced
 from melbo.discovery.steered import Features, Steered
-from melbo.features.directions import FeatureSet
-from melbo.features.steerable import Mixed
 from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import Prompts
 
@@ -28,16 +24,13 @@ from melbo.models.text.prompts import Prompts
 MOST_THEMES, TRIED = 24, 2
 #: Share of validation prompts below which a theme is amplified, where it has replies enough.
 AMPLIFIED_BELOW, LEAST_REPLIES = 0.8, 8
-#: Replies to one prompt that amplification learns from, and all of them, at most.
-A_PROMPT, LEARNT = 2, 12
 #: Quotes of a theme that are tried on validation prompts.
 QUOTED = 3
 #: Random directions beside every finding.
 CONTROLS = 4
-_STEPS = 16
 # share of the tokens that is kept to amplify themes
 _TO_AMPLIFY = 0.25
-_AMPLIFIED, _QUOTE = "amplified", "quote"
+_QUOTE = "quote"
 # kinds of candidates that any model with the same tokenizer can be put under
 _OF_ANY_MODEL = ("opening", "continuation", "draw")
 
@@ -108,7 +101,7 @@ class Proof:
                 elicited_by=self._in_words(who),
                 reproduce=self._account(who),
                 validated=validated,
-                amplified=self._amplification(who),
+                amplified=self._vectors.describe(who[1]) if who[0] == AMPLIFIED else None,
             )
             for theme, who, validated in zip(themes, whos, shares, strict=True)
         ]
@@ -217,8 +210,8 @@ class Proof:
         return replies
 
     def _source(self, name: str) -> Source:
-        if name == _AMPLIFIED:
-            return self._vectors
+        if name == AMPLIFIED:
+            return self._vectors.source
         return self._quotes if name == _QUOTE else self.sources[name]
 
     def amplified(self, themes: Sequence[Theme], best: Best, tokens: float) -> Best:
@@ -236,93 +229,23 @@ class Proof:
             if shares[k].share < AMPLIFIED_BELOW and len(theme.replies) >= LEAST_REPLIES
         ]
         for k in weak:
-            replies, (start, norm) = self._to_learn(themes[k]), self._start(themes[k])
-            # a pass forward and one back for each step, from the layer on that is steered
-            steered = 1 - start.source / self.screening.lm.depth
-            cost = 2 * _STEPS * steered * sum(len(p) + len(r) for p, r in replies)
-            if cost > tokens:
+            cost = self._vectors.learn(k, themes[k], tokens, shares[k].share)
+            if cost is None:
                 break
             tokens -= cost
-            self._amplify(k, replies, start, norm, cost, shares[k])
-        tried = [(k, (_AMPLIFIED, i)) for i, k in enumerate(self._amplified_themes)]
+        tried = [(k, (AMPLIFIED, i)) for i, k in enumerate(self._vectors.themes)]
         return self._better(themes, best, tried)
 
-    def _to_learn(self, theme: Theme) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Prompts and replies of a theme to learn from, at most `A_PROMPT` to one prompt."""
-        taken: dict[int, int] = {}
-        pairs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        for reply in theme.replies:
-            if taken.get(reply.prompt, 0) < A_PROMPT and len(pairs) < LEARNT:
-                taken[reply.prompt] = taken.get(reply.prompt, 0) + 1
-                pairs.append((self.parts.screening.tokens[reply.prompt], reply.tokens))
-        return pairs
-
-    def _amplify(
-        self,
-        k: int,
-        replies: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-        start: FeatureSet,
-        norm: float,
-        cost: float,
-        before: Shown,
-    ) -> None:
-        """Make the vector of a theme, unless an interrupted audit made it."""
-        case, log = {"stage": "amplify", "theme": k}, self.screening.log
-        folder = self.folder / _AMPLIFIED / str(k)
-        if log.of(case):
-            return
-        clock = time.perf_counter()
-        made = amplify(
-            self.screening.lm,
-            replies,
-            start,
-            norm=norm,
-            steps=_STEPS,
-            seed=self.seed,
-            progress=False,
-        )
-        made.features.save(folder, force=True)
-        self.screening.add(
-            {
-                **case,
-                "tokens": cost,
-                "seconds": time.perf_counter() - clock,
-                "share_before": before.share,
-                "losses": list(made.losses),
-                "steps": _STEPS,
-                "folder": str(Path(_AMPLIFIED) / str(k)),
-            }
-        )
-
-    def _start(self, theme: Theme) -> tuple[FeatureSet, float]:
-        """Directions that said a theme, once for each time they did, and their norm.
-
-        All are of the slice that said it most; a random direction where none said it.
-        """
-        source = self.sources.get("directions")
-        said = [r.candidate for r in theme.replies if r.elicitor == "directions"]
-        if source is None or not said:
-            source, said = self._control, [0]
-        steered = source.candidates
-        assert isinstance(steered, Steered)
-        single = {i: _alone(steered, i) for i in said}
-        first = Counter(said).most_common(1)[0][0]
-        same = [single[i] for i in said if single[i].source == single[first].source]
-        return (
-            reduce(lambda a, b: a.join(b), same),
-            float(single[first].scale * steered.strengths[first]),
-        )
-
-    @property
-    def _amplified_themes(self) -> list[int]:
-        return [row["theme"] for row in self.screening.log.of({"stage": "amplify"})]
-
     @cached_property
-    def _vectors(self) -> Source:
-        """Amplified vectors as candidates, in the order of `_amplified_themes`."""
-        folders = [self.folder / _AMPLIFIED / str(k) for k in self._amplified_themes]
-        sets = [FeatureSet.load(folder, self.screening.lm) for folder in folders]
-        return Source(_AMPLIFIED, lambda: (Steered(Mixed(sets)), 0.0))
+    def _vectors(self) -> LearntVectors:
+        return LearntVectors(
+            self.screening,
+            self.parts.screening,
+            self.sources.get("directions"),
+            self._control,
+            self.folder,
+            self.seed,
+        )
 
     @cached_property
     def _control(self) -> Source:
@@ -332,12 +255,12 @@ class Proof:
 
     def _in_words(self, who: Who) -> str:
         name, _ = who
-        return "amplified vector" if name == _AMPLIFIED else described(self._account(who))
+        return "amplified vector" if name == AMPLIFIED else described(self._account(who))
 
     def _account(self, who: Who) -> dict[str, Any]:
         name, i = who
-        if name == _AMPLIFIED:
-            return {"kind": _AMPLIFIED, "folder": f"{_AMPLIFIED}/{self._amplified_themes[i]}"}
+        if name == AMPLIFIED:
+            return {"kind": AMPLIFIED, "folder": self._vectors.describe(i)["folder"]}
         about = self._source(name).candidates.describe(i)
         return about | {"folder": self._saved(i)} if about["kind"] == "direction" else about
 
@@ -345,18 +268,11 @@ class Proof:
         """Folder of the run that holds direction ``i`` alone, at the strength it was tried at."""
         steered = self.sources["directions"].candidates
         assert isinstance(steered, Steered)
-        one = _alone(steered, i)
+        one = alone(steered, i)
         at_strength = replace(one, scale=one.scale * steered.strengths[i])
         # it may have brought out several themes, or have been written by an interrupted audit
         at_strength.save(self.folder / "directions" / str(i), force=True)
         return f"directions/{i}"
-
-    def _amplification(self, who: Who) -> dict[str, Any] | None:
-        name, i = who
-        if name != _AMPLIFIED:
-            return None
-        row = self.screening.log.of({"stage": "amplify", "theme": self._amplified_themes[i]})[0]
-        return {key: row[key] for key in ("share_before", "losses", "steps", "folder")}
 
 
 def _to_try(theme: Theme) -> list[Who]:
@@ -366,11 +282,3 @@ def _to_try(theme: Theme) -> list[Who]:
         first.setdefault(who[0], who)
     best = list(first.values())
     return [*best, *(who for who in theme.candidates if who not in best)][:TRIED]
-
-
-def _alone(steered: Steered, i: int) -> FeatureSet:
-    """Direction ``i`` as a set of its own."""
-    features = steered.features
-    one = features.alone(i) if isinstance(features, Mixed) else features[[i]]
-    assert isinstance(one, FeatureSet)
-    return one
