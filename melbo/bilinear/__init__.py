@@ -1,6 +1,7 @@
 """Layers whose response to steering is a polynomial in α, with weights that say what it is."""
 
-from melbo.bilinear.gated import from_block, from_module
+from melbo.bilinear.gate import GatedMLP
+from melbo.bilinear.gated import from_block, from_module, gated_mlp
 from melbo.bilinear.layer import Bilinear, CrossMap, Interaction
 from melbo.bilinear.relu import ReluMLP
 from melbo.bilinear.split import Split
@@ -8,9 +9,11 @@ from melbo.bilinear.split import Split
 __all__ = [
     "Bilinear",
     "CrossMap",
+    "GatedMLP",
     "Interaction",
     "ReluMLP",
     "Split",
     "from_block",
     "from_module",
+    "gated_mlp",
 ]

@@ -4,11 +4,10 @@ A gated MLP computes down[act(gate x) ⊙ (up x)]. Without act it is bilinear, w
 and D = down.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from melbo.bilinear.gate import Act, GatedMLP, identity
 from melbo.bilinear.layer import Bilinear
 from melbo.errors import MelboError
 from melbo.models.language_model import LanguageModel
@@ -30,6 +29,19 @@ def from_block(lm: LanguageModel, block: int, dtype: torch.dtype | None = None) 
     Raises:
         MelboError: There is no such block, or it has none or several gated MLPs.
     """
+    return from_module(gated_module(lm, block), dtype=dtype)
+
+
+def gated_module(lm: LanguageModel, block: int) -> nn.Module:
+    """The gated MLP of a block, found by the names of its layers.
+
+    Args:
+        lm: The model.
+        block: Index of the block, from 0.
+
+    Raises:
+        MelboError: There is no such block, or it has none or several gated MLPs.
+    """
     if not 0 <= block < lm.depth:
         raise MelboError(f"block is {block}: expected 0 to {lm.depth - 1}, the blocks of {lm.name}")
     modules = lm.blocks[block].named_modules()
@@ -45,17 +57,37 @@ def from_block(lm: LanguageModel, block: int, dtype: torch.dtype | None = None) 
             f"block {block} of {lm.name} has {len(found)} gated MLPs ({few}): "
             "pass one of them to melbo.bilinear.from_module"
         )
-    (module,) = found.values()
-    return from_module(module, dtype=dtype)
+    module: nn.Module = next(iter(found.values()))
+    return module
 
 
 def from_module(
     module: nn.Module,
     names: tuple[str, str, str] = NAMES,
-    activation: Callable[[Tensor], Tensor] | None = None,
+    activation: Act | None = None,
     dtype: torch.dtype | None = None,
 ) -> Bilinear:
     """Bilinear layer with the weights of a module, its non-linearity left out.
+
+    Args:
+        module: A module that computes down[act(gate x) ⊙ (up x)] without biases.
+        names: Its linear layers: gate, up and down.
+        activation: act; if left out, the module's ``act_fn``, or none if it has none.
+        dtype: Precision of the layer; the module's own, float32 at least, if left out.
+
+    Raises:
+        MelboError: As `gated_mlp`.
+    """
+    return gated_mlp(module, names, activation, dtype).weights
+
+
+def gated_mlp(
+    module: nn.Module,
+    names: tuple[str, str, str] = NAMES,
+    activation: Act | None = None,
+    dtype: torch.dtype | None = None,
+) -> GatedMLP:
+    """Weights and non-linearity of a module.
 
     The module is run once on random input, so that one which computes something else is refused.
     Weights are copied.
@@ -74,10 +106,9 @@ def from_module(
     weights = [_weight(module, kind, name) for name in names]
     precision = dtype or torch.promote_types(weights[0].dtype, torch.float32)
     L, R, D = (weight.detach().to(precision, copy=True) for weight in weights)
-    layer = Bilinear(L, R, D)
-    act = activation or getattr(module, "act_fn", None) or _identity
+    layer = GatedMLP(Bilinear(L, R, D), activation or getattr(module, "act_fn", None) or identity)
     device = device_of(getattr(module, names[0]))
-    off = _difference(module, layer, act, _random_input(layer).to(device, weights[0].dtype))
+    off = _difference(module, layer, _random_input(layer.weights).to(device, weights[0].dtype))
     tolerance = 1e-3 if weights[0].dtype in (torch.float32, torch.float64) else 5e-2
     if not off < tolerance:
         gate, up, down = names
@@ -120,29 +151,22 @@ def _random_input(layer: Bilinear) -> Tensor:
     return torch.randn(1, 4, layer.width, generator=generator, dtype=torch.float64)
 
 
-def _difference(
-    module: nn.Module, layer: Bilinear, act: Callable[[Tensor], Tensor], x: Tensor
-) -> float:
+def _difference(module: nn.Module, layer: GatedMLP, x: Tensor) -> float:
     """Largest difference of a module from D[act(Lx) ⊙ Rx] at x, over the largest value.
 
     Raises:
         MelboError: The module does not run on rows.
     """
-    inside = x.to(layer.D)
-    expected = (act(inside @ layer.L.T) * (inside @ layer.R.T)) @ layer.D.T
+    expected = layer(x[0])[None]
     try:
         with torch.no_grad():
             y = module(x)
     # a module of one's own may fail in a way of its own; the user needs the one line
     except Exception as err:
         raise MelboError(
-            f"{type(module).__name__} does not run on an input [1, 4, {layer.width}] "
+            f"{type(module).__name__} does not run on an input [1, 4, {layer.weights.width}] "
             f"({type(err).__name__}): expected a module from activations to activations"
         ) from err
     if not isinstance(y, Tensor) or y.shape != expected.shape:
         return float("inf")
     return ((y.to(expected) - expected).abs().max() / expected.abs().max()).item()
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x

@@ -1,4 +1,4 @@
-"""How often themes come out as they were found, with a quote, and with a learnt vector."""
+"""Shares of prompts on which themes come out: as found, with a quote, with a learnt vector."""
 
 from collections.abc import Mapping, Sequence
 from math import inf
