@@ -1,6 +1,7 @@
 # make demo        install, then find latent behaviours of the bundled model
 # make test        install, check, run every test, and look for planted behaviours
 # make test-fast   install, then run the tests that take no bundled model and no real fit
+# make browser     install Debian's Chromium, which tests of the explorer need, where there is none
 # make check       install, then lint, check formatting, types and the tables of the pages
 PYTHON ?= python3
 # test processes side by side, one thread each
@@ -10,7 +11,7 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: install demo check test-fast test
+.PHONY: install demo browser check test-fast test
 
 install: $(STAMP)
 
@@ -25,6 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/melbo demo --force
 
+browser:
+	command -v chromium >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || \
+	  echo "no chromium, and none can be installed here: tests of the explorer will fail" >&2
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,6 +40,6 @@ check: install
 test-fast: install
 	$(PYTEST) -m "not slow"
 
-test: install check
+test: install check browser
 	$(PYTEST)
 	$(BIN)/python -m research organisms --tier smoke

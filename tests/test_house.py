@@ -29,6 +29,7 @@ ROOMS = [
     "discovery",
     "evaluation",
     "audit",
+    "explorer",
     "cli",
 ]
 FLOORS = [*FILES, *ROOMS]
@@ -37,7 +38,7 @@ NO_TRANSFORMERS = [
     "methods",
     *(f"maps.{name}" for name in ("base", "smooth", "function", "jacobian", "calibrate")),
 ]
-MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_ENTRIES = 400, 60, 16
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_ENTRIES = 400, 60, 17
 FRAGMENTS = ("What", "Of", "Those", "Whether", "Which", "How")
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

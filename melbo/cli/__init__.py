@@ -25,7 +25,10 @@ COMMANDS = {
     "watch": "use",
     "contrast": "contrast",
     "compare": "compare",
+    "dictionary": "dictionary",
+    "bilinear": "bilinear",
     "report": "use",
+    "explore": "explore",
     "export": "write",
 }
 

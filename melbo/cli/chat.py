@@ -1,18 +1,16 @@
 """A conversation with a steered model in the terminal."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import click
 from transformers import TextStreamer
 
 from melbo.cli.terminal import is_broken
 from melbo.errors import MelboError
+from melbo.features.conversation import answer, conversation_form
 from melbo.features.generate import check_temperature
-from melbo.features.steerable import Steerable, check_strength, steer
-from melbo.models.decoding.decode import continued
-from melbo.models.edits import Where
+from melbo.features.steerable import Steerable, check_strength
+from melbo.models.edits import Edit, Where
 from melbo.models.language_model import LanguageModel
-from melbo.models.text.prompts import Prompts, pad_rows
+from melbo.models.text.prompts import Prompts
 
 _HELP = (
     "/feature N steer with feature N · /strength X multiple of the scale · /off unsteered · "
@@ -56,10 +54,7 @@ class Chat:
         temperature: float = 0.0,
         form: Prompts | None = None,
     ) -> None:
-        if getattr(lm.tokenizer, "chat_template", None) is None:
-            raise MelboError(
-                f"the tokenizer of {lm.name} has no chat template: use melbo sample instead"
-            )
+        self._form = conversation_form(lm, features, form)
         check_strength(strength)
         check_temperature(temperature)
         features[0].edit(where=where)  # refuses a place that such features do not act at
@@ -68,15 +63,6 @@ class Chat:
         self.feature, self.strength = feature, strength
         self.max_new_tokens = max_new_tokens
         self.turns: list[dict[str, str]] = []
-        if form is not None and form.kind == "text":
-            raise MelboError(
-                "a conversation needs a chat template, --text reads prompts without one: "
-                "leave it out, or use melbo sample"
-            )
-        fitted = features.provenance.prompts if form is None else form
-        if fitted is None or fitted.kind == "text":
-            fitted = Prompts((), (), "chat")
-        self._form = fitted
 
     def loop(self) -> None:
         """Read turns from standard input until /quit or the end of the input."""
@@ -131,27 +117,29 @@ class Chat:
         if is_broken(text):
             raise MelboError("this turn is not valid UTF-8: write it anew")
         turn = {"role": "user", "content": text}
-        told = self._form.conversation(self.lm, [*self.turns, turn])
-        ids, mask = pad_rows([told], self.lm.pad, side="left")
-        tokenizer, prefix = self.lm.tokenizer, self._form.prefix or ""
+        turns = [*self.turns, turn]
         streamer = None
         if stream:
-            click.echo(prefix, nl=False)
-            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        with self._steering():
-            out = continued(
-                self.lm, ids, mask, self.max_new_tokens, self.temperature, streamer=streamer
-            )
-        new = out.sequences[0, ids.shape[1] :]
-        answer = prefix + str(tokenizer.decode(new, skip_special_tokens=True))
-        self.turns += [turn, {"role": "assistant", "content": answer}]
-        return answer
+            click.echo(self._form.prefix or "", nl=False)
+            streamer = TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        said = answer(
+            self.lm,
+            self._form,
+            turns,
+            self._edits(),
+            self.max_new_tokens,
+            self.temperature,
+            streamer=streamer,
+        )
+        self.turns = [*turns, {"role": "assistant", "content": said}]
+        return said
 
-    def _steering(self) -> AbstractContextManager[None]:
-        """The ``with`` block in which the chosen feature steers."""
+    def _edits(self) -> list[Edit]:
+        """The edit by which the chosen feature steers, if there is one."""
         if self.feature is None:
-            return nullcontext()
-        return steer(self.lm, self.features[self.feature], strength=self.strength, where=self.where)
+            return []
+        self.features.check_model(self.lm)
+        return [self.features[self.feature].edit(strength=self.strength, where=self.where)]
 
     def _state(self) -> str:
         """The steering feature and its strength, in words."""

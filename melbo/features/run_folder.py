@@ -14,8 +14,10 @@ from melbo.errors import MelboError
 from melbo.records import to_json, write_atomically
 
 SCHEMA = 1
-_TENSORS = "features.safetensors"
-_RUN = "run.json"
+#: File with the tensors of a run.
+TENSORS = "features.safetensors"
+#: File with a run's account of itself.
+RUN = "run.json"
 #: Files that a report, a ranking and a selection write into a run folder.
 REPORT = ("report.html",)
 RANKED = ("ranking.json", "completions.jsonl", *REPORT)
@@ -52,9 +54,9 @@ def write_run(
             f"cannot make the folder {folder} ({err.strerror}): give another one"
         ) from err
     whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    files = {folder / _TENSORS: safetensors.torch.save(whole)} if whole else {}
-    write_atomically({**files, folder / _RUN: content})
-    for name in _DERIVED if whole else (*_DERIVED, _TENSORS):
+    files = {folder / TENSORS: safetensors.torch.save(whole)} if whole else {}
+    write_atomically({**files, folder / RUN: content})
+    for name in _DERIVED if whole else (*_DERIVED, TENSORS):
         (folder / name).unlink(missing_ok=True)
     return folder
 
@@ -70,10 +72,10 @@ def read_run(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
     Raises:
         MelboError: The file is missing, truncated, of another schema or of another kind.
     """
-    path = Path(folder) / _RUN
+    path = Path(folder) / RUN
     if not path.is_file():
         raise MelboError(
-            f"no run in {folder} (no {_RUN}): give a folder that `melbo fit` has written"
+            f"no run in {folder} (no {RUN}): give a folder that `melbo fit` has written"
         )
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +108,7 @@ def read_tensors(folder: str | Path, names: tuple[str, ...]) -> tuple[Tensor, ..
     Raises:
         MelboError: The file is missing or truncated, or lacks one of them.
     """
-    path = Path(folder) / _TENSORS
+    path = Path(folder) / TENSORS
     try:
         with safe_open(path, "pt") as file:
             return tuple(file.get_tensor(name) for name in names)
@@ -128,7 +130,7 @@ def refuse_existing(folder: str | Path, force: bool) -> None:
         MelboError: There is a run in the folder and ``force`` is not set, or the folder cannot be
             made.
     """
-    records.refuse_existing(folder, force, (_RUN, _TENSORS, *_DERIVED), "a run")
+    records.refuse_existing(folder, force, (RUN, TENSORS, *_DERIVED), "a run")
 
 
 def _check_fields(run: Mapping[str, Any], path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Pages of the explorer: layout only, on NiceGUI (the extra ``explore``)."""
