@@ -32,6 +32,7 @@ from research.audits.tables import AMPLIFIED
 from research.audits.tables import ROWS as AUDITED
 from research.audits.trial import BEHAVIOURS_OF, PERPLEXITY, WAYS, Trial
 from research.compatibility.rows import ROWS, WRONG
+from research.dictionaries.commands import dictionary
 from research.experiments import EXPERIMENTS, run
 from research.experiments.base import RESULTS, settings_file
 from research.organisms import MADE, ORGANISMS, read_organisms
@@ -50,6 +51,9 @@ from research.speed.measure import PARTS, measure_speed
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def cli() -> None:
     """Measure what melbo finds and how fast: planted behaviours, experiments, speed."""
+
+
+cli.add_command(dictionary)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from melbo.evaluation.tables import markdown, plus_minus
 from melbo.records import ResultLog, write_atomically
 from research.audits.tables import page_tables as audit_tables
 from research.compatibility.tables import page_tables as compatibility_tables
+from research.dictionaries.tables import page_tables as dictionary_tables
 from research.experiments import EXPERIMENTS
 from research.experiments.base import RESULTS, own_rows, settings_file
 from research.organisms.tables import page_tables as organism_tables
@@ -41,6 +42,7 @@ def page_tables() -> dict[str, str]:
         **organism_tables(),
         **compatibility_tables(),
         **audit_tables(),
+        **dictionary_tables(),
     }
 
 

@@ -4,14 +4,28 @@ See docs/dictionaries.md.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from melbo.errors import MelboError
-from melbo.maths.linalg import random_rows, unit
+from melbo.maths.linalg import random_rows
+
+
+class Step(NamedTuple):
+    """One pass over a batch, as training needs it.
+
+    Attributes:
+        terms: Terms whose sum is the loss, by name, each a mean over activations.
+        reconstruction: Reconstruction that the latents give ``[..., d]``.
+        fired: Whether any activation makes a latent active ``[m]``.
+    """
+
+    terms: dict[str, Tensor]
+    reconstruction: Tensor
+    fired: Tensor
 
 
 class Dictionary(nn.Module, ABC):
@@ -24,6 +38,7 @@ class Dictionary(nn.Module, ABC):
         b_enc: Bias of the encoder ``[m]``.
         W_dec: Directions, one for each latent ``[m, d]``: the columns of the decoder, as rows.
         b_dec: Bias of the decoder ``[d]``, which is taken off before encoding.
+        biases: Names of the parameters in units of the activations.
 
     Args:
         d: Width of the activations.
@@ -33,6 +48,8 @@ class Dictionary(nn.Module, ABC):
     Raises:
         MelboError: A size is less than 1.
     """
+
+    biases: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
 
     def __init__(self, d: int, m: int, seed: int = 0) -> None:
         super().__init__()
@@ -51,11 +68,20 @@ class Dictionary(nn.Module, ABC):
         """Latents ``[..., m]`` of activations ``[..., d]``."""
 
     @abstractmethod
-    def _terms(self, x: Tensor, sparsity: float) -> dict[str, Tensor]:
-        """The terms of the loss, as `loss_terms` returns them."""
+    def _step(self, x: Tensor, sparsity: float) -> Step:
+        """The pass that `step` returns."""
 
     def loss_terms(self, x: Tensor, sparsity: float = 0.0) -> dict[str, Tensor]:
-        """Terms whose sum is the loss, by name, each a mean over activations.
+        """Terms whose sum is the loss, by name, each a mean over activations; see `step`.
+
+        Args:
+            x: Activations ``[..., d]``.
+            sparsity: λ, the weight of the L1 penalty, in units of the activations.
+        """
+        return self.step(x, sparsity).terms
+
+    def step(self, x: Tensor, sparsity: float = 0.0) -> Step:
+        """Terms of the loss, with the reconstruction and the active latents they come from.
 
         Args:
             x: Activations ``[..., d]``.
@@ -67,7 +93,7 @@ class Dictionary(nn.Module, ABC):
         """
         if not 0 <= sparsity < float("inf"):
             raise MelboError(f"the weight of sparsity is {sparsity}: expected a number from 0 up")
-        return self._terms(x, sparsity)
+        return self._step(x, sparsity)
 
     def decode(self, f: Tensor, frozen: bool = False) -> Tensor:
         """Reconstruction ``[..., d]``: f·W_dec + b_dec.
@@ -92,6 +118,23 @@ class Dictionary(nn.Module, ABC):
         """Reconstruction ``[..., d]`` of activations ``[..., d]``."""
         return self.decode(self.encode(x))
 
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Make the dictionary of x that of ``factor``·x: latents and reconstructions grow alike.
+
+        Every architecture here is homogeneous, so that only biases change.
+
+        Args:
+            factor: The factor, above 0.
+
+        Raises:
+            MelboError: It is not a positive number.
+        """
+        if not 0 < factor < float("inf"):
+            raise MelboError(f"the factor is {factor}: expected a positive number")
+        for name in self.biases:
+            getattr(self, name).mul_(factor)
+
     def optimiser(self, lr: float) -> torch.optim.Adam:
         """Adam whose steps leave the directions of the decoder at norm 1.
 
@@ -111,7 +154,7 @@ class Dictionary(nn.Module, ABC):
                 f"directions have norms from {norms.min():.3g} to {norms.max():.3g}, training "
                 "keeps them at 1: divide W_dec by them, and multiply what encodes by them"
             )
-        adam = torch.optim.Adam(self.parameters(), lr=lr)
+        adam = torch.optim.Adam(self.parameters(), lr=lr, fused=True)
         adam.register_step_pre_hook(self._before_step)
         adam.register_step_post_hook(self._after_step)
         return adam
@@ -136,6 +179,15 @@ class Dictionary(nn.Module, ABC):
         Raises:
             MelboError: The activations do not fit or are not finite.
         """
+        self.check(x)
+        return (x - self.b_dec) @ self.W_enc
+
+    def check(self, x: Tensor) -> None:
+        """Refuse activations that the dictionary cannot be of.
+
+        Raises:
+            MelboError: The activations do not fit or are not finite.
+        """
         width = len(self.b_dec)
         if x.shape[-1:] != self.b_dec.shape or x.numel() == 0:
             raise MelboError(
@@ -146,19 +198,30 @@ class Dictionary(nn.Module, ABC):
             raise MelboError(
                 "the activations hold values that are not finite: leave those tokens out"
             )
-        return (x - self.b_dec) @ self.W_enc
 
     @torch.no_grad()
     def _before_step(self, *_: Any) -> None:
         """Take off the part of the decoder's gradient that would only change norms."""
         grad = self.W_dec.grad
         if grad is not None:
-            grad -= (grad * self.W_dec).sum(-1, keepdim=True) * self.W_dec
+            along = torch.linalg.vecdot(grad, self.W_dec)[:, None]
+            grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         """Divide the directions of the decoder by their norms."""
-        self.W_dec.copy_(unit(self.W_dec))
+        norms = self.W_dec.norm(dim=1, keepdim=True)
+        # in place, which takes a third of the time of `unit`
+        self.W_dec.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
+
+
+def any_active(f: Tensor) -> Tensor:
+    """Tell which latents are not 0 for some activation ``[m]``.
+
+    Args:
+        f: Latents ``[..., m]``.
+    """
+    return (f.detach() != 0).flatten(0, -2).any(0)
 
 
 def squared_error(x: Tensor, y: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 Rajamanoharan et al. 2024, arXiv 2404.16014.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from melbo.dictionary.base import Dictionary, l1, squared_error
+from melbo.dictionary.base import Dictionary, Step, any_active, l1, squared_error
 
 
 class Gated(Dictionary):
@@ -26,6 +28,8 @@ class Gated(Dictionary):
         seed: Random seed of the directions.
     """
 
+    biases: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec", "b_mag")
+
     def __init__(self, d: int, m: int, seed: int = 0) -> None:
         super().__init__(d, m, seed)
         self.r = nn.Parameter(torch.zeros(m))
@@ -40,11 +44,13 @@ class Gated(Dictionary):
         magnitude = relu(projections * self.r.exp() + self.b_mag)
         return torch.where(projections + self.b_enc > 0, magnitude, 0.0)
 
-    def _terms(self, x: Tensor, sparsity: float) -> dict[str, Tensor]:
+    def _step(self, x: Tensor, sparsity: float) -> Step:
         projections = self.projections(x)
-        gate = projections + self.b_enc
-        return {
-            "reconstruction": squared_error(x, self.decode(self._latents(projections))),
+        gate, f = projections + self.b_enc, self._latents(projections)
+        y = self.decode(f)
+        terms = {
+            "reconstruction": squared_error(x, y),
             "sparsity": sparsity * l1(gate),
             "gate": squared_error(x, self.decode(relu(gate), frozen=True)),
         }
+        return Step(terms, y, any_active(f))

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import relu
 
-from melbo.dictionary.base import Dictionary, l1, squared_error
+from melbo.dictionary.base import Dictionary, Step, any_active, l1, squared_error
 
 
 class ReLU(Dictionary):
@@ -16,6 +16,8 @@ class ReLU(Dictionary):
         """Latents ReLU(π) ``[..., m]`` of activations ``[..., d]``."""
         return relu(self.preactivations(x))
 
-    def _terms(self, x: Tensor, sparsity: float) -> dict[str, Tensor]:
+    def _step(self, x: Tensor, sparsity: float) -> Step:
         f = self.encode(x)
-        return {"reconstruction": squared_error(x, self.decode(f)), "sparsity": sparsity * l1(f)}
+        y = self.decode(f)
+        terms = {"reconstruction": squared_error(x, y), "sparsity": sparsity * l1(f)}
+        return Step(terms, y, any_active(f))

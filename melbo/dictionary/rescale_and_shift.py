@@ -1,10 +1,12 @@
 """Rescale and shift: a ReLU dictionary as it is, with latents corrected for shrinkage."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from melbo.dictionary.base import Dictionary, l1, squared_error
+from melbo.dictionary.base import Dictionary, Step, any_active, l1, squared_error
 
 
 class RescaleAndShift(Dictionary):
@@ -25,6 +27,8 @@ class RescaleAndShift(Dictionary):
         seed: Random seed of the directions.
     """
 
+    biases: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec", "c")
+
     def __init__(self, d: int, m: int, seed: int = 0) -> None:
         super().__init__(d, m, seed)
         self.r = nn.Parameter(torch.zeros(m))
@@ -38,11 +42,13 @@ class RescaleAndShift(Dictionary):
         corrected = relu(preactivations * self.r.exp() + self.c)
         return torch.where(preactivations > 0, corrected, 0.0)
 
-    def _terms(self, x: Tensor, sparsity: float) -> dict[str, Tensor]:
+    def _step(self, x: Tensor, sparsity: float) -> Step:
         preactivations = self.preactivations(x)
         f = self._corrected(preactivations.detach())
-        return {
+        y = self.decode(f, frozen=True)
+        terms = {
             "reconstruction": squared_error(x, self.decode(relu(preactivations))),
             "sparsity": sparsity * l1(preactivations),
-            "correction": squared_error(x, self.decode(f, frozen=True)),
+            "correction": squared_error(x, y),
         }
+        return Step(terms, y, any_active(relu(preactivations)))

@@ -80,7 +80,7 @@ def save(
     if isinstance(dictionary, TopK):
         config |= {"k": dictionary.k, "rescale_acts_by_decoder_norm": False}
     content = to_json(config)
-    refuse_existing(folder, force, (_CONFIG, _WEIGHTS), "a dictionary")
+    refuse_other(folder, force)
     folder.mkdir(parents=True, exist_ok=True)
     # the configuration comes last, so that a folder that holds it is whole
     write_atomically(
@@ -122,6 +122,30 @@ def load(folder: str | Path) -> Dictionary:
         parameter.data = value.float()
     _fold(dictionary, config)
     return dictionary
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """Values about a dictionary that its folder holds, whichever version of SAELens wrote it.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        MelboError: ``cfg.json`` is missing or truncated.
+    """
+    config = _read_config(Path(folder) / _CONFIG)
+    # before version 6 they stood beside the settings
+    return {**config, **(config.get("metadata") or {})}
+
+
+def refuse_other(folder: str | Path, force: bool) -> None:
+    """Refuse a folder that holds a dictionary already, before any work is done for it.
+
+    Args:
+        folder: The folder.
+        force: Whether a dictionary that is there already may be replaced.
+    """
+    refuse_existing(folder, force, (_CONFIG, _WEIGHTS), "a dictionary")
 
 
 def _as_saelens(dictionary: Dictionary) -> tuple[str, Dictionary]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from melbo.dictionary.base import Dictionary, l1, squared_error
+from melbo.dictionary.base import Dictionary, Step, any_active, l1, squared_error
 
 
 class Stepless(Dictionary):
@@ -34,10 +34,12 @@ class Stepless(Dictionary):
         """Latents t ⊙ ReLU(π) ``[..., m]`` of activations ``[..., d]``."""
         return self.t * relu(self.preactivations(x))
 
-    def _terms(self, x: Tensor, sparsity: float) -> dict[str, Tensor]:
+    def _step(self, x: Tensor, sparsity: float) -> Step:
         f = relu(self.preactivations(x))
-        return {
-            "reconstruction": squared_error(x, self.decode(self.t * f)),
+        y = self.decode(self.t * f)
+        terms = {
+            "reconstruction": squared_error(x, y),
             "sparsity": sparsity * l1(f),
             "gate": squared_error(x, self.decode(f, frozen=True)),
         }
+        return Step(terms, y, any_active(f))

@@ -3,10 +3,12 @@
 Gao et al. 2024, arXiv 2406.04093.
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from melbo.dictionary.base import Dictionary, squared_error
+from melbo.dictionary.base import Dictionary, Step, squared_error
+from melbo.dictionary.sparse import largest, sparse_reconstruction
 from melbo.errors import MelboError
 
 
@@ -36,14 +38,22 @@ class TopK(Dictionary):
 
     def encode(self, x: Tensor) -> Tensor:
         """Latents ``[..., m]`` of activations ``[..., d]``, at most k of each not 0."""
-        values, index = self.preactivations(x).topk(self.k, dim=-1, sorted=False)
+        values, index = largest(self.preactivations(x), self.k)
         empty = values.new_zeros(*values.shape[:-1], len(self.b_enc))
         return empty.scatter(-1, index, relu(values))
 
-    def _terms(self, x: Tensor, sparsity: float) -> dict[str, Tensor]:
+    def _step(self, x: Tensor, sparsity: float) -> Step:
         if sparsity != 0:
             raise MelboError(
                 f"the weight of sparsity is {sparsity}, but a TopK dictionary has no penalty: "
                 "leave it at 0 and choose k"
             )
-        return {"reconstruction": squared_error(x, self(x))}
+        self.check(x)
+        rows = x.flatten(0, -2) if x.ndim != 2 else x
+        y, values, index = sparse_reconstruction(
+            rows, self.b_dec, self.W_enc, self.b_enc, self.W_dec, self.k
+        )
+        fired = torch.zeros_like(self.b_enc, dtype=torch.bool)
+        fired[index[values > 0]] = True
+        y = y.view_as(x)
+        return Step({"reconstruction": squared_error(x, y)}, y, fired)
