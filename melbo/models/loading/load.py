@@ -27,7 +27,7 @@ _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def load(
-    name: str,
+    name: str | Path,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: Any = None,
@@ -58,6 +58,7 @@ def load(
         MelboError: The model is unknown, damaged, incomplete or foreign, does not fit into memory,
             or the settings make no sense.
     """
+    name = str(name)
     if is_adapter(name):
         if bits is not None:
             raise MelboError(

@@ -32,6 +32,7 @@ def test_a_folder_gives_the_model_that_was_saved(folder):
     lm = load(folder)
     assert (lm.name, lm.depth, lm.width) == (folder, 4, WIDTH)
     assert lm.dtype == torch.float32
+    assert load(Path(folder)).name == folder
     assert not lm.model.training
     assert not any(p.requires_grad for p in lm.model.parameters())
     ids = torch.tensor([[1, 20, 30, 40]])
