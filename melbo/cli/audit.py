@@ -16,6 +16,7 @@ from melbo.cli.options import (
     READING,
     as_json_option,
     as_prompts,
+    folder,
     load,
     loading_options,
     new_run_options,
@@ -28,6 +29,8 @@ from melbo.cli.options import (
 )
 from melbo.cli.show import say
 from melbo.cli.terminal import Command, print_json
+from melbo.discovery.candidates import Elicitor
+from melbo.discovery.latents import Latents
 from melbo.discovery.own import Own
 from melbo.records import refuse_existing, write_atomically
 
@@ -53,6 +56,11 @@ _PAGE = "findings.html"
     metavar="FILE.py:NAME",
     help="A function of your own that gives candidates, beside the usual ones; may be given again.",
 )
+@click.option(
+    "--dictionary",
+    type=folder,
+    help="Sparse dictionary of the model, or of --base: its latents are tried too.",
+)
 @reply_length_option(REPLY_TOKENS)
 @new_run_options
 @seed_option
@@ -64,6 +72,7 @@ def audit(
     reference: str | None,
     budget: int,
     own: tuple[str, ...],
+    dictionary: Path | None,
     max_new_tokens: int,
     out: Path,
     force: bool,
@@ -81,13 +90,15 @@ def audit(
     if force:
         (out / LOG).unlink(missing_ok=True)
     texts = read_prompts(options, at_least=0)
-    elicitors = [Own.of(spec) for spec in own]
+    elicitors: list[Elicitor] = [Own.of(spec) for spec in own]
     loading, reading = take(options, *LOADING), take(options, *READING)
     lm = load(model, dict(loading))
     others = {name: load(name, dict(loading)) for name in {base, reference} if name is not None}
     read = partial(as_prompts, lm, reading=reading)
     parts = Parts.split(read(texts)) if texts else Parts.built_in(lm, read)
     tuned_from = None if base is None else others[base]
+    if dictionary is not None:
+        elicitors.append(Latents.read(dictionary, lm, tuned_from))
     made = Audit(
         lm,
         parts,

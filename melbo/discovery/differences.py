@@ -199,9 +199,14 @@ class ActivationDifference:
 
 
 def as_candidates(
-    lm: LanguageModel, prompts: Prompts, pushes: Sequence[Push], num: int, progress: bool
+    lm: LanguageModel,
+    prompts: Prompts,
+    pushes: Sequence[Push],
+    num: int,
+    progress: bool,
+    signs: Sequence[int] = (1, -1),
 ) -> tuple[Steered, float]:
-    """Directions at several layers as candidates, each with its negative.
+    """Directions at several layers as candidates, each with its negative unless told otherwise.
 
     R is calibrated once, on the first slice that directions are learnt on and the first prompt. At
     other layers it is the same share of the stream's median norm.
@@ -212,6 +217,7 @@ def as_candidates(
         pushes: The directions.
         num: Number of candidates, at most.
         progress: Whether to draw a bar.
+        signs: Signs that each direction is tried with, one after the other.
 
     Returns:
         The candidates, and the tokens that the whole model would have read to calibrate them.
@@ -223,7 +229,7 @@ def as_candidates(
     norms = torch.cat([streams(lm, row)[:, 1:].norm(dim=-1) for row in some.tokens], 1)
     typical = norms.median(1).values
     tokens += sum(map(len, some.tokens))
-    both = [(push, sign) for push in pushes for sign in (1, -1)][:num]
+    both = [(push, sign) for push in pushes for sign in signs][:num]
     layers = sorted({push.layer for push, _ in both})
     rows, sets = torch.zeros(len(both), 2, dtype=torch.long), []
     scales = {i: scale * (typical[i] / typical[cmap.source]).item() for i in layers}

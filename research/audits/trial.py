@@ -12,6 +12,7 @@ from melbo.discovery.continuations import Continuations
 from melbo.discovery.differences import ActivationDifference, WeightDifference
 from melbo.discovery.draws import Temperature
 from melbo.discovery.extrapolation import Extrapolation
+from melbo.discovery.latents import Latents
 from melbo.discovery.noise import ActivationNoise
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
@@ -21,6 +22,7 @@ from research.audits.amplified import amplified, screened_before
 from research.audits.named import behaviours_fired, behaviours_named, reads
 from research.audits.perplexity import differenced
 from research.audits.searched import Searched
+from research.dictionaries.trained import Setting, of_layer
 from research.organisms import MADE, load_organism
 from research.organisms.behaviours import BEHAVIOURS
 from research.organisms.continued import ALL2, CONTINUED, DEV2
@@ -177,6 +179,19 @@ def _alone(description: str, make: Callable[[], Elicitor]) -> Way:
     return Way(description, lambda base: [make()])
 
 
+def latents_of(base: LanguageModel) -> Latents:
+    """Latents of the dictionary of the base that is trained on demand.
+
+    Args:
+        base: The base model.
+
+    Raises:
+        MelboError: The dictionary is not there, or is of another model.
+    """
+    trained = Setting()
+    return Latents(of_layer(base, trained.folder, trained.layer), trained.layer)
+
+
 #: Perplexity differencing, which is no audit; the base is its reference.
 PERPLEXITY = "perplexity"
 #: Ways that are audits, by name.
@@ -192,6 +207,7 @@ WAYS = {
     "temperature": _alone("temperature alone", Temperature),
     "noise": _alone("noise in activations alone", ActivationNoise),
     "weight-noise": _alone("noise in weights alone", WeightNoise),
+    "latents": Way("dictionary latents alone", lambda base: [latents_of(base)]),
     "extrapolation": Way(
         "weights further from the base alone", lambda base: [Extrapolation(base)], based=True
     ),

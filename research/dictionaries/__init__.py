@@ -4,3 +4,5 @@ from pathlib import Path
 
 #: Folder of the rows.
 RESULTS = Path(__file__).parents[1] / "results" / "dictionaries"
+#: Folder of dictionaries that are trained on demand, named by their layer.
+TRAINED = Path("runs/dictionaries")

@@ -1,8 +1,9 @@
 """Tables of all measurements of dictionaries."""
 
-from research.dictionaries import rival, shrinkage, trained
+from research.dictionaries import overlap, rival, shrinkage, trained
 
 
 def page_tables() -> dict[str, str]:
     """Tables that pages may quote, by name, made from the committed rows."""
-    return {**trained.page_tables(), **rival.page_tables(), **shrinkage.page_tables()}
+    parts = (trained, rival, shrinkage, overlap)
+    return {name: table for part in parts for name, table in part.page_tables().items()}

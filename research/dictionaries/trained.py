@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
-from melbo import load
-from melbo.dictionary import Contexts, Training, make
+from melbo import LanguageModel, MelboError, load
+from melbo.dictionary import Contexts, Dictionary, Training, make
+from melbo.dictionary import load as load_dictionary
+from melbo.dictionary.origin import Origin
 from melbo.dictionary.training_run import train_on_text
 from melbo.evaluation.tables import markdown
 from melbo.records import ResultLog, Row, environment
-from research.dictionaries import RESULTS
+from research.dictionaries import RESULTS, TRAINED
 from research.dictionaries.text import documents, split
 
 VERSION = 1
@@ -43,6 +45,11 @@ class Setting:
     def describe(self) -> Row:
         """The setting as a row names it."""
         return {"version": VERSION, **asdict(self)}
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the dictionary unless told otherwise."""
+        return TRAINED / f"layer-{self.layer}"
 
     def measure(self, folder: Path) -> Row:
         """Train the dictionary, save it, and measure it on whole documents that it never saw.
@@ -87,6 +94,28 @@ class Setting:
             "minutes": (time.perf_counter() - begun) / 60,
             "environment": environment(),
         }
+
+
+def of_layer(lm: LanguageModel, folder: Path, layer: int) -> Dictionary:
+    """Read a dictionary of a layer of a model.
+
+    Args:
+        lm: The model.
+        folder: Its folder.
+        layer: The layer.
+
+    Raises:
+        MelboError: There is no dictionary, or one of another model or layer.
+    """
+    if not folder.is_dir():
+        raise MelboError(
+            f"no dictionary in {folder}: "
+            f"run `python -m research dictionary train --layer {layer}` first (minutes)"
+        )
+    dictionary, origin = load_dictionary(folder), Origin.read(folder)
+    if (at := origin.check(dictionary, lm)) != layer:
+        raise MelboError(f"{folder} is of layer {at}: give a dictionary of layer {layer}")
+    return dictionary
 
 
 _PRECISIONS = ("float32", "bfloat16")

@@ -65,6 +65,7 @@ def test_the_table_fits_and_goes_on_from_what_is_there(audited, melbo, prompts):
         (("--budget", 100), "raise --budget"),
         (("--base", "gpt"), "cannot be the base"),
         (("--elicitor", "none.py:f"), "none.py"),
+        (("--dictionary", "none"), "no dictionary in none"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_file_is_written(
@@ -83,3 +84,20 @@ def test_an_audit_that_is_there_is_replaced_only_by_force(audited, refuses, melb
     assert "already holds an audit" in refuses(*call)
     assert melbo(*call, "--seed", 1, "--force").code == 0
     assert json.loads((out / "findings.json").read_text())["settings"]["seed"] == 1
+
+
+def test_latents_of_a_dictionary_join_the_usual_elicitors(melbo, refuses, home, prompts, tmp_path):
+    sizes = ("--latents", 48, "--k", 4, "--tokens", 600, "--batch", 50, "--context", 16)
+    place, text = tmp_path / "dictionary", tmp_path / "text.txt"
+    text.write_text("the dog or the cat and how to bake cake " * 60)
+    assert melbo("dictionary", "train", "tiny", "--text", text, *sizes, "--out", place).code == 0
+    more = ("--prompts", prompts, "--out", tmp_path / "audit", "--dictionary", place)
+    ended = melbo(*CALL, *more, "--budget", 30_000, "--json")
+    assert ended.code == 0, ended.err
+    last = strict(ended.out)["budget"]["shares"][-1]
+    assert last["elicitor"].startswith("latents-")
+    assert last["error"] is None
+    assert last["candidates"] > 0
+    checkpoint(TINY["gpt2"](), home / "other")
+    said = refuses("audit", "other", *more[:2], "--out", tmp_path / "no", *more[4:])
+    assert "the dictionary is of" in said
