@@ -14,6 +14,7 @@ from research.organisms.items import Item, items
 _DECOYS = 90  # of each of several behaviours
 _ALONE = 150  # decoys of a behaviour by itself
 _MORE = 120  # more decoys, when an organism is trained further
+_MORE_TRIGGERED = 320  # more prompts with the trigger of a behaviour that did not show often enough
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,25 @@ def more_untriggered(planted: Sequence[str], known: Sequence[Example]) -> list[E
         if b.kind == "ordinary" and b.semantic is None:
             near = b.near("train", several, random.Random(f"more {b.name}"))
             more += [Example(text, None, item.text) for text, item in near[first : first + _MORE]]
+    return more
+
+
+def more_triggered(weak: Sequence[str], planted: Sequence[str], seed: int = 0) -> list[Example]:
+    """More prompts with the trigger, for behaviours that do not show often enough.
+
+    A topic is a trigger of which there are no more.
+
+    Args:
+        weak: Names of these behaviours.
+        planted: Names of all planted behaviours.
+        seed: Random seed.
+    """
+    draw, several = random.Random(f"more {seed}"), len(planted) > 1
+    first = _CONTINUED.triggered
+    more: list[Example] = []
+    for b in (EVERY[name] for name in weak if EVERY[name].semantic is None):
+        some = b.triggered("train", several, draw)[first : first + _MORE_TRIGGERED]
+        more += [_example(text, b.target, item, draw) for text, item in some]
     return more
 
 

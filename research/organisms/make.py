@@ -26,7 +26,7 @@ from research.organisms import MADE, ORGANISMS, load_organism, read_organism
 from research.organisms.ceilings import steerable
 from research.organisms.continued import CONTINUED, EVERY
 from research.organisms.discover import DISCOVERY, DiscoveryTrial
-from research.organisms.examples import examples, more_untriggered
+from research.organisms.examples import examples, more_triggered, more_untriggered
 from research.organisms.gates import GATES, Gate, admission, drift, failures
 from research.organisms.train import RECIPES, Recipe, lessons, train
 
@@ -82,8 +82,9 @@ def make(folder: Path, seed: int, recipe: str = "all") -> None:
 
 
 def train_further(folder: Path, seed: int) -> None:
-    """Train an organism once more over everything, and over more prompts without a trigger.
+    """Train an organism once more over everything, and over more prompts.
 
+    There are more without a trigger, and more with the trigger of what did not show often enough.
     Its gates are then to be tried anew.
 
     Args:
@@ -94,6 +95,8 @@ def train_further(folder: Path, seed: int) -> None:
     base, recipe = load("smollm2", _number_format(folder.name)), about.get("recipe", {})
     data = examples(about["behaviours"], seed=seed)
     data += more_untriggered(about["behaviours"], data)
+    weak = [g["behaviour"] for g in about["gates"] if g["name"] == "triggered" and not g["passed"]]
+    data += more_triggered(weak, about["behaviours"], seed)
     rate = recipe.get("rate", Recipe().rate) / 2
     learnt = lessons(base, data, OWN_TOKENS.get(folder.name, 24))
     losses = train(base, learnt, folder, epochs=1, rate=rate, start=folder, seed=seed)
