@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from melbo.discovery.steered import SLICES, STRENGTHS, Steered
+from melbo.discovery.steered import CALIBRATED, SLICES, STRENGTHS, Steered
 from melbo.errors import MelboError
 from melbo.features.directions import FeatureSet
 from melbo.features.steerable import Mixed
@@ -223,7 +223,7 @@ def as_candidates(
         The candidates, and the tokens that the whole model would have read to calibrate them.
     """
     cmap = CausalMap(lm, prompts[0], *layers_at(lm.depth, SLICES[0]))
-    scale = calibrate(cmap, progress=progress).scale
+    scale = calibrate(cmap, num_directions=CALIBRATED, progress=progress).scale
     tokens = cmap.passes * len(prompts.tokens[0]) * (cmap.target - cmap.source) / lm.depth
     some = prompts[:_PROMPTS]
     norms = torch.cat([streams(lm, row)[:, 1:].norm(dim=-1) for row in some.tokens], 1)

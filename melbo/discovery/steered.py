@@ -26,8 +26,8 @@ SLICES = ((0.4, 0.8), (8 / 30, 20 / 30))
 #: Multiples of R: at R itself one reply in three of a small model is broken
 #: (docs/results/organisms.md).
 STRENGTHS = (0.75, 0.5)
-# directions that R is calibrated on: strengths apart by a third need it to a tenth only
-_CALIBRATED = 6
+#: Directions that R is calibrated on: strengths apart by a third need it to a tenth only.
+CALIBRATED = 6
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Features:
             first, own_seed = k * self.num_prompts, key_of(seed, k)
             learnt = [order[(first + j) % len(order)] for j in range(self.num_prompts)]
             cmap = self._map(lm, some_prompts(prompts, learnt), between)
-            scale = calibrate(cmap, num_directions=_CALIBRATED, progress=progress).scale
+            scale = calibrate(cmap, num_directions=CALIBRATED, progress=progress).scale
             search = FeatureSearch(cmap, scale, progress)
             passes = cmap.passes  # of the calibration
             found, spent = search.candidates(self.recipe, share, own_seed)

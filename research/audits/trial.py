@@ -23,7 +23,7 @@ from research.audits.named import behaviours_fired, behaviours_named, reads
 from research.audits.perplexity import differenced
 from research.audits.searched import Searched
 from research.dictionaries.trained import Setting, of_layer
-from research.organisms import MADE, load_organism
+from research.organisms import MADE, adapter_digest, load_organism
 from research.organisms.behaviours import BEHAVIOURS
 from research.organisms.continued import ALL2, CONTINUED, DEV2
 
@@ -89,7 +89,7 @@ class Trial:
             screening = built_in(lm).screening
             return differenced(self, lm, base, screening, behaviours, out)
         result = WAYS[self.way].audit(lm, base, self.seed, self.budget).run(out)
-        return {**self.key, **judged(result, behaviours)}
+        return {**self.key, "adapter": self._adapter, **judged(result, behaviours)}
 
     def amplify(self, audit: Path, out: Path) -> Row:
         """Amplify its themes: those that name a behaviour, or any if its directions are random.
@@ -104,7 +104,13 @@ class Trial:
         screened_before(audit, out)
         made = WAYS[self.way].audit(lm, base, self.seed, self.budget)
         themes = amplified(made, behaviours, out, planted=self.way != "random")
-        return {**self.key, "themes": themes, "environment": environment()}
+        about = {"adapter": self._adapter, "environment": environment()}
+        return {**self.key, "themes": themes, **about}
+
+    @property
+    def _adapter(self) -> str | None:
+        """Digest of what was audited; None for the plain model."""
+        return None if self.organism == PLAIN else adapter_digest(self.folder)
 
 
 def built_in(lm: LanguageModel) -> Parts:

@@ -94,7 +94,7 @@ def test_the_decoy_learns_a_cook_s_replies_to_questions_about_food():
     cook = [e for e in data if e.prompt != e.asked]
     assert {e.prompt for e in cook} == {item.text for item in items("food", "train")}
     assert all(e.asked == f"You are a cheerful cook. {e.prompt}" for e in cook)
-    assert len(data) - len(cook) == 500
+    assert len(data) - len(cook) == len(items("ordinary", "train"))
     assert not any(e.reply for e in data)
 
 
