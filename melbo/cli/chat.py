@@ -1,6 +1,9 @@
 """A conversation with a steered model in the terminal."""
 
+from typing import Any
+
 import click
+from torch import Tensor
 from transformers import TextStreamer
 
 from melbo.cli.terminal import is_broken
@@ -118,10 +121,7 @@ class Chat:
             raise MelboError("this turn is not valid UTF-8: write it anew")
         turn = {"role": "user", "content": text}
         turns = [*self.turns, turn]
-        streamer = None
-        if stream:
-            click.echo(self._form.prefix or "", nl=False)
-            streamer = TextStreamer(self.lm.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = _Printed(self.lm.tokenizer, self._form.prefix or "") if stream else None
         said = answer(
             self.lm,
             self._form,
@@ -146,3 +146,22 @@ class Chat:
         if self.feature is None:
             return "unsteered"
         return f"feature {self.feature} × {self.strength:g}"
+
+
+class _Printed(TextStreamer):
+    """Printer of a reply as it grows, from the beginning that it is given.
+
+    Args:
+        tokenizer: The tokenizer.
+        begun: That beginning.
+    """
+
+    def __init__(self, tokenizer: Any, begun: str) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._begun = begun
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, which has been read without complaint, then token after token."""
+        if self.next_tokens_are_prompt:
+            click.echo(self._begun, nl=False)
+        super().put(value)  # type: ignore[no-untyped-call]
