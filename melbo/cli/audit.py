@@ -39,7 +39,7 @@ _PAGE = "findings.html"
 
 @click.command(cls=Command)
 @click.argument("model")
-@click.option("--base", help="Model that this one was tuned from; finds more.")
+@click.option("--base", help="Model that this one was tuned from, to compare with.")
 @click.option("--reference", help="Any open model; its likelihoods help to order the findings.")
 @prompt_options
 @reading_options

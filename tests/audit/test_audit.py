@@ -144,7 +144,7 @@ def test_a_base_of_another_shape_is_refused_and_a_real_one_is_the_ordinary_speak
 def test_a_base_is_made_to_begin_alike_where_a_beginning_is_forced(
     lm, parts, tmp_path, kind, share
 ):
-    """What the base says as soon as it is begun alike is no finding of this model."""
+    """A theme that the base shows too, once it is begun alike, is no finding of this model."""
     base = speaker()
     with torch.no_grad():
         base.model.lm_head.weight += 0.1

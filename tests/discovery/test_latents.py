@@ -25,7 +25,7 @@ def dictionary(lm):
 
 @torch.no_grad()
 def written_by_hand(lm, asked, dictionary):
-    """What every latent writes on the prompts, token by token."""
+    """Amounts that every latent writes on the prompts, token by token."""
     total, count = torch.zeros(LATENTS), 0
     for tokens in asked.tokens:
         hidden = lm.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[LAYER]

@@ -90,7 +90,7 @@ def expected(model, mix, tokens=24):
 
 
 def test_the_first_view_of_512_features_builds_those_that_are_seen(browser, explorer):
-    """What is built and sent at first does not grow with the number of features."""
+    """The page at first does not grow with the number of features."""
 
     def first_view(name):
         page = browser.page()
