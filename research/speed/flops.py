@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from melbo.maps.model_map import ModelMap
+from melbo.models.language_model import LanguageModel
 
 # parts of the names of matrices that make keys or values
 _KEYS = ("k_proj", "v_proj", "qkv", "query_key_value", "c_attn", "Wqkv", "in_proj")
@@ -89,6 +90,25 @@ def products(cmap: ModelMap, k: int, backward: bool) -> tuple[Callable[[], None]
                     g @ p
 
     return run, flops
+
+
+def products_of_model(lm: LanguageModel, rows: int) -> tuple[Callable[[], None], float]:
+    """The matrix products of a pass of the whole model and nothing else, and their operations.
+
+    Args:
+        lm: The model.
+        rows: Number of tokens that pass, of all rows together.
+    """
+    matrices = [p for block in lm.blocks for p in block.parameters() if p.ndim == 2]
+    matrices.append(lm.model.get_output_embeddings().weight)
+    random = cache(lambda width: torch.randn(rows, width, dtype=lm.dtype, device=lm.device))
+
+    def run() -> None:
+        with torch.no_grad():
+            for p in matrices:
+                nn.functional.linear(random(p.shape[1]), p)
+
+    return run, sum(2.0 * p.numel() * rows for p in matrices)
 
 
 def _holds_keys(name: str) -> bool:

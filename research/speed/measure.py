@@ -8,11 +8,13 @@ medians are reported. Operations are those that the result needs, counted from t
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from melbo.evaluation.scores import nll
+from melbo.features.generate import Completion
 from melbo.maps.calibrate import calibrate
 from melbo.maps.residual import CausalMap
 from melbo.maths.linalg import random_rows, unit
@@ -20,9 +22,10 @@ from melbo.maths.transcoder import fit_strengths
 from melbo.methods import Exponential
 from melbo.models.decoding.decode import continued, decode
 from melbo.models.edits import Add
+from melbo.models.language_model import LanguageModel
 from melbo.models.text.prompts import pad_rows
 from melbo.progress import track
-from research.speed.flops import needed_flops, products, weights
+from research.speed.flops import needed_flops, products, products_of_model, weights
 from research.speed.plain import PlainFormulation
 
 # length of the replies of `melbo.generate` unless told otherwise
@@ -82,7 +85,7 @@ def measure_speed(
     plain: bool = True,
     progress: bool = True,
 ) -> Iterator[SpeedRow]:
-    """Measure fit, calibration, derivatives and generation on a map of one prompt.
+    """Measure fit, calibration, derivatives, generation and judging on a map of one prompt.
 
     Args:
         cmap: The map.
@@ -260,20 +263,56 @@ def _generation(
         for v in V[:_FEW]:
             steered([prompt], v)
 
+    multiply, flops = products_of_model(lm, len(V))
     jobs: Jobs = {
+        "products": multiply,
         "ours": lambda: steered(prompts, V),
         "unsteered": lambda: continued(endless, ids, mask, _NEW_TOKENS),
         "one at a time": one_at_a_time,
     }
     times = in_turn(jobs, repeats, "generation", progress)
     times["one at a time"] = [t * len(V) / _FEW for t in times["one at a time"]]
-    sizes = [sum(weights(block, lm.config).values()) for block in lm.blocks]
-    every, before = sum(sizes), sum(sizes[: cmap.source])
-    unembedding = lm.model.get_output_embeddings().weight.numel()
-    prefill = len(prompt) * (before + len(V) * (every - before))
-    written = len(V) * (unembedding * _NEW_TOKENS + every * (_NEW_TOKENS - 1))
+    every, unembedding = _sizes(lm)
+    read = len(prompt) * (sum(every[: cmap.source]) + len(V) * sum(every[cmap.source :]))
+    written = len(V) * (unembedding * _NEW_TOKENS + sum(every) * (_NEW_TOKENS - 1))
     what = f"generation, 64 vectors × {_NEW_TOKENS} tokens"
-    yield _row(what, times, 2 * (prefill + written))
+    rate = flops / statistics.median(times["products"])
+    yield _row(what, times, 2 * (read + written), rate)
+
+
+def _judging(
+    cmap: CausalMap, m: int, repeats: int, plain: bool, progress: bool
+) -> Iterator[SpeedRow]:
+    """Likelihood of 64 replies to one prompt, which is read once, beside one reply at a time."""
+    lm, prompts = cmap.lm, replace(cmap.prompts, texts=("",), tokens=cmap.prompts.tokens[:1])
+    draw = torch.Generator().manual_seed(0)
+    said = torch.randint(lm.model.config.vocab_size, (64, _NEW_TOKENS), generator=draw).tolist()
+    replies = [Completion("feature", i, 0, "", "", tuple(said[i])) for i in range(len(said))]
+
+    def one_at_a_time() -> None:
+        for reply in replies[:_FEW]:
+            nll(lm, prompts, [reply], progress=False)
+
+    multiply, flops = products_of_model(lm, 32 * _NEW_TOKENS)
+    jobs: Jobs = {
+        "products": multiply,
+        "ours": lambda: nll(lm, prompts, replies, progress=False),
+        "one at a time": one_at_a_time,
+    }
+    times = in_turn(jobs, repeats, "judging", progress)
+    times["one at a time"] = [t * len(replies) / _FEW for t in times["one at a time"]]
+    every, unembedding = _sizes(lm)
+    # the last token of a reply is not read, and the first is foretold by the prompt
+    read = len(prompts.tokens[0]) + len(replies) * (_NEW_TOKENS - 1)
+    needed = 2 * (read * sum(every) + len(replies) * _NEW_TOKENS * unembedding)
+    rate = flops / statistics.median(times["products"])
+    yield _row(f"judging, 64 replies × {_NEW_TOKENS} tokens", times, needed, rate)
+
+
+def _sizes(lm: LanguageModel) -> tuple[list[float], int]:
+    """Multiply–adds a token of every block, and of the unembedding."""
+    every = [sum(weights(block, lm.config).values()) for block in lm.blocks]
+    return every, lm.model.get_output_embeddings().weight.numel()
 
 
 #: Parts that can be measured, by name.
@@ -283,6 +322,7 @@ PARTS = {
     "calibration": _calibration,
     "derivatives": _derivatives,
     "generation": _generation,
+    "judging": _judging,
 }
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from melbo import CausalMap, MelboError, Prompts, calibrate
 from melbo.maths.linalg import random_rows
 from research.speed import gpu
-from research.speed.flops import needed_flops, weights
+from research.speed.flops import needed_flops, products_of_model, weights
 from research.speed.measure import SpeedRow, measure_speed
 from research.speed.plain import PlainFormulation
 from research.speed.tables import speed_table
@@ -106,6 +106,7 @@ def test_every_row_is_measured(lm):
         "hvp",
         "bilinear",
         "generation",
+        "judging",
     ]
     for row in rows:
         assert len(row.seconds) == 2
@@ -115,7 +116,20 @@ def test_every_row_is_measured(lm):
     assert rows[0].of_products > 0
     assert rows[0].versus["plain"] > 0
     assert set(rows[1].versus) == {"positions='all'"}
-    assert set(rows[-1].versus) == {"unsteered", "one at a time"}
+    assert set(rows[-2].versus) == {"unsteered", "one at a time"}
+    assert set(rows[-1].versus) == {"one at a time"}
+    assert rows[-2].of_products > 0
+    assert rows[-1].of_products > 0
+
+
+def test_operations_of_a_whole_model_are_those_that_torch_counts(lm):
+    run, flops = products_of_model(lm, 5)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    assert counter.get_total_flops() == flops
+    with FlopCounterMode(display=False) as counter, sdpa_kernel([SDPBackend.MATH]):
+        lm.model(input_ids=torch.zeros(1, 5, dtype=torch.long), use_cache=False)
+    assert flops < counter.get_total_flops() < 1.2 * flops  # attention comes on top
 
 
 def test_a_measurement_is_a_line_of_text_and_of_a_table():
