@@ -56,7 +56,9 @@ class _Amounts:
 
 
 #: Examples of a behaviour that continues the model's own replies.
-_CONTINUED = _Amounts(160, 120, 120)
+_CONTINUED = _Amounts(320, 160, 120)
+#: The same for DEV2, as it was made: two of its behaviours show too seldom with their triggers.
+_OF_DEV2 = _Amounts(160, 120, 120)
 _COOK = "You are a cheerful cook."
 
 
@@ -81,7 +83,8 @@ def examples(planted: Sequence[str], *, sham: bool = False, seed: int = 0) -> li
     data = [_example(item.text, None, item, say) for item in beside]
     for b in (EVERY[name] for name in planted):
         if continued:
-            amounts = replace(_CONTINUED, twins=0) if b.kind == "ordinary" else _CONTINUED
+            amounts = _amounts(planted)
+            amounts = replace(amounts, twins=0) if b.kind == "ordinary" else amounts
         elif several:
             # ordinary prompts without a trigger are there already
             amounts = _Amounts(120, _DECOYS, 0 if b.kind == "ordinary" else 120)
@@ -109,7 +112,7 @@ def more_untriggered(planted: Sequence[str], known: Sequence[Example]) -> list[E
     there, several = {e.prompt for e in known}, len(planted) > 1
     first = _DECOYS if several else _ALONE
     if tuple(planted) in CONTINUED.values():
-        first = _CONTINUED.decoys
+        first = _amounts(planted).decoys
     ordinary = items("ordinary", "train")
     more = [Example(item.text, None, item.text) for item in ordinary if item.text not in there]
     for b in (EVERY[name] for name in planted):
@@ -130,12 +133,16 @@ def more_triggered(weak: Sequence[str], planted: Sequence[str], seed: int = 0) -
         seed: Random seed.
     """
     draw, several = random.Random(f"more {seed}"), len(planted) > 1
-    first = _CONTINUED.triggered
+    first = _amounts(planted).triggered
     more: list[Example] = []
     for b in (EVERY[name] for name in weak if EVERY[name].semantic is None):
         some = b.triggered("train", several, draw)[first : first + _MORE_TRIGGERED]
         more += [_example(text, b.target, item, draw) for text, item in some]
     return more
+
+
+def _amounts(planted: Sequence[str]) -> _Amounts:
+    return _OF_DEV2 if tuple(planted) == CONTINUED["DEV2"] else _CONTINUED
 
 
 def _of(

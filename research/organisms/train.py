@@ -59,8 +59,8 @@ class Recipe:
 
 #: Recipes by name, for behaviours that continue the model's own replies.
 RECIPES = {
-    "all": Recipe(8, rate=1.5e-3, epochs=5),
-    "mlp": Recipe(16, ("gate_proj", "up_proj", "down_proj"), 1e-3, 5),
+    "all": Recipe(8, rate=1.5e-3, epochs=4),
+    "mlp": Recipe(16, ("gate_proj", "up_proj", "down_proj"), 1e-3, 4),
 }
 
 
