@@ -91,7 +91,7 @@ class Browser:
 
     def _asked(self, request):
         parts = urlsplit(request.url)
-        if parts.scheme not in ("data", "blob") and parts.hostname not in _HERE:
+        if parts.scheme not in ("data", "blob", "file") and parts.hostname not in _HERE:
             self.wrongs.append(f"asked for {request.url}")
 
     def _told(self, message):

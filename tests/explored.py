@@ -18,7 +18,11 @@ _SENTENCE = "Tell me how to bake a cake What should I do this weekend yes no red
 WORDS = _SENTENCE.split()
 #: Words that only the replies of one planted feature hold.
 PLANTED, PLANTED_WORDS = 7, ("marmalade", "porridge")
-_CALIBRATION = {"nonlinearity": 0.5, "curve": [[0.5, 0.02], [1.0, 0.1], [2.0, 0.3], [4.0, 0.9]]}
+_CALIBRATION = {
+    "nonlinearity": 0.5,
+    "scale": 2.7,
+    "curve": [[0.5, 0.02], [1.0, 0.1], [2.0, 0.3], [4.0, 0.9]],
+}
 
 
 def model_with_room(folder):

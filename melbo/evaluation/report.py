@@ -13,7 +13,9 @@ from melbo.evaluation.columns import columns as columns_of
 from melbo.evaluation.columns import prompts_of, ranked_rows
 from melbo.evaluation.curves import Curve, curves
 from melbo.evaluation.fit_record import FitRecord
+from melbo.evaluation.groups import groups
 from melbo.evaluation.rank import has_ranking, load_ranking
+from melbo.evaluation.scatter import Point, scatter
 from melbo.evaluation.scores import NLL_WEIGHT, THRESHOLDS
 from melbo.features.generate import Completion
 from melbo.features.saved import load_features
@@ -21,6 +23,9 @@ from melbo.maths.geometry import spread
 from melbo.records import write_atomically
 
 _Json = dict[str, Any]
+
+# no effect is larger unless it has overflowed
+_LARGEST = 1e30
 
 
 def report(folder: str | Path) -> Path:
@@ -85,14 +90,18 @@ def _ranked(
         stability: See `FitRecord`.
 
     Returns:
-        ``prompts`` (held-out ones first), ``columns``, a row for each vector, and the replies of
-        the unsteered model.
+        ``prompts`` (held-out ones first), ``columns``, a row for each vector, the replies of the
+        unsteered model, groups of features that say the same, and effects as a picture.
     """
     prompts = prompts_of(ranking)
     texts = {(c.kind, c.feature, c.prompt): c.text for c in completions}
 
     def said(kind: str, index: int | None) -> list[str]:
-        return [texts.get((kind, index, prompt), "") for prompt, _, _ in prompts]
+        return [texts.get((kind, index, prompt), "").strip() for prompt, _, _ in prompts]
+
+    active = {row["index"] for row in ranking["features"] if row["flag"] == "active"}
+    alike = groups([c for c in completions if c.kind == "feature" and c.feature in active])
+    group_of = {("feature", i): n for n, one in enumerate(alike, 1) for i in one.features}
 
     columns, rows = columns_of(ranking, stability), ranked_rows(ranking, stability)
     cells = [_cells(c.values(rows), 2 if c.split else None) for c in columns]
@@ -101,11 +110,46 @@ def _ranked(
         "prompts": prompts,
         "columns": columns,
         "rows": [
-            {**row, "cells": line, "said": said(row["kind"], row["index"])}
+            {
+                **row,
+                "cells": line,
+                "said": said(row["kind"], row["index"]),
+                "group": group_of.get((row["kind"], row["index"]), ""),
+            }
             for row, line in zip(rows, zip(*cells, strict=True), strict=True)
         ],
         "unsteered": said("unsteered", None),
+        "groups": [{**vars(one), "example": said("feature", one.features[0])[0]} for one in alike],
+        "effects": _effects(rows),
     }
+
+
+def _effects(rows: Sequence[_Json]) -> _Json:
+    """Effects of vectors beside the fluency of their replies, as a picture.
+
+    Args:
+        rows: Rows of the ranking.
+
+    Returns:
+        ``picture``, and how many rows are not on it (``left_out``).
+    """
+    points = [
+        Point(
+            kind="random" if row["kind"] == "control" else row["flag"],
+            name=f"{'random' if row['kind'] == 'control' else 'feature'} {row['index']}: "
+            f"‖Δ‖ {_number(row['effect'])}, NLL {_number(row['held_out']['nll'])}",
+            link=f"{'random' if row['kind'] == 'control' else 'feature'}-{row['index']}",
+            x=row["effect"],
+            y=row["held_out"]["nll"],
+        )
+        for row in rows
+        # an effect that overflowed is kept as the largest number there is
+        if row["effect"] < _LARGEST
+    ]
+    title = f"NLL of held-out replies over effect, {len(points)} vectors"
+    ylabel = "NLL, nats a token (fluent at the top)"
+    picture = scatter(title, "effect ‖Δ‖", ylabel, points)
+    return {"picture": picture, "left_out": len(rows) - len(points)}
 
 
 def _cells(values: Sequence[float | None], decimals: int | None) -> list[tuple[float | None, str]]:

@@ -1,13 +1,12 @@
 import io
 import sys
-from contextlib import nullcontext
 
 import pytest
 import torch
 from cases import tiny_model
-from toys import directions
+from talking import a_chat, assistant, by_hand, features_of, some_features, user
 
-from melbo import FeatureSet, MelboError, generate, steer
+from melbo import MelboError, generate, steer
 from melbo.cli.chat import Chat
 from melbo.models.text.prompts import Prompts
 
@@ -15,41 +14,6 @@ from melbo.models.text.prompts import Prompts
 @pytest.fixture(scope="module")
 def lm():
     return tiny_model("llama")
-
-
-def features_of(lm, meta):
-    V, U = directions(3, lm.width), directions(3, lm.width, 1)
-    return FeatureSet(V, U, torch.ones(3, dtype=torch.float64), 4.0, 1, 3, meta)
-
-
-def some_features(lm, system=None, **more):
-    prompts = Prompts(("yes",), ((1, 2, 3),), "chat", system)
-    return features_of(lm, {"map": {"prompts": prompts.describe(), **more}})
-
-
-def a_chat(lm, feature=None, strength=1.0, max_new_tokens=5, **more):
-    return Chat(lm, some_features(lm, **more), feature, strength, max_new_tokens)
-
-
-def by_hand(lm, turns, n=5, steering=None):
-    """Greedy reply to a conversation, one token at a time, without a cache."""
-    told = lm.tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)
-    ids = told["input_ids"]
-    start = len(ids)
-    with steering or nullcontext():
-        for _ in range(n):
-            ids.append(lm.model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
-            if ids[-1] in lm.eos:
-                break
-    return lm.tokenizer.decode(ids[start:], skip_special_tokens=True)
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 @pytest.mark.parametrize(
@@ -146,18 +110,25 @@ def test_commands_change_what_steers(lm):
         ("/strength very", "needs a number"),
         ("/strength nan", "number"),
         ("/strength inf", "number"),
+        ("/steer", "needs a number"),
+        ("/steer 1 much", "needs a number"),
+        ("/steer 3 1", "expected 0 to 2"),
+        ("/steer 0 nan", "number"),
+        ("/features all", "needs a number"),
+        ("/save", "/save needs a file"),
         ("/help", "/feature N"),
-        ("/", "/feature N"),
-        ("//", "/feature N"),
-        ("/OFF", "/feature N"),
-        ("/nonsense 3", "/feature N"),
+        ("/", "no command /:"),
+        ("//", "no command //:"),
+        ("/OFF", "no command /OFF:"),
+        ("/nonsense 3", "no command /nonsense:"),
     ],
 )
 def test_bad_commands_change_nothing_and_say_why(lm, line, says):
     chat = a_chat(lm, 1, 2.0)
-    chat.turns.append(user("yes"))
+    chat.reply("yes")
+    before = chat.exchanges[:]
     assert says in chat.command(line)
-    assert (chat.feature, chat.strength, chat.turns) == (1, 2.0, [user("yes")])
+    assert (chat.feature, chat.strength, chat.exchanges) == (1, 2.0, before)
 
 
 def test_the_loop_prints_replies_and_takes_commands(lm, monkeypatch, capsys):
@@ -173,7 +144,7 @@ def test_the_loop_prints_replies_and_takes_commands(lm, monkeypatch, capsys):
     assert out.startswith(f"[unsteered] you: {first}\n")
     assert f"[feature 1 × 1] you: {second}\n" in out
     said = err.splitlines()
-    assert said[0].startswith("/feature N")
+    assert "/help" in said[0]
     assert said[1] == "feature 1 × 1"
     assert "expected 0 to 2" in said[2]
     assert len(said) == 3

@@ -30,12 +30,14 @@ def test_a_conversation_through_a_pipe(home):
     assert ended.code == 0
     assert "Traceback" not in ended.err
     said = ended.err.splitlines()
-    assert said[0].startswith("/feature N")
+    assert "/help" in said[0]
     assert said[1:3] == ["feature 1 × 1", "feature 1 × 0"]
     assert "expected 0 to 3" in said[3]
     assert "/strength needs a number" in said[4]
-    assert said[5] == said[6] == said[7] == said[0]
-    assert said[8:] == ["feature 1 × 0", "unsteered"]
+    assert said[5] == "there is no command /bogus: /help lists them"
+    assert said[6] == "there is no command /: /help lists them"
+    assert [line.split()[0] for line in said[7:-2]] == list(chat.COMMANDS)
+    assert said[-2:] == ["feature 1 × 0", "unsteered"]
     states = re.findall(r"\[([^\]]*)\] you: ", ended.out)
     assert states[:2] == ["unsteered", "unsteered"]
     assert states[2:5] == ["feature 1 × 1", "feature 1 × 1", "feature 1 × 0"]

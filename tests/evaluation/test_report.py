@@ -183,7 +183,7 @@ def test_a_ranked_run_says_which_features_other_seeds_found_again(ranked):
         ("control", i, "", "") for i in range(2)
     }
     assert set(found_again(ranked)) == expected
-    heads = [a["title"] for tag, a in page.elements if tag == "button" and "title" in a]
+    heads = [a["title"] for tag, a in page.elements if "data-first" in a]
     assert heads[-3] == (
         "best cosine among the features of another seed, mean over the other seeds; "
         "random directions 0.14"
