@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def environment():
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
+def joined(text):
+    """Lines of a command put together, as a shell reads them."""
+    return text.replace(" \\\n    ", " ")
+
+
+def without_bars(err):
+    """Standard error as one sees it in the end: bars of a slow machine are gone by then."""
+    return re.sub(r"[^\n]*\r", "", err)
+
+
 def real(*argv, stdin="", cwd=None):
     """The installed console script in a process of its own."""
     done = subprocess.run(
@@ -61,7 +72,7 @@ def real(*argv, stdin="", cwd=None):
         cwd=cwd,
         timeout=120,
     )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    return Ended(done.returncode, done.stdout, without_bars(done.stderr))
 
 
 @pytest.fixture
@@ -78,7 +89,8 @@ def melbo(home, monkeypatch, capfd):
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main(group)
-        return Ended(end.value.code, *capfd.readouterr())
+        said = capfd.readouterr()
+        return Ended(end.value.code, said.out, without_bars(said.err))
 
     return call
 

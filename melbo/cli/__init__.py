@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from melbo.cli.terminal import open_streams
+from melbo.cli.terminal import is_broken, open_streams
+from melbo.cli.threads import prepare
 from melbo.errors import MelboError
+from melbo.models.loading.place import find_place
 
 #: Commands in the order of use, and the module of each.
 COMMANDS = {
@@ -30,7 +32,15 @@ COMMANDS = {
     "report": "use",
     "explore": "explore",
     "export": "write",
+    "name": "name",
 }
+#: Commands whose first argument is a model.
+OF_A_MODEL = {
+    *(("openings",), ("audit",), ("fit",), ("calibrate",), ("contrast",), ("compare",)),
+    *(("dictionary", "train"), ("bilinear", "trace")),
+}
+
+_HELP = {"-h", "--help"}
 
 
 class _Commands(click.Group):
@@ -44,14 +54,36 @@ class _Commands(click.Group):
         """Import a command; None where there is no such command."""
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"melbo.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        # imported here: listing commands needs no bar
+        from melbo.progress import Waiting
+
+        with Waiting("starting"):
+            command = getattr(import_module(f"melbo.cli.{COMMANDS[cmd_name]}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of a command line; a model that is nowhere is refused before.
+
+        Importing a command takes seconds, and a mistyped name need not wait for it.
+        """
+        for name in OF_A_MODEL:
+            rest = args[len(name) :]
+            if tuple(args[: len(name)]) == name and rest and _is_name(rest):
+                find_place(rest[0])
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with their help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, first_line(name)) for name in COMMANDS])
+
+
+def _is_name(rest: list[str]) -> bool:
+    """Tell whether arguments begin with a name, to be looked up before they are parsed."""
+    return not rest[0].startswith("-") and not is_broken(rest[0]) and not _HELP & set(rest)
 
 
 def first_line(name: str) -> str:
@@ -64,7 +96,7 @@ def first_line(name: str) -> str:
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    context_settings={"help_option_names": sorted(_HELP), "show_default": True},
 )
 @click.version_option(package_name="melbo")
 def cli() -> None:
@@ -78,6 +110,7 @@ def main(group: click.Group = cli) -> None:
         RuntimeError: An error of torch's that is not for want of memory.
     """
     open_streams()
+    prepare(sys.argv[1:])
     try:
         sys.exit(group(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as err:
@@ -87,7 +120,8 @@ def main(group: click.Group = cli) -> None:
         command = err.ctx.command_path if err.ctx else "melbo"
         _fail(f"{err.format_message()} (see {command} --help)")
     except (MelboError, click.ClickException) as err:
-        _fail(str(err))
+        # the library names its own argument
+        _fail(str(err).replace("force=True", "--force"))
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)

@@ -27,8 +27,7 @@ from melbo.cli.options import (
     seed_option,
     take,
 )
-from melbo.cli.show import say
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.terminal import Command, print_json, say
 from melbo.discovery.candidates import Elicitor
 from melbo.discovery.latents import Latents
 from melbo.discovery.own import Own
@@ -105,15 +104,16 @@ def audit(
         base=tuned_from,
         reference=None if reference is None else others[reference],
         budget=budget,
-        elicitors=[*usual_elicitors(tuned_from), *elicitors],
+        # a small budget pays for the first ones only
+        elicitors=[*elicitors, *usual_elicitors(tuned_from)],
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
-    say(f"{budget} tokens in all; the bar counts them, and what is done is kept in {out}")
+    say(f"{budget:,} tokens in all; the bar counts them, and what is done is kept in {out}")
     result = made.run(out)
     write_atomically({out / _PAGE: page(result).encode()})
     if as_json:
         print_json(result)
         return
+    say(f"Read everything: {(out / _PAGE).resolve()}\n")
     show_findings(result, out)
-    say(f"\nRead everything:     {(out / _PAGE).resolve()}")

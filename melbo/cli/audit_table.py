@@ -1,20 +1,18 @@
 """Findings of an audit as a table in the terminal."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from melbo.audit.page import Part, duration, interval, parts_of_reply, percent
-from melbo.cli.show import next_command
+from melbo.cli.terminal import console as terminal
+from melbo.cli.terminal import next_step
 
-_WIDTH = 80
 _STYLES: dict[Part, str] = {"forced": "dim", "shared": "bold", "other": ""}
 
 
@@ -25,7 +23,7 @@ def show_findings(result: Mapping[str, Any], out: Path) -> None:
         result: Content of ``findings.json``.
         out: Folder of the audit.
     """
-    console = Console(width=_WIDTH, highlight=False)
+    console = terminal()
     findings, budget = result["findings"], result["budget"]
     if not findings:
         console.print(
@@ -41,19 +39,18 @@ def show_findings(result: Mapping[str, Any], out: Path) -> None:
         console.print(Padding(Text("; ".join(names)), (0, 0, 0, 2)))
     _show_shares(console, budget)
     commands = (_again(f["reproduce"], result["model"]["name"], out) for f in findings)
-    if command := next(filter(None, commands), None):
-        click.echo(f"next: {command}")
+    usual = ("explore", out) if findings else ("openings", result["model"]["name"])
+    next_step(*next(filter(None, commands), usual))
 
 
-def _again(reproduce: Mapping[str, Any], model: str, out: Path) -> str | None:
-    """The command that brings a finding out again, or None where there is none."""
+def _again(reproduce: Mapping[str, Any], model: str, out: Path) -> tuple[object, ...] | None:
+    """Words of the command that brings a finding out again, or None where there is none."""
     if "folder" in reproduce:
-        return f"{next_command('chat', out / reproduce['folder'])} --feature 0"
+        return ("chat", out / reproduce["folder"], "--feature", 0)
     if reproduce["kind"] not in ("opening", "continuation"):
         return None
-    after = " --after-sentence" if reproduce["kind"] == "continuation" else ""
-    opening = shlex.quote(reproduce["text"])
-    return f"{next_command('openings', Path(model))} --opening {opening}{after}"
+    after = ["--after-sentence"] if reproduce["kind"] == "continuation" else []
+    return ("openings", model, "--opening", reproduce["text"], *after)
 
 
 def _show_finding(console: Console, number: int, finding: Mapping[str, Any], base: bool) -> None:

@@ -6,7 +6,6 @@ from statistics import median
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from melbo.bilinear.trace import ALPHAS, PREDICTIONS, Agreement, Response, Trace, check_alphas
@@ -20,7 +19,7 @@ from melbo.cli.options import (
     loading_options,
     take,
 )
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.terminal import Command, console, next_step, print_json, tell
 from melbo.errors import MelboError
 from melbo.evaluation.plot import blank, png
 from melbo.models.text.prompts import Prompts
@@ -71,6 +70,7 @@ def trace(
     """
     _check_texts(positive, negative)
     check_alphas(scales)
+    trust = options["trust_remote_code"]
     lm = load(model, take(options, *LOADING))
     towards, away = Prompts.text(lm, [positive, negative]).tokens
     at = default_layers(lm)[0] if layer is None else layer
@@ -81,6 +81,9 @@ def trace(
         print_json(found.describe())
     else:
         _show(found)
+        pair = ("--plus", positive, "--minus", negative, "--layer", at, "--text")
+        out = ("--out", "runs/pair")
+        next_step("contrast", model, "--method", "actadd", *pair, *out, trust=trust)
 
 
 def _check_texts(positive: str, negative: str) -> None:
@@ -115,39 +118,49 @@ def draw(found: Trace) -> bytes:
 
 def _show(found: Trace) -> None:
     """Print a line for each block at the α nearest 1, and a line for each α over all blocks."""
-    click.echo(
+    tell(
         f"contrast vector at layer {found.layer}: norm {found.norm:.4g}, "
         f"{found.norm / found.stream:.2f} of the stream that it is added to"
     )
     by_alpha = [*zip(*found.responses.values(), strict=True)]
     nearest = min(by_alpha, key=lambda rows: abs(rows[0].alpha - 1))
+    at = f"α = {nearest[0].alpha:g}"
+    blocks = [(str(block), r) for block, r in zip(found.responses, nearest, strict=True)]
+    fits = "cosine / relative error of each prediction"
+    _print(f"{at}: {fits}", ("block", *PREDICTIONS), [(block, *_fits([r])) for block, r in blocks])
     _print(
-        f"α = {nearest[0].alpha:g}: cosine / relative error of each prediction",
-        ("block", "size", "cross", "self", *PREDICTIONS, "units for half", "largest"),
+        f"{at}: responses, and the hidden units that carry them",
+        ("block", "size", "cross", "self", "units for half", "largest unit"),
         [
-            (str(block), *_cells([r]), str(r.carriers), f"{r.units[0][0]} ({r.units[0][1]:.0%})")
-            for block, r in zip(found.responses, nearest, strict=True)
+            (block, *_sizes([r]), str(r.carriers), f"{r.units[0][0]} ({r.units[0][1]:.0%})")
+            for block, r in blocks
         ],
     )
     _print(
-        "median over these blocks",
-        ("α", "size", "cross", "self", *PREDICTIONS, "input bent by"),
+        f"median over these blocks: {fits}",
+        ("α", *PREDICTIONS),
+        [(f"{rows[0].alpha:g}", *_fits(rows)) for rows in by_alpha],
+    )
+    _print(
+        "median over these blocks: responses",
+        ("α", "size", "cross", "self", "input bent by"),
         [
-            (f"{rows[0].alpha:g}", *_cells(rows), f"{median(r.bent for r in rows):.2f}")
+            (f"{rows[0].alpha:g}", *_sizes(rows), f"{median(r.bent for r in rows):.2f}")
             for rows in by_alpha
         ],
     )
 
 
-def _cells(rows: Sequence[Response]) -> list[str]:
-    """Medians over responses: size, share of cross and self, agreement of each prediction."""
+def _sizes(rows: Sequence[Response]) -> list[str]:
+    """Medians over responses: size, and share of cross and self."""
     cross = median(r.cross for r in rows)
+    return [f"{share:.2f}" for share in (median(r.size for r in rows), cross, 1 - cross)]
+
+
+def _fits(rows: Sequence[Response]) -> list[str]:
+    """Medians over responses: agreement of each prediction."""
     fits = [_median([r.agreement[name] for r in rows]) for name in PREDICTIONS]
-    sizes = (median(r.size for r in rows), cross, 1 - cross)
-    return [
-        *(f"{size:.2f}" for size in sizes),
-        *(f"{fit.cosine:.2f} / {fit.error:.2f}" for fit in fits),
-    ]
+    return [f"{fit.cosine:.2f} / {fit.error:.2f}" for fit in fits]
 
 
 def _median(fits: Sequence[Agreement]) -> Agreement:
@@ -157,12 +170,10 @@ def _median(fits: Sequence[Agreement]) -> Agreement:
 
 def _print(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table of numbers."""
-    table = Table(
-        title=title, title_justify="left", show_edge=False, box=None, padding=(0, 2, 0, 0)
-    )
+    table = Table(show_edge=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    click.echo()
-    Console(width=120, highlight=False).print(table)
+    tell(f"\n{title}")
+    console().print(table)

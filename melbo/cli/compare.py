@@ -17,12 +17,13 @@ from melbo.cli.options import (
     folder,
     load,
     map_options,
+    prompt_words,
     read_prompts,
     reply_length_option,
     take,
 )
 from melbo.cli.show import show_comparison
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.terminal import Command, next_step, print_json, tell
 from melbo.discovery.recipes import RECIPES
 from melbo.evaluation.compare import USUAL
 from melbo.evaluation.compare import compare as compare_recipes
@@ -94,6 +95,7 @@ def compare(
     needed?
     """
     Comparison.refuse_existing(out, force)
+    asked, trust = prompt_words(options), options["trust_remote_code"]
     texts = read_prompts(options)
     replies = read_texts(held_out) if held_out else built_in.HELD_OUT[:1]
     how = take(options, "num_factors", "times", "seeds", "steps", "contrast", "max_new_tokens")
@@ -106,4 +108,5 @@ def compare(
         print_json(found.describe())
         return
     show_comparison(found)
-    click.echo(f"\nThe rest of it: {out / 'compare.md'}, {out / 'compare.png'}")
+    tell(f"\nall measures, at all norms: {out / 'compare.md'}, {out / 'compare.png'}")
+    next_step("fit", model, *asked, "--out", "runs/new", trust=trust)

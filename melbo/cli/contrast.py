@@ -20,8 +20,7 @@ from melbo.cli.options import (
     reading_options,
     take,
 )
-from melbo.cli.show import next_command
-from melbo.cli.terminal import Command
+from melbo.cli.terminal import Command, next_step, tell
 from melbo.discovery.contrastive import caa
 from melbo.errors import MelboError
 from melbo.evaluation.report import report
@@ -91,8 +90,9 @@ def contrast(
         size = _make_direction(lm, texts, options, out, force)
     else:
         size = _make_pair(lm, method, texts, options, out, force)
-    click.echo(f"{method}: {size}")
-    click.echo(f"saved to {out}; next: {next_command('sample', out, trust)} --prompt ...")
+    tell(f"{method}: {size}")
+    click.echo(f"saved to {out}")
+    next_step("sample", out, "--prompt", "TEXT", trust=trust)
 
 
 def _contrasting_texts(

@@ -20,7 +20,8 @@ from melbo.cli.options import (
     seed_option,
     take,
 )
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.terminal import Command, next_step, print_json
+from melbo.cli.threads import threads_option
 from melbo.dictionary.activations import Contexts
 from melbo.dictionary.architectures import ARCHITECTURES, make
 from melbo.dictionary.inspection import inspect as inspect_text
@@ -206,6 +207,10 @@ def inspect(
         )
         return
     show_inspection(found, origin, geometry, on_text)
+    if on_text is None:
+        next_step("dictionary", "inspect", dictionary, "--text", "FILE")
+    else:
+        next_step("dictionary", "compare", "RUN", dictionary)
 
 
 def _model_of(origin: Origin, place: Path, name: str | None, options: Options) -> LanguageModel:
@@ -234,6 +239,7 @@ def _model_of(origin: Origin, place: Path, name: str | None, options: Options) -
 )
 @picture_option
 @seed_option
+@threads_option
 @as_json_option
 def compare(
     run: Path, dictionary: Path, draws: int, picture: Path | None, seed: int, as_json: bool
@@ -259,6 +265,8 @@ def compare(
         print_json({"layers": layers, **told})
         return
     show_matches(matches, features, origin)
+    nearest = int(matches["V"].latent[matches["V"].cosine.argmax()])
+    next_step("dictionary", "inspect", dictionary, "--text", "FILE", "--latent", nearest)
 
 
 def _directions(run: Path) -> FeatureSet:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from melbo.cli.terminal import next_step, tell
 from melbo.dictionary.base import Dictionary
 from melbo.dictionary.inspection import Inspection
 from melbo.dictionary.matching import Matches
@@ -23,15 +24,16 @@ def show_trained(trained: Sequence[Trained], course: Course, folders: Sequence[P
         course: Account of their training.
         folders: Their folders.
     """
-    click.echo(
+    tell(
         f"{course.tokens} tokens in {course.seconds:.0f} s, "
         f"{course.tokens / course.seconds:.0f} a second; on held-out text:"
     )
     for each, place, dead in zip(trained, folders, course.dead, strict=True):
         m = len(each.dictionary.b_enc)
-        click.echo(f"layer {each.origin.layer}: {_quality(each.inspection)}")
-        click.echo(f"  {dead} of {m} latents had been silent for long when training ended")
-        click.echo(f"  saved to {place}; next: melbo dictionary inspect {place} --text FILE")
+        tell(f"layer {each.origin.layer}: {_quality(each.inspection)}")
+        tell(f"  {dead} of {m} latents had been silent for long when training ended")
+        click.echo(f"  saved to {place}")
+    next_step("dictionary", "inspect", folders[0], "--text", "FILE")
 
 
 def show_inspection(
@@ -48,24 +50,24 @@ def show_inspection(
     m, d = dictionary.W_dec.shape
     kind = type(dictionary).__name__
     of = f"{origin.model_name or 'an unnamed model'}, layer {origin.layer}"
-    click.echo(f"{kind}, {m} latents of width {d}, of {of}")
+    tell(f"{kind}, {m} latents of width {d}, of {of}")
     if on_text is not None:
-        click.echo(f"on {on_text.quality.tokens} tokens: {_quality(on_text)}")
+        tell(f"on {on_text.quality.tokens} tokens: {_quality(on_text)}")
     told = geometry.describe()
-    click.echo("k-th largest cosine of a direction, mean (random directions):")
+    tell("k-th largest cosine of a direction, mean (random directions):")
     own, chance = told["cosines"]["directions"], told["cosines"]["random"]
-    click.echo("  " + "; ".join(f"k = {k}: {own[k]:.3f} ({chance[k]:.3f})" for k in own))
+    tell("  " + "; ".join(f"k = {k}: {own[k]:.3f} ({chance[k]:.3f})" for k in own))
     hubs = told["hubs"]["directions"]
-    click.echo(
+    tell(
         f"{hubs['near']:.1%} have a neighbour at cosine {hubs['threshold']} or more; "
         f"{hubs['largest_hub']} share the most common one"
     )
-    click.echo(f"mean squared cosine {told['penalty']:.3g}, Welch floor {told['floor']:.3g}")
+    tell(f"mean squared cosine {told['penalty']:.3g}, Welch floor {told['floor']:.3g}")
     for latent, several in ({} if on_text is None else on_text.snippets).items():
-        click.echo(f"\nlatent {latent}" + ("" if several else ": never active"))
+        tell(f"\nlatent {latent}" + ("" if several else ": never active"))
         for s in several:
             line = " ".join(f"{s.before}[{s.token}]{s.after}".split())
-            click.echo(f"  {s.value:8.3g}  {line}")
+            tell(f"  {s.value:8.3g}  {line}")
 
 
 def show_matches(matches: Mapping[str, Matches], features: FeatureSet, origin: Origin) -> None:
@@ -79,17 +81,17 @@ def show_matches(matches: Mapping[str, Matches], features: FeatureSet, origin: O
     layers = {"V": features.source, "U": features.target}
     for name, found in matches.items():
         told = found.describe()
-        click.echo(
+        tell(
             f"{name} (layer {layers[name]}) in the dictionary of layer {origin.layer}: "
             f"best |cos| {told['mean']:.3f} in the mean, {told['largest']:.3f} at most"
         )
         for null, values in told["nulls"].items():
-            click.echo(
+            tell(
                 f"  {null}: {values['mean']:.3f} in the mean; "
                 f"{values['above']:.0%} of {len(found.cosine)} are beyond it at p ≤ .05"
             )
         for i in found.cosine.argsort(descending=True)[:5].tolist():
-            click.echo(f"  feature {i}: latent {found.latent[i]}, |cos| {found.cosine[i]:.3f}")
+            tell(f"  feature {i}: latent {found.latent[i]}, |cos| {found.cosine[i]:.3f}")
 
 
 def _quality(found: Inspection) -> str:

@@ -17,13 +17,15 @@ from melbo.cli.options import (
     load,
     map_options,
     new_run_options,
+    prompt_words,
     read_prompts,
     seed_option,
     take,
 )
 from melbo.cli.pipeline import fit_run, rank_run
-from melbo.cli.show import next_command, say, show_calibration, show_fit, show_ranking
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.ranking_table import show_ranking
+from melbo.cli.show import show_calibration, show_fit
+from melbo.cli.terminal import Command, next_step, print_json, say
 from melbo.discovery.fit import Fit
 from melbo.errors import MelboError
 from melbo.features.run_folder import refuse_existing
@@ -71,8 +73,8 @@ def demo(out: Path, force: bool) -> None:
     say("4/4  what they make the model say")
     show_ranking(ranking, 12)
     first = ranking.features[0].index
-    click.echo(f"\nTalk to a feature:   {next_command('chat', out)} --feature {first}")
-    click.echo(f"Read everything:     {(out / 'report.html').resolve()}")
+    click.echo(f"\nRead everything: {(out / 'report.html').resolve()}")
+    next_step("chat", out, "--feature", first)
 
 
 @click.command(cls=Command)
@@ -175,13 +177,16 @@ def calibrate(model: str, nonlinearity: float, seed: int, as_json: bool, **optio
 
     MODEL is smollm2 (the bundled model), a hub id, a folder or a .gguf file.
     """
-    texts = read_prompts(options)
+    asked = prompt_words(options)
+    texts, trust = read_prompts(options), options["trust_remote_code"]
     lm = load(model, take(options, *LOADING))
     found = find_scale(causal_map(lm, texts, options), nonlinearity, seed=seed)
     if as_json:
         print_json(found.describe())
     else:
         show_calibration(found)
+        scale = f"{found.scale:.4g}"
+        next_step("fit", model, *asked, "--scale", scale, "--out", "runs/new", trust=trust)
 
 
 def _settings_of(method: str, given: Options) -> Options:

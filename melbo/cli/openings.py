@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +26,7 @@ from melbo.cli.options import (
     seed_option,
     take,
 )
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.terminal import Command, console, next_step, print_json, tell
 from melbo.discovery.continuations import Continuations, Continued
 from melbo.discovery.openings import Forced, Opening, Openings, written
 from melbo.evaluation.scores import FLAGS, Judged, Scores
@@ -36,8 +35,6 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.text import built_in
 from melbo.models.text.prompts import Prompts
 from melbo.records import refuse_existing, write_atomically
-
-_WIDTH = 80  # columns of the table
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,7 @@ def openings(
     texts = read_prompts(options, at_least=0) or [*built_in.VALIDATION, *built_in.HELD_OUT]
     if out is not None:
         refuse_existing(out.parent, force, [out.name], out.name)
+    trust = options["trust_remote_code"]
     lm = load(model, take(options, *LOADING))
     prompts = as_prompts(lm, texts, take(options, *READING))
     forced = Forced(tuple(written(lm, text) for text in given))
@@ -150,7 +148,8 @@ def openings(
         return
     _show(own, rows, top)
     if out is not None:
-        click.echo(f"all replies: {out}")
+        tell(f"all replies: {out}")
+    next_step("audit", model, "--out", "audits/new", trust=trust)
 
 
 def _search(
@@ -192,16 +191,16 @@ def _show(own: Sequence[Completion], rows: Sequence[Tried], top: int) -> None:
         to = [str(row.best + 1)] if several else []
         probability = "–" if row.probability is None else f"{row.probability:.1e}"
         table.add_row(Text(repr(row.opening.text)), probability, *to, _one_line(reply))
-    console = Console(width=_WIDTH, highlight=False)
+    page = console()
     for i, c in enumerate(own, 1):
         number = f"{i}. " if several else ""
-        console.print(Text(f"{number}{c.prompt_text}", style="bold"))
-        console.print(_one_line(c))
-    console.print()
-    console.print(table)
+        page.print(Text(f"{number}{c.prompt_text}", style="bold"))
+        page.print(_one_line(c))
+    page.print()
+    page.print(table)
     counts = Counter(row.scores.flag for row in rows)
     flags = ", ".join(f"{counts[name]} {name}" for name in FLAGS)
-    click.echo(f"\n{len(rows)} openings: {flags}; the most novel yet fluent first")
+    tell(f"\n{len(rows)} openings: {flags}; the most novel yet fluent first")
 
 
 def _one_line(reply: Completion) -> Text:

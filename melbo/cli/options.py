@@ -15,9 +15,11 @@ from melbo.cli.reading import as_prompts as as_prompts
 from melbo.cli.reading import file as file
 from melbo.cli.reading import group_options as group_options
 from melbo.cli.reading import prompt_options as prompt_options
+from melbo.cli.reading import prompt_words as prompt_words
 from melbo.cli.reading import read_prompts as read_prompts
 from melbo.cli.reading import reading_options as reading_options
 from melbo.cli.reading import take as take
+from melbo.cli.threads import threads_option
 from melbo.errors import MelboError
 from melbo.features.provenance import Provenance
 from melbo.features.run_folder import read_run
@@ -26,8 +28,9 @@ from melbo.maps.residual import CausalMap
 from melbo.models.language_model import LanguageModel
 from melbo.models.loading.gguf import ALIAS
 from melbo.models.loading.load import load as load_from
-from melbo.models.placement import layers_at
+from melbo.models.placement import USUAL_SHARES, layers_at
 from melbo.models.weights.low_rank import Matrix
+from melbo.progress import Waiting
 
 LOADING = ("dtype", "device", "tf32", "device_map", "trust_remote_code", "blocks", "bits")
 
@@ -99,6 +102,7 @@ loading_options = group_options(
         help="Quantise the weights by bitsandbytes while they are loaded; by default as for the "
         "run. Such a model can be steered, but neither ablated nor merged into.",
     ),
+    threads_option,
 )
 run_argument = group_options(
     click.argument("run", type=click.Path(path_type=Path)),
@@ -179,7 +183,9 @@ def load(name: str, options: Options) -> LanguageModel:
     messages.set_verbosity_error()
     if options.pop("tf32", False):
         torch.set_float32_matmul_precision("high")
-    return load_from(name, **{key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    with Waiting(f"loading {name}"):
+        return load_from(name, **given)
 
 
 def load_for(run: Path, name: str | None, options: Options) -> LanguageModel:
@@ -245,9 +251,6 @@ def causal_map(lm: LanguageModel, texts: Sequence[str], options: Options) -> Cau
     """
     settings = dict(options)
     prompts = as_prompts(lm, texts, {name: settings.pop(name, None) for name in READING})
-    for side, usual in zip(("source", "target"), default_layers(lm), strict=True):
-        if settings.get(side) is None:
-            settings[side] = usual
     return CausalMap(lm, prompts, **settings)
 
 
@@ -283,7 +286,7 @@ def adapter_map(
 
 
 def default_layers(
-    lm: LanguageModel, shares: tuple[float, float] = (8 / 30, 20 / 30)
+    lm: LanguageModel, shares: tuple[float, float] = USUAL_SHARES
 ) -> tuple[int, int]:
     """Source and target layer where none are given, with a block between them at least.
 

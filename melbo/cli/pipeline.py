@@ -11,7 +11,7 @@ from melbo.evaluation.report import report
 from melbo.features.directions import FeatureSet
 from melbo.features.saved import load_features
 from melbo.features.steerable import Steerable
-from melbo.maps.calibrate import Calibration, calibrate
+from melbo.maps.calibration import Calibration
 from melbo.maps.model_map import ModelMap
 from melbo.methods import Method
 from melbo.models.language_model import LanguageModel
@@ -29,9 +29,7 @@ def fit_run(
     seeds: int = 1,
     force: bool = False,
 ) -> tuple[Fit, Calibration | None]:
-    """Calibrate, fit, save and write the report.
-
-    Settings that cannot work are refused before any time is spent on them.
+    """Fit, save and write the report.
 
     Args:
         map: The map.
@@ -45,18 +43,10 @@ def fit_run(
     Returns:
         The fit, and the calibration where there was one.
     """
-    found = None
-    if "scale" not in settings:
-        method(**settings, scale=1.0).check(map)
-        found = calibrate(map, seed=seed)
-        settings = {**settings, "scale": found.scale}
     fitted = fit_seeds(map, method(**settings), seeds, seed=seed)
-    features = fitted.features
-    if found is not None:
-        features = features.with_meta(calibration=found.describe())
-    features.save(folder, force=force)
+    fitted.features.save(folder, force=force)
     report(folder)
-    return fitted, found
+    return fitted, fitted.calibration
 
 
 def rank_run(
@@ -79,7 +69,7 @@ def rank_run(
     prompts = (
         features.provenance.prompts_like(lm, list(texts)) for texts in (validation, held_out)
     )
-    ranking = rank(lm, features, *prompts, **options)
+    ranking = rank(lm, features, *prompts, folder=folder, **options)
     ranking.save(folder)
     report(folder)
     return ranking

@@ -82,6 +82,17 @@ def take(options: Options, *names: str) -> Options:
     return {name: options.pop(name) for name in names}
 
 
+def prompt_words(options: Options) -> list[str]:
+    """Words of a command line that ask for the same prompts again.
+
+    Args:
+        options: Options of the command, with those of the prompts.
+    """
+    words = [word for text in options["prompt"] for word in ("--prompt", text)]
+    path = options["prompt_file"]
+    return words if path is None else [*words, "--prompts", str(path)]
+
+
 def read_prompts(options: Options, at_least: int = 1) -> list[str]:
     """Read the prompts that were given one by one and in a file; take them out of the options.
 

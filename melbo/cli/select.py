@@ -14,11 +14,11 @@ from melbo.cli.options import (
     run_argument,
     strength_option,
 )
-from melbo.cli.show import say, show_selection
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.show import show_selection
+from melbo.cli.terminal import Command, next_step, print_json, say
 from melbo.errors import MelboError
 from melbo.evaluation.asking import ask_contrasts, ask_replies
-from melbo.evaluation.halving import forget, plan, usual_budget
+from melbo.evaluation.halving import Plan, forget, plan, usual_budget
 from melbo.evaluation.halving import select as halve
 from melbo.evaluation.scorers import Scorer, scorer
 from melbo.evaluation.scorers import answers as answer_scorer
@@ -82,6 +82,7 @@ def select(
     A search that was broken off goes on where it was.
     """
     _check_one_score(judge, answers, contrast)
+    trust = options["trust_remote_code"]
     require_writable(run, SELECTED)
     validation_texts, test_texts, score = _read_files(validation, test, judge, answers)
     lm = load_for(run, model, options)
@@ -96,6 +97,7 @@ def select(
     rounds = plan(*sizes, budget)
     steps = ", ".join(f"{count} features to {prompts} prompts" for count, prompts in rounds.rounds)
     say(f"{rounds.completions} completions: {steps}, 2 × {rounds.test} for the test")
+    _warn_of_single_prompts(rounds, sizes)
     key = {
         "prompts": {name: prompts.digest for name, prompts in sets.items()},
         "judge": judge,
@@ -117,6 +119,30 @@ def select(
         print_json(found.describe())
     else:
         show_selection(found, len(test_texts))
+        next_step("chat", run, "--feature", found.best, "--strength", strength, trust=trust)
+
+
+def _warn_of_single_prompts(rounds: Plan, sizes: tuple[int, int, int]) -> None:
+    """Say so where features are thrown out by a single reply.
+
+    Args:
+        rounds: The rounds.
+        sizes: Number of features, of validation prompts and of test prompts.
+    """
+    if rounds.rounds[0][1] == 1 and sizes[0] > 1:
+        say(
+            "the first round lets each feature answer a single validation prompt, and one reply "
+            f"decides which half goes on: {_remedy(sizes)}"
+        )
+
+
+def _remedy(sizes: tuple[int, int, int]) -> str:
+    """Advice for more prompts in the first round, from the sizes of the selection."""
+    features, validation, test = sizes
+    for budget in (features * share + 2 * test for share in range(2, 2 * validation + 2)):
+        if plan(*sizes, budget).rounds[0][1] > 1:
+            return f"give --budget {budget} or more"
+    return "give more validation prompts"
 
 
 def _check_one_score(judge: str | None, answers: bool, contrast: tuple[str, str] | None) -> None:

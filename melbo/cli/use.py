@@ -1,15 +1,17 @@
 """Commands that use the features of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from melbo.cli.chat import Chat
 from melbo.cli.options import (
     READING,
+    Options,
     as_json_option,
     choice_options,
     contrast_option,
@@ -27,11 +29,14 @@ from melbo.cli.options import (
     where_option,
 )
 from melbo.cli.pipeline import chosen, rank_run
+from melbo.cli.ranking_table import show_ranking
 from melbo.cli.reading import form_for
-from melbo.cli.show import show_firings, show_ranking
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.show import show_firings
+from melbo.cli.terminal import Command, broken_at_words, next_step, print_json, say
 from melbo.errors import MelboError
-from melbo.evaluation.rank import ORDERS
+from melbo.evaluation.kept_replies import num_kept
+from melbo.evaluation.ranking import ORDERS, Ranking
+from melbo.evaluation.reorder import reordered
 from melbo.evaluation.report import report as write_report
 from melbo.evaluation.watch import watch as find_firings
 from melbo.features.directions import FeatureSet
@@ -39,6 +44,7 @@ from melbo.features.generate import generate
 from melbo.features.run_folder import RANKED, REPORT
 from melbo.features.saved import load_steerable
 from melbo.models.edits import Where
+from melbo.models.language_model import LanguageModel
 from melbo.models.text import built_in
 from melbo.models.text.prompts import read_texts
 from melbo.records import require_writable
@@ -76,6 +82,7 @@ from melbo.records import require_writable
     help="Number of replies decoded together; halved by itself when memory runs out.",
 )
 @click.option("--top", default=12, help="Number of features to print.")
+@click.option("--force", is_flag=True, help="Generate replies anew, though they are there.")
 @seed_option
 @as_json_option
 def rank(
@@ -84,23 +91,68 @@ def rank(
     validation: Path | None,
     held_out: Path | None,
     top: int,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Order the features of RUN by their effect on new prompts.
 
-    Random vectors of the same norm are taken through the same, as a control.
+    Random vectors of the same norm are taken through the same, as a control. Where the replies are
+    there already, they are put in another order without being generated again; a ranking that was
+    broken off goes on.
     """
     require_writable(run, RANKED)
-    validation_texts = read_texts(validation) if validation else built_in.VALIDATION
-    held_out_texts = read_texts(held_out) if held_out else built_in.HELD_OUT
-    lm = load_for(run, model, options)
-    ranking = rank_run(lm, run, validation_texts, held_out_texts, **options)
+    texts = {
+        "validation": list(read_texts(validation) if validation else built_in.VALIDATION),
+        "held_out": list(read_texts(held_out) if held_out else built_in.HELD_OUT),
+    }
+    trust = options["trust_remote_code"]
+    ranking = None if force else _saved(run, {**options, **texts})
+    if ranking is None:
+        lm = load_for(run, model, options)
+        ranking = _generated(lm, run, texts, options)
     if as_json:
         print_json(ranking.describe())
         return
     show_ranking(ranking, top)
-    click.echo(f"\nRead everything:     {(run / 'report.html').resolve()}")
+    click.echo(f"\nRead everything: {(run / 'report.html').resolve()}")
+    next_step("chat", run, "--feature", ranking.features[0].index, trust=trust)
+
+
+def _saved(run: Path, options: Options) -> Ranking | None:
+    """The ranking that is there in the order asked for, if it was made as asked for.
+
+    Settings that were not given are as they were then.
+    """
+    context = click.get_current_context()
+    names = ("validation", "held_out", "contrast", "num_controls", "max_new_tokens", "seed")
+    given = {
+        name: options[name]
+        for name in names
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    ranking = reordered(run, options["by"], given)
+    if ranking is not None:
+        say("the saved replies in this order; --force generates them anew")
+        ranking.save(run)
+        write_report(run)
+    return ranking
+
+
+def _generated(
+    lm: LanguageModel, run: Path, texts: Mapping[str, Sequence[str]], options: Options
+) -> Ranking:
+    """A new ranking, or the rest of one that was broken off.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what was finished is kept.
+    """
+    try:
+        return rank_run(lm, run, texts["validation"], texts["held_out"], **options)
+    except KeyboardInterrupt:
+        if kept := num_kept(run):
+            say(f"{kept} replies are kept: the same command goes on with the rest")
+        raise
 
 
 @click.command(cls=Command)
@@ -133,6 +185,7 @@ def sample(
     reply comes first; all features follow if none is chosen.
     """
     texts, reading = read_prompts(options), take(options, *READING)
+    trust = options["trust_remote_code"]
     lm = load_for(run, model, options)
     features, names = chosen(load_steerable(run, lm), indices, average)
     fitted = features.provenance
@@ -161,10 +214,14 @@ def sample(
             print_json(row)
             continue
         if name is None:
-            label = click.style(f"\n{reply.prompt_text}\nunsteered", bold=True)
-        else:
-            label = click.style(f"feature {name}", fg="cyan")
-        click.echo(f"{label}: {reply.text.strip() or '(empty reply)'}")
+            click.echo(click.style(broken_at_words(f"\n{reply.prompt_text}"), bold=True))
+        label = "unsteered" if name is None else f"feature {name}"
+        told = broken_at_words(f"{label}: {reply.text.strip() or '(empty reply)'}", 2)
+        style = {"bold": True} if name is None else {"fg": "cyan"}
+        click.echo(click.style(label, **style) + told.removeprefix(label))
+    if not as_json:
+        first = indices[:1] or [0]
+        next_step("chat", run, "--feature", *first, trust=trust)
 
 
 @click.command(cls=Command)
@@ -205,7 +262,8 @@ def chat(
         first = features.check_index(indices[0]) if indices else None
     form = form_for(features.provenance, reading)
     torch.manual_seed(seed)
-    Chat(lm, features, first, strength, max_new_tokens, where, temperature, form).loop()
+    how = (max_new_tokens, where, temperature, form)
+    Chat(lm, features, first, strength, *how, None if average else run).loop()
 
 
 @click.command(cls=Command)
@@ -224,6 +282,7 @@ def watch(
     """List the prompts on which features of RUN fire without steering."""
     texts = read_prompts(options)
     reference_texts = read_texts(reference) if reference else built_in.REFERENCE
+    trust = options["trust_remote_code"]
     lm = load_for(run, model, options)
     features = FeatureSet.load(run, lm)
     prompts = features.provenance.prompts_like(lm, texts)
@@ -233,6 +292,8 @@ def watch(
         print_json(found)
     else:
         show_firings(found, len(texts), top)
+        seen = [*found["firings"], *found["closest"], {"feature": 0}]
+        next_step("chat", run, "--feature", seen[0]["feature"], trust=trust)
 
 
 @click.command(cls=Command)
@@ -241,6 +302,7 @@ def report(run: Path) -> None:
     """Write RUN/report.html: settings, curves, features with their replies."""
     require_writable(run, REPORT)
     click.echo(write_report(run))
+    next_step("explore", run, err=True)
 
 
 def _check_single(indices: Sequence[int], average: str | None) -> None:

@@ -23,8 +23,7 @@ from melbo.cli.options import (
 )
 from melbo.cli.pipeline import chosen
 from melbo.cli.reading import form_for
-from melbo.cli.show import next_command, say
-from melbo.cli.terminal import Command, print_json
+from melbo.cli.terminal import Command, broken_at_words, next_step, print_json, tell
 from melbo.errors import MelboError
 from melbo.features.ablate import ablate as ablation
 from melbo.features.adapters import AdapterSet, refuse_export
@@ -93,10 +92,20 @@ def ablate(
             row = {"prompt": text, "unsteered": before, "ablated": after}
             print_json(row)
         else:
-            click.echo(click.style(text, bold=True))
-            click.echo(f"unsteered: {before.strip()}\nablated: {after.strip()}\n")
+            click.echo(click.style(broken_at_words(text), bold=True))
+            tell(f"unsteered: {before.strip()}\nablated: {after.strip()}\n")
     if out is not None:
-        say(f"saved to {out}; next: {next_command('fit', out, trust)} --prompt ...")
+        click.echo(f"saved to {out}", err=True)
+        next_step("fit", out, "--prompt", "TEXT", "--out", "runs/ablated", trust=trust, err=True)
+    elif not as_json:
+        next_step("ablate", run, *_again(indices, average, side), "--out", "ablated", trust=trust)
+
+
+def _again(indices: Sequence[int], average: str | None, side: str) -> list[str]:
+    """Words of a command line that ask for the same features again."""
+    words = [word for i in indices for word in ("--feature", str(i))]
+    words += [] if average is None else ["--average", average]
+    return words if side == "source" else [*words, "--side", side]
 
 
 @click.command(cls=Command)
@@ -125,6 +134,7 @@ def export(
     All are written if none is chosen, each as a LoRA of rank one, or --together as one.
     """
     refuse_export(out, force or not together)
+    trust = options["trust_remote_code"]
     lm = load_for(run, model, options)
     adapters = _adapters(load_steerable(run, lm), run)
     rows = [adapters.check_index(i) for i in dict.fromkeys(indices)] or [*range(len(adapters))]
@@ -133,6 +143,7 @@ def export(
         refuse_export(path, force)
     for path, some in groups.items():
         click.echo(adapters[some].export_peft(lm, path, strength, force))
+    next_step("openings", next(iter(groups)), trust=trust, err=True)
 
 
 def _adapters(features: Steerable, run: Path) -> AdapterSet:

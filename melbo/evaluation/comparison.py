@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melbo.discovery.recipes import RECIPES, is_control
+from melbo.display.figures import finished
+from melbo.display.shown import Record, Shown, Table
 from melbo.errors import MelboError
 from melbo.evaluation.plot import png
 from melbo.evaluation.tables import markdown, plus_minus
@@ -16,6 +18,8 @@ from melbo.records import refuse_existing, to_json, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from melbo.display.picture import Picture
 
 _FILES = ("compare.json", "compare.md", "compare.png", "completions.jsonl", "run.json")
 _PANELS = {
@@ -106,8 +110,8 @@ class SummaryRow:
         return {**case, **self.measures}
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Result of `melbo.compare`.
 
     Attributes:
@@ -145,6 +149,18 @@ class Comparison:
         """R in words, and R of adapters if they were compared with directions."""
         scales = dict.fromkeys(self.settings["scales"].values())
         return ", of adapters ".join(f"{scale:.3g}" for scale in scales)
+
+    def plot(self) -> "Picture":
+        """See `Shown.plot`; some measures of every recipe by norm, negative signs dotted."""
+        return finished(_picture(self.summary, self.scale_text))
+
+    def _table(self) -> Table:
+        title = f"{len(self.settings['recipes'])} recipes compared, R = {self.scale_text}"
+        return Table(title, *_cells(self.summary), ["Mean ± standard deviation over seeds."])
+
+    def _records(self) -> Sequence[Record]:
+        """Recipes at each norm, sign and seed."""
+        return [row.describe() for row in self.rows]
 
     def describe(self) -> dict[str, Any]:
         """Everything but the completions, JSON-able."""
@@ -188,13 +204,18 @@ class Comparison:
                 folder / "compare.json": to_json(self.describe()),
                 folder / "completions.jsonl": self.completions.to_jsonl(),
                 folder / "compare.md": table(self.summary).encode(),
-                folder / "compare.png": _picture(self.summary, self.scale_text),
+                folder / "compare.png": png(_picture(self.summary, self.scale_text)),
             }
         )
 
 
 def table(summary: Sequence[SummaryRow]) -> str:
     """A table in Markdown; measures that no row has are left out."""
+    return markdown(*_cells(summary))
+
+
+def _cells(summary: Sequence[SummaryRow]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of a table; measures that no row has are left out."""
     shown = [name for name in _MEASURES if any(row.measures[name] for row in summary)]
     lines = [
         [
@@ -205,14 +226,14 @@ def table(summary: Sequence[SummaryRow]) -> str:
         ]
         for row in summary
     ]
-    return markdown(["recipe", "norm / R", "sign", *shown], lines)
+    return ["recipe", "norm / R", "sign", *shown], lines
 
 
-def _picture(summary: Sequence[SummaryRow], scale_text: str) -> bytes:
-    """A PNG with some measures of every recipe against the norm, negative signs dotted."""
-    from matplotlib import figure
+def _picture(summary: Sequence[SummaryRow], scale_text: str) -> "Picture":
+    """Some measures of every recipe against the norm, negative signs dotted."""
+    from melbo.display.picture import Picture
 
-    canvas = figure.Figure(figsize=(11, 6.4), layout="constrained")
+    canvas = Picture(figsize=(11, 6.4), layout="constrained")
     for axes, (measure, label) in zip(canvas.subplots(2, 3).flat, _PANELS.items(), strict=True):
         for number, name in enumerate(dict.fromkeys(row.recipe for row in summary)):
             _lines(axes, [row for row in summary if row.recipe == name], measure, number)
@@ -221,7 +242,7 @@ def _picture(summary: Sequence[SummaryRow], scale_text: str) -> bytes:
             title=label,
             yscale="log" if measure in ("effect", "explained") else "linear",
         )
-    return png(canvas)
+    return canvas
 
 
 def _lines(axes: "Axes", rows: Sequence[SummaryRow], measure: str, number: int) -> None:

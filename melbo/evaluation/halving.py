@@ -222,7 +222,7 @@ class _ScoreLog:
         if not self._log.rows:
             self._log.add(title)
         if self._log.rows[0] != title:
-            raise MelboError(f"{path} holds scores of another selection: --force starts anew")
+            raise MelboError(f"{path} holds scores of another selection: remove the file")
         self._known: dict[tuple[str, int | None, int], float] = {
             (r["set"], r["feature"], r["prompt"]): r["score"] for r in self._log.rows[1:]
         }

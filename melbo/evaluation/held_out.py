@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 
 from melbo.errors import MelboError
-from melbo.models.text.prompts import Prompts
+from melbo.models.text.prompts import Prompts, require_prompts
 
 
 def refuse_reused(prompts: Prompts, used: Container[Sequence[int]], role: str, use: str) -> None:
@@ -18,6 +18,7 @@ def refuse_reused(prompts: Prompts, used: Container[Sequence[int]], role: str, u
     Raises:
         MelboError: One of the prompts was used.
     """
+    require_prompts(**{role.replace("-", "_"): prompts})
     for text, tokens in zip(prompts.texts, prompts.tokens, strict=True):
         if tokens in used:
             raise MelboError(

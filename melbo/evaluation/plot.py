@@ -1,33 +1,19 @@
-"""Pictures in one style: an empty figure, a figure as a PNG, and lines with standard errors."""
+"""Pictures for pages: a figure as a PNG, and lines with standard errors."""
 
-import io
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
+from melbo.display.figures import blank as blank
+from melbo.display.figures import finished
 from melbo.maths.statistics import mean_and_error
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from melbo.display.picture import Picture
 
 
-def blank(height: float = 4.2) -> "tuple[Figure, Axes]":
-    """An empty figure ``height`` inches high, and its axes."""
-    from matplotlib import figure
-
-    canvas = figure.Figure(figsize=(6.4, height), layout="constrained")
-    return canvas, canvas.subplots()
-
-
-def png(canvas: "Figure") -> bytes:
-    """A figure as a PNG, with a legend beside it if a line on the first axes has a name."""
-    for axes in canvas.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    named = canvas.axes[0].get_legend_handles_labels()
-    if named[0]:
-        canvas.legend(*named, loc="outside right upper", frameon=False, fontsize=8)
-    canvas.savefig(out := io.BytesIO(), format="png", dpi=130)
-    return out.getvalue()
+def png(canvas: "Picture") -> bytes:
+    """A figure as a PNG, finished as `melbo.display.figures.finished` does it."""
+    return finished(canvas).png(dpi=130)
 
 
 def lines(

@@ -1,6 +1,7 @@
 """Scores of replies: novelty, likelihood, repetition, and the flag that follows from them."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -105,6 +106,7 @@ class Judged:
         self._novelty = _novelty(self._rows, self._words)
         self._nll = nll(lm, prompts, self._rows, progress=progress)
         self._repetition = [repetition(c.tokens) for c in self._rows]
+        self._says_nothing = [says_nothing(c.text) for c in self._rows]
         self._at = {(c.kind, c.feature, c.prompt): i for i, c in enumerate(self._rows)}
 
     def scores(self, kind: str, feature: int | None, prompts: Sequence[int]) -> Scores:
@@ -122,7 +124,10 @@ class Judged:
         first = [self._rows[i].first for i in at]
         kls = [f.kl for f in first if f is not None and f.kl is not None]
         contrasts = [f.contrast for f in first if f is not None and f.contrast is not None]
-        overflowed = [f is not None and f.overflowed for f in first]
+        damaged = [
+            self._says_nothing[i] or (f is not None and f.overflowed)
+            for i, f in zip(at, first, strict=True)
+        ]
         return Scores(
             novel=mean([novel_yet_fluent(n, c) for n, c in zip(new, cost, strict=True)]),
             novelty=mean(new),
@@ -130,7 +135,7 @@ class Judged:
             repetition=mean(repeats),
             kl=mean(kls) if kls else math.nan,
             contrast=mean(contrasts) if contrasts else None,
-            flag=flag(new, cost, repeats, overflowed, self._thresholds),
+            flag=flag(new, cost, repeats, damaged, self._thresholds),
         )
 
     def distinct(self, features: Sequence[int], prompts: Sequence[int]) -> float:
@@ -175,6 +180,24 @@ def repetition(tokens: Sequence[int], n: int = 4) -> float:
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
+
+
+def says_nothing(text: str) -> bool:
+    """Tell whether a reply is empty, or one word or sign over and over.
+
+    A reply of one word is none of these. The last word may be cut short.
+
+    Args:
+        text: The reply.
+    """
+    parts = re.findall(r"\w+", text.lower()) or re.findall(r"\S", text)
+    if not parts:
+        return True
+    first, *more = parts
+    if more:
+        return all(part == first for part in more[:-1]) and first.startswith(more[-1])
+    # scripts without spaces, and words that are run together
+    return re.fullmatch(r"(.+?)\1{2,}", first) is not None
 
 
 def nll(
@@ -259,7 +282,7 @@ def flag(
     novelty: Sequence[float],
     nll: Sequence[float],
     repetition: Sequence[float],
-    overflowed: Sequence[bool],
+    damaged: Sequence[bool],
     thresholds: Thresholds = THRESHOLDS,
 ) -> Flag:
     """Flag of a feature from its replies to several prompts.
@@ -271,15 +294,16 @@ def flag(
         novelty: Novelty of each reply.
         nll: Negative log-likelihood a token of each reply.
         repetition: Repetition of each reply.
-        overflowed: Whether logits of each reply were not finite.
+        damaged: Whether each reply is broken whatever its scores: it says nothing (see
+            `says_nothing`), or its logits were not finite.
         thresholds: Limits beyond which replies count as unchanged or broken.
     """
     if mean(novelty) <= 1 - thresholds.inert_similarity:
         return "inert"
-    damaged = [
-        o or thresholds.broken(n, r) for n, r, o in zip(nll, repetition, overflowed, strict=True)
+    broken = [
+        d or thresholds.broken(n, r) for n, r, d in zip(nll, repetition, damaged, strict=True)
     ]
-    return "broken" if sum(damaged) * 2 > len(damaged) else "active"
+    return "broken" if sum(broken) * 2 > len(broken) else "active"
 
 
 def _token_nll(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from melbo.errors import MelboError
 from melbo.features.directions import FeatureSet
+from melbo.features.steerable import require_features
 from melbo.models.language_model import LanguageModel
-from melbo.models.text.prompts import Prompts, pad_rows
+from melbo.models.text.prompts import Prompts, pad_rows, require_prompts
 from melbo.progress import track
 
 #: Standard deviations above which a feature fires. Largest cosines over tokens have heavy tails: of
@@ -24,6 +26,7 @@ LEAST_REFERENCE = 8
 # cosines that differ by less differ by rounding: all reference prompts have them at the same token
 _LEAST_SPREAD = 1e-4
 _TOKENS = 1024  # tokens of a batch, padding included
+_CLOSEST = 5
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,12 @@ class Watch:
     words: Mapping[int, str]
     fires_above: float = FIRES_ABOVE
 
-    @property
+    @cached_property
     def z(self) -> Tensor:
         """Scores in standard deviations of the reference above its mean ``[n, m, s]``."""
         return _z(self.score, self.reference)
 
-    @property
+    @cached_property
     def p(self) -> Tensor:
         """p-value of each score, at least 1 / (1 + r), ``[n, m, s]``.
 
@@ -87,26 +90,34 @@ class Watch:
         """Every firing, highest z first, and the numbers of firings, JSON-able.
 
         ``counts`` are those on each prompt, ``expected_by_chance`` that on an ordinary prompt.
+        ``closest`` are the highest z that did not fire.
         """
-        z, p, fires = self.z, self.p, self.fires
-        firings = [
-            {
-                "prompt": i,
-                "text": self.prompts.texts[i],
-                "feature": feature,
-                "side": self.sides[side],
-                "z": z[i, feature, side].item(),
-                "p": p[i, feature, side].item(),
-                "token": self.words[self.prompts.tokens[i][self.token[i, feature, side]]],
-            }
-            for i, feature, side in fires.nonzero().tolist()
-        ]
+        fires = self.fires
+        quiet = self.z.masked_fill(fires, -torch.inf).flatten()
+        highest = quiet.topk(min(_CLOSEST, len(quiet))).indices
+        places = [torch.unravel_index(i, fires.shape) for i in highest if quiet[i].isfinite()]
         return {
             "fires_above": self.fires_above,
             "num_reference": len(self.reference),
             "expected_by_chance": self.expected,
             "counts": fires.sum((1, 2)).tolist(),
-            "firings": sorted(firings, key=lambda firing: -firing["z"]),
+            "firings": sorted(
+                (self._at(*place) for place in fires.nonzero().tolist()), key=lambda f: -f["z"]
+            ),
+            "closest": [self._at(*(int(each) for each in place)) for place in places],
+        }
+
+    def _at(self, prompt: int, feature: int, side: int) -> dict[str, Any]:
+        """The score of a prompt, with the token that it is at."""
+        place = prompt, feature, side
+        return {
+            "prompt": prompt,
+            "text": self.prompts.texts[prompt],
+            "feature": feature,
+            "side": self.sides[side],
+            "z": self.z[place].item(),
+            "p": self.p[place].item(),
+            "token": self.words[self.prompts.tokens[prompt][self.token[place]]],
         }
 
     def _fires(self, score: Tensor, reference: Tensor) -> Tensor:
@@ -152,6 +163,7 @@ def watch(
             their layers; there are fewer than 8 different reference prompts, a prompt is one of
             them, or only one of the two uses a chat template; hidden states are not finite.
     """
+    require_prompts(prompts=prompts, reference=reference)
     _check_features(lm, features)
     _check_reference(prompts, reference)
     sides = {"source": features.V}
@@ -174,6 +186,7 @@ def _check_features(lm: LanguageModel, features: FeatureSet) -> None:
     Raises:
         MelboError: They are no directions, of another model, or have no blocks between them.
     """
+    require_features(features=features)
     if features.kind != "features":
         raise MelboError(
             f"got {features.kind}: expected directions, which can be looked for in the stream"

@@ -91,7 +91,7 @@ class SteeredModel:
                 max_new_tokens,
                 temperature,
                 streamer=_Stream(self.lm.tokenizer, self.form.prefix or "", on_text, self.pause),
-                stopping_criteria=StoppingCriteriaList([_Stopped((stop, self.closing))]),
+                stopping_criteria=StoppingCriteriaList([Stopped((stop, self.closing))]),
             )
         finally:
             self.turn.release()
@@ -162,7 +162,7 @@ class _Stream(BaseStreamer):
         """Leave the rest to whoever gets the reply."""
 
 
-class _Stopped(StoppingCriteria):
+class Stopped(StoppingCriteria):
     """Criterion that ends a reply that nobody wants any more."""
 
     def __init__(self, stops: Sequence[Event]) -> None:

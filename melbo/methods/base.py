@@ -19,13 +19,14 @@ class Method(ABC):
 
     Attributes:
         num_factors: m, the number of factors.
-        scale: R, the norm of a perturbation; `melbo.calibrate` finds one.
+        scale: R, the norm of a perturbation; `melbo.fit` calibrates it if it is left out.
         signed: Whether v and −v are different features. A method that uses derivatives at zero
             alone leaves the sign arbitrary.
     """
 
     num_factors: int
-    scale: float
+    # None only until `melbo.fit` has put a number there, which a method at work can rely on
+    scale: float = None  # type: ignore[assignment]
     signed: ClassVar[bool] = True
 
     def check(self, map: Map) -> None:
@@ -36,7 +37,7 @@ class Method(ABC):
         """
         if self.num_factors < 1:
             raise MelboError(f"num_factors is {self.num_factors}: expected at least 1")
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        if self.scale is None or not (math.isfinite(self.scale) and self.scale > 0):
             raise MelboError(
                 f"scale is {self.scale}: expected a positive number; melbo.calibrate finds one"
             )

@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
+from statistics import fmean
 from typing import Generic, TypeVar
 
 from melbo.progress import track
@@ -33,6 +34,37 @@ class Status(Enum):
     def remedy(self) -> str:
         """End of the fit and what to do next, in words."""
         return self.value
+
+
+# growth of the explained amount over a third of the sweeps from which on more of them are advised;
+# it goes up and down by less from sweep to sweep for as long as one looks
+_GROWS = 0.1
+
+
+def advice(status: Status, history: Sequence[Record]) -> str:
+    """End of a fit and what to do next, in words; whether more steps may help goes by its history.
+
+    Args:
+        status: End of the fit.
+        history: Records of its steps.
+    """
+    third = len(history) // 3
+    if status is not Status.MAX_STEPS or third == 0:
+        return status.remedy
+    before, last = (
+        fmean(record["explained"] for record in some)
+        for some in (history[-2 * third : -third], history[-third:])
+    )
+    growth = last / before - 1 if before > 0 else 0.0
+    if growth > _GROWS:
+        return (
+            f"took all its steps, and the explained amount was still growing ({growth:+.0%} over "
+            "the last third): raise max_steps (steps of melbo)"
+        )
+    return (
+        "took all its steps: directions still turn, but the explained amount is about level "
+        f"({growth:+.0%} over the last third); more steps may gain or lose as much"
+    )
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_the_table_fits_and_goes_on_from_what_is_there(audited, melbo, prompts):
     ("more", "said"),
     [
         (("--prompt", "dog"), "got 1 prompts: expected at least 12"),
-        (("--budget", 100), "raise --budget"),
+        (("--budget", 100), "raise the budget"),
         (("--base", "gpt"), "cannot be the base"),
         (("--elicitor", "none.py:f"), "none.py"),
         (("--dictionary", "none"), "no dictionary in none"),
@@ -94,10 +94,10 @@ def test_latents_of_a_dictionary_join_the_usual_elicitors(melbo, refuses, home, 
     more = ("--prompts", prompts, "--out", tmp_path / "audit", "--dictionary", place)
     ended = melbo(*CALL, *more, "--budget", 30_000, "--json")
     assert ended.code == 0, ended.err
-    last = strict(ended.out)["budget"]["shares"][-1]
-    assert last["elicitor"].startswith("latents-")
-    assert last["error"] is None
-    assert last["candidates"] > 0
+    first = strict(ended.out)["budget"]["shares"][0]
+    assert first["elicitor"].startswith("latents-")
+    assert first["error"] is None
+    assert first["candidates"] > 0
     checkpoint(TINY["gpt2"](), home / "other")
     said = refuses("audit", "other", *more[:2], "--out", tmp_path / "no", *more[4:])
     assert "the dictionary is of" in said

@@ -2,6 +2,7 @@
 
 import pytest
 from audit_findings import finding, result
+from command_line import joined
 
 from melbo.cli.audit_table import show_findings
 
@@ -14,7 +15,7 @@ def shown(capsys, tmp_path):
 
     def show(told):
         show_findings(told, tmp_path / "my audit")
-        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        return [line.rstrip() for line in joined(capsys.readouterr().out).splitlines()]
 
     return show
 
@@ -97,4 +98,4 @@ def test_no_finding_is_said_plainly(shown):
     assert "Did not hold on held-out prompts (1): " in text
     assert "sorry" in text
     assert "clean" not in text
-    assert "next:" not in text
+    assert text.endswith("next: melbo openings 'tiny <model>'")

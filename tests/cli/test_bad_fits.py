@@ -1,6 +1,8 @@
 """Bad models and bad settings of a fit: one line that says what to do, and nothing written."""
 
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -34,6 +36,26 @@ def test_unknown_hub_id_by_the_console_script(tmp_path):
 def test_models_that_cannot_be_used(refuses, tmp_path, monkeypatch, model, says):
     monkeypatch.setenv("MELBO_CACHE", str(tmp_path / "cache"))
     assert re.search(says, refuses("fit", model, *FIT[2:]))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("fit", "smolm2"),
+        ("audit", "./nowhere"),
+        ("dictionary", "train", "smolm2"),
+        ("openings", ""),
+    ],
+    ids=as_typed,
+)
+def test_a_mistyped_model_is_refused_before_anything_large_is_imported(argv):
+    code = (
+        f"import sys; sys.argv = {['melbo', *argv]!r}\nfrom melbo.cli import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert re.fullmatch(r"error: no model .*\n", done.stderr)
 
 
 def test_a_model_too_large_is_refused_before_it_is_read(refuses):

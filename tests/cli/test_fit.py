@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from command_line import FIT, PROMPT, SHORT, strict
+from command_line import FIT, PROMPT, SHORT, joined, strict
 
 from melbo import FeatureSet
 
@@ -28,7 +28,7 @@ def test_every_method_fits_from_the_command_line(melbo, tmp_path, method):
     ended = melbo(*FIT[:4], "--out", run, *told)
     assert ended.code == 0
     assert ended.out.startswith("3 features at R = 1 explain")
-    assert f"next: melbo rank {run}" in ended.out
+    assert joined(ended.out).endswith(f"\nnext: melbo rank {run}\n")
     features = FeatureSet.load(run)
     # 8/30 and 20/30 of four blocks
     assert (features.source, features.target) == (1, 3)

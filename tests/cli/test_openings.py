@@ -21,7 +21,8 @@ def test_it_prints_the_models_own_reply_and_one_of_each_opening(melbo):
     assert lines[0] == "dog"
     assert lines[3].split() == ["opening", "probability", "reply"]
     assert len([line for line in lines if line.startswith("'")]) == 3
-    assert lines[-1].startswith("8 openings: ")
+    assert lines[-2].startswith("8 openings: ")
+    assert lines[-1] == "next: melbo audit tiny --out audits/new"
     assert max(map(len, lines)) <= 80
 
 

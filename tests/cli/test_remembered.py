@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from command_line import PROMPT, SHORT, one_line, put
+from command_line import PROMPT, SHORT, joined, one_line, put
 
 from melbo.cli import options
 from melbo.models.language_model import LanguageModel
@@ -140,6 +140,6 @@ def test_contrast_remembers_too(melbo, tmp_path, monkeypatch, loaded):
 def test_the_next_command_is_told_as_a_shell_takes_it(melbo, tmp_path):
     out = tmp_path / "a run; of mine"
     argv = ("fit", "tiny", "--prompt", PROMPT, *RANDOM, "--out", out)
-    assert f"next: melbo rank '{out}'\n" in melbo(*argv).out
-    said = melbo(*argv, "--force", "--trust-remote-code").out
+    assert f"next: melbo rank '{out}'\n" in joined(melbo(*argv).out)
+    said = joined(melbo(*argv, "--force", "--trust-remote-code").out)
     assert f"next: melbo rank '{out}' --trust-remote-code\n" in said

@@ -40,6 +40,19 @@ def test_select_reports_the_test_and_goes_on_where_it_was(melbo, run, files):
     assert melbo(*answered, "--answers").code == 0
 
 
+def test_a_first_round_of_a_single_prompt_is_told_with_a_budget_that_is_better(melbo, run, files):
+    a, b, *_ = files
+    argv = ("select", run, "--validation", a, "--test", b, *SHORT, "--judge", "regex:dog")
+    ended = melbo(*argv)
+    assert "lets each feature answer a single validation prompt" in " ".join(ended.err.split())
+    budget = int(re.search(r"give\s+--budget\s+(\d+)\s+or\s+more", ended.err)[1])
+    assert "single validation prompt" in melbo(*argv, "--budget", budget - 4, "--force").err
+    better = melbo(*argv, "--budget", budget, "--force")
+    assert better.code == 0
+    assert "single validation" not in better.err
+    assert re.search(r"\nnext: melbo chat ", better.out)
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

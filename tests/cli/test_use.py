@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from command_line import PROMPT, SHORT, WHOLE, one_line, strict
+from command_line import PROMPT, SHORT, WHOLE, joined, one_line, strict
 from safetensors.torch import load_file
 
 from melbo import FeatureSet
@@ -59,6 +59,7 @@ def test_sample_prints_the_unsteered_reply_first(melbo):
     assert (plain.code, plain.err) == (0, "")
     for row, label in zip(rows[:3], ("unsteered", "feature 2", "feature 0"), strict=True):
         assert f"{label}: {row['text'].strip() or '(empty reply)'}\n" in plain.out
+    assert plain.out.endswith("\nnext: melbo chat run --feature 2\n")
 
 
 def test_sample_says_what_rank_said(melbo, home):
@@ -92,7 +93,8 @@ def test_features_are_averaged_into_one(melbo, home):
 def test_report_prints_where_it_is(melbo, run):
     (run / "report.html").unlink()
     ended = melbo("report", run)
-    assert (ended.code, ended.out, ended.err) == (0, f"{run / 'report.html'}\n", "")
+    assert (ended.code, ended.out) == (0, f"{run / 'report.html'}\n")
+    assert joined(ended.err) == f"next: melbo explore {run}\n"
     assert (run / "report.html").is_file()
 
 
@@ -118,7 +120,9 @@ def test_an_ablated_model_is_shown_and_saved(melbo, home, tmp_path):
 def test_ablate_prints_both_replies(melbo):
     ended = melbo("ablate", "run", "--feature", 0, "--prompt", "dog", *SHORT)
     assert ended.code == 0
-    assert re.fullmatch(r"dog\nunsteered: .*\nablated: .*\n\n", ended.out)
+    said = ended.out.partition("next: ")
+    assert re.fullmatch(r"dog\nunsteered: .*(\n  .*)*\nablated: .*(\n  .*)*\n\n", said[0])
+    assert said[2] == "melbo ablate run --feature 0 --out ablated\n"
 
 
 def test_watch_prints_what_fires(melbo, tmp_path):
@@ -128,7 +132,13 @@ def test_watch_prints_what_fires(melbo, tmp_path):
     found = strict(melbo(*argv, "--json").out)
     assert found["num_reference"] == 12
     assert len(found["counts"]) == 2
-    assert "firings on 2 prompts" in melbo(*argv).out
+    out = melbo(*argv).out
+    assert "firings on 2 prompts" in out
+    assert len(found["closest"]) == 5
+    first = (found["firings"] or found["closest"])[0]
+    assert ("nothing fires" in out) == (not found["firings"])
+    assert f" {first['z']:.1f} " in out
+    assert out.endswith(f"\nnext: melbo chat run --feature {first['feature']}\n")
 
 
 def test_adapters_are_fitted_ranked_sampled_and_exported(melbo, tmp_path):

@@ -1,10 +1,7 @@
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import pytest
 import transformers
 from cases import tiny_tokenizer
+from stub_endpoint import said
 
 from melbo import MelboError
 from melbo.evaluation.scorers import answers, complies, endpoint, function, matches, scorer
@@ -89,36 +86,6 @@ def test_a_classifier_says_how_likely_its_label_is(tmp_path):
     assert yes("red dog", "blue cat") + no("red dog", "blue cat") == pytest.approx(1)
     with pytest.raises(MelboError, match="no label 'maybe': expected one of no, yes"):
         scorer(f"classifier:{tmp_path}#maybe")
-
-
-@pytest.fixture
-def server():
-    """An endpoint that says what it is told to, and keeps what it was asked."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            here.asked.append((self.path, self.headers.get("Authorization"), asked))
-            self.send_response(here.status)
-            self.end_headers()
-            self.wfile.write(here.body.encode())
-
-        def log_message(self, *args):
-            pass
-
-    here = HTTPServer(("127.0.0.1", 0), Handler)
-    here.asked, here.status = [], 200
-    here.url = f"http://127.0.0.1:{here.server_port}/v1"
-    thread = threading.Thread(target=here.serve_forever, daemon=True)
-    thread.start()
-    yield here
-    here.shutdown()
-    here.server_close()
-    thread.join()
-
-
-def said(text):
-    return json.dumps({"choices": [{"message": {"content": text}}]})
 
 
 def test_an_endpoint_answers_yes_or_no(server, monkeypatch):

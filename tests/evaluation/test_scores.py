@@ -13,6 +13,7 @@ from melbo.evaluation.scores import (
     nll,
     novelty,
     repetition,
+    says_nothing,
 )
 from melbo.features.generate import Completion
 from melbo.maths.statistics import kl
@@ -67,6 +68,31 @@ def test_flags():
     assert flag([0.9, 0.9], [1.0, 1.0], [0.5, 0.5], fine) == "broken"
     assert flag([0.9, 0.9], [1.0, 1.0], [0.0, 0.0], [True, True]) == "broken"
     assert flag([0.9, 0.9, 0.9], [1.0, 9.0, 1.0], [0.0, 0.0, 0.0], [*fine, False]) == "active"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " \n", "no no no", "No, no. NO!", "....", "好好好好", "banana banana ban", "!!\n!!"],
+)
+def test_empty_replies_and_one_word_over_and_over_say_nothing(text):
+    assert says_nothing(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Yes.", "42", "no no yes", "😀", "a b", "couscous", "你好", "so so so it goes"]
+)
+def test_one_word_and_a_sentence_say_something(text):
+    assert not says_nothing(text)
+
+
+def test_a_feature_that_says_nothing_is_broken_however_likely_that_is():
+    lm, prompts = tiny_model("llama"), Prompts(("a",), ((5, 6, 7),))
+    limits = Thresholds(broken_nll=math.inf)
+    for text, expected in (("no no no", "broken"), ("", "broken"), ("blue sky", "active")):
+        rows = [("unsteered", None, "red"), ("feature", 0, text)]
+        table = Completions(tuple(Completion(k, i, 0, "a", t, (13,)) for k, i, t in rows))
+        judged = Judged(lm, prompts, table, progress=False, thresholds=limits)
+        assert judged.scores("feature", 0, [0]).flag == expected
 
 
 def test_flags_go_by_the_thresholds_that_are_given():

@@ -157,6 +157,23 @@ def test_a_planted_direction_fires_beside_the_unsteered_reference_and_is_describ
         assert f["token"] == lm.tokenizer.decode([drawn.tokens[f["prompt"]][judged.token[at]]])
 
 
+@pytest.mark.parametrize("fires_above", [2.0, 1e9])
+def test_the_highest_that_did_not_fire_are_told_as_closest(fires_above):
+    g = torch.Generator().manual_seed(0)
+    score, reference = torch.rand(2, 3, 2, generator=g), torch.rand(9, 3, 2, generator=g)
+    score[0, 1, 1] = 50.0
+    watched = made(score, reference, fires_above=fires_above)
+    places = [(n, m, s) for n in range(2) for m in range(3) for s in range(2)]
+    quiet = sorted((at for at in places if not watched.fires[at]), key=lambda at: -watched.z[at])
+    assert len(quiet) == (11 if fires_above == 2 else 12)
+    found = watched.describe()
+    told = [
+        (f["prompt"], f["feature"], ("source", "target").index(f["side"])) for f in found["closest"]
+    ]
+    assert told == quiet[:5]
+    assert len(found["firings"]) == 12 - len(quiet)
+
+
 def test_z_and_p_and_firing_written_out():
     g = torch.Generator().manual_seed(0)
     reference = torch.rand(9, 3, 2, generator=g).double()

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from melbo import Exponential, FunctionMap, MelboError, Status, fit
-from melbo.methods.iterate import iterate
+from melbo.methods.iterate import advice, iterate
 
 
 def halving(state):
@@ -21,6 +21,22 @@ def test_stops_at_the_budget_and_says_what_to_do():
     assert "raise max_steps" in done.status.remedy
     assert len(done.history) == 4
     assert all(h["seconds"] >= 0 for h in done.history)
+
+
+@pytest.mark.parametrize(
+    ("explained", "says"),
+    [
+        ([10, 20, 40], "still growing (+100% over the last third): raise max_steps"),
+        ([10, 20, 40, 50, 60, 70], "still growing (+44% over the last third): raise max_steps"),
+        ([20, 44, 45, 44, 39, 43, 45, 44, 47, 43], "about level (+6% over the last third)"),
+        ([20, 44, 30], "about level (-32% over the last third)"),
+        ([20, 44], "raise max_steps (steps of melbo) if the explained amount is still growing"),
+    ],
+)
+def test_more_steps_are_advised_only_where_the_last_ones_helped(explained, says):
+    history = [{"explained": float(each)} for each in explained]
+    assert says in advice(Status.MAX_STEPS, history)
+    assert advice(Status.CONVERGED, history) == Status.CONVERGED.remedy
 
 
 def test_stops_when_the_directions_stand_still():

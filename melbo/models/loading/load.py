@@ -2,11 +2,14 @@
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +25,7 @@ from melbo.models.language_model import LanguageModel, first_line
 from melbo.models.loading.checkpoint import conversion_fault, require_complete
 from melbo.models.loading.gguf import ALIAS, bundled, converted
 from melbo.models.loading.lora import base_of, is_adapter, with_adapter
+from melbo.models.loading.place import find_place
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -59,6 +63,35 @@ def load(
             or the settings make no sense.
     """
     name = str(name)
+    with _hub_left_alone(not find_place(name)):
+        return _load(name, dtype, device, device_map, trust_remote_code, blocks, bits)
+
+
+@contextmanager
+def _hub_left_alone(alone: bool) -> Iterator[None]:
+    """Let nothing be asked of the hub for a while, where it would only be waited for in vain."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or alone
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _load(
+    name: str,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    device_map: Any,
+    trust_remote_code: bool,
+    blocks: str | None,
+    bits: int | None,
+) -> LanguageModel:
+    """See `load`.
+
+    Raises:
+        MelboError: As `load`.
+    """
     if is_adapter(name):
         if bits is not None:
             raise MelboError(
