@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -11,8 +10,10 @@ from melbo.audit.account import account, spent, spent_before_proof
 from melbo.audit.budget import TOKENS, Budget, Costs
 from melbo.audit.findings import order
 from melbo.audit.parts import Parts
-from melbo.audit.prove import Proof
+from melbo.audit.prove import Proof, proof_costs
 from melbo.audit.rarity import rarity_of
+from melbo.audit.replies import Reply
+from melbo.audit.result import Findings
 from melbo.audit.screen import BY_ITSELF, Screening, Source, Unsteered, elicit
 from melbo.audit.themes import Theme, themes
 from melbo.discovery.candidates import Elicitor
@@ -22,7 +23,7 @@ from melbo.discovery.draws import Temperature
 from melbo.discovery.extrapolation import Extrapolation
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
-from melbo.errors import MelboError
+from melbo.errors import MelboError, require
 from melbo.models.language_model import LanguageModel
 from melbo.progress import track
 from melbo.records import ResultLog, Row, to_json, write_atomically
@@ -36,7 +37,7 @@ REPLY_TOKENS = 40
 
 
 def usual_elicitors(base: LanguageModel | None = None) -> list[Elicitor]:
-    """Elicitors of an audit unless told otherwise.
+    """Elicitors of an audit unless told otherwise, those that cost least first.
 
     Args:
         base: Base model, whose differences then bring something out too.
@@ -44,11 +45,12 @@ def usual_elicitors(base: LanguageModel | None = None) -> list[Elicitor]:
     usual: list[Elicitor] = [
         Openings(base=base),
         Continuations(Openings(grown=GROWN, base=base)),
-        Features(),
         Temperature(),
+        Features(),
     ]
     if base is not None:
-        usual += [Extrapolation(base), WeightDifference(base), ActivationDifference(base)]
+        usual.insert(2, Extrapolation(base))
+        usual += [WeightDifference(base), ActivationDifference(base)]
     return usual
 
 
@@ -94,12 +96,14 @@ class Audit:
         Raises:
             MelboError: One is given.
         """
+        require(Parts, "make them by melbo.Parts.built_in(lm)", parts=self.parts)
         if self.base is not None:
             require_alike(self.lm, self.base)
         judges = 1 + (self._compared is not None)
         costs = Costs.of(self.parts.screening, self.max_new_tokens, judges)
         speakers = 1 + (self.base is not None)
-        split = Budget(self.budget, costs, len(self._tried), speakers)
+        a_proof, _ = proof_costs(self.parts, self.max_new_tokens, judges, speakers)
+        split = Budget(self.budget, costs, len(self._tried), speakers, a_proof)
         object.__setattr__(self, "_split", split)
 
     @property
@@ -110,7 +114,7 @@ class Audit:
     def _tried(self) -> Sequence[Elicitor]:
         return usual_elicitors(self.base) if self.elicitors is None else self.elicitors
 
-    def run(self, out: str | Path, progress: bool = True) -> dict[str, Any]:
+    def run(self, out: str | Path, progress: bool = True) -> Findings:
         """Run the audit, or go on with it, and write the findings.
 
         Replies are written to the folder as they come. An audit that was cut off goes on there.
@@ -131,7 +135,7 @@ class Audit:
             proved = proof.findings(found)
         findings = sorted(proved, key=lambda f: f.score, reverse=True)
         log = proof.screening.log
-        result = account(log, self.budget, self._tried, findings, len(found), self.parts)
+        result = Findings(account(log, self.budget, self._tried, findings, len(found), self.parts))
         write_atomically({Path(out) / FINDINGS: to_json(result)})
         return result
 
@@ -152,22 +156,39 @@ class Audit:
         _check_settings(log, self._settings())
         bar.update(spent(log))
         screening = Screening(self.lm, self._compared, log, self.max_new_tokens, bar)
-        found, sources = self._themes(screening)
-        left = self._split.proved(spent_before_proof(log))
-        return found, Proof(screening, sources, self.parts, left, Path(out), self.seed, self.base)
+        sources, elicited = self._elicited(screening)
+        found = self._themes(screening, elicited)
+        proof = Proof(
+            screening=screening,
+            sources=sources,
+            said=elicited,
+            parts=self.parts,
+            tokens=self._split.proved(spent_before_proof(log)),
+            folder=Path(out),
+            seed=self.seed,
+            base=self.base,
+        )
+        return found, proof
 
-    def _themes(self, screening: Screening) -> tuple[list[Theme], dict[str, Source]]:
-        """Themes of the screening prompts, the most promising first, and elicitors by name."""
+    def _elicited(self, screening: Screening) -> tuple[dict[str, Source], list[Reply]]:
+        """Elicitors by name, and all replies to the screening prompts."""
         prompts, draws, seed = self.parts.screening, self._split.ordinary, self.seed
         ordinary = screening.ordinary("screen", prompts, draws, seed, self.lm)
         sources, elicited = elicit(screening, self._tried, prompts, self._split, seed)
         # what the model says by itself may be hidden too: unlike a base, or rare and everywhere
         elicited += [replace(r, elicitor=BY_ITSELF, candidate=0) for r in ordinary]
         sources[BY_ITSELF] = Source(BY_ITSELF, lambda: (Unsteered(), 0.0))
-        if self.base is not None:
+        return sources, elicited
+
+    def _themes(self, screening: Screening, elicited: Sequence[Reply]) -> list[Theme]:
+        """Themes of the replies to the screening prompts, the most promising first."""
+        prompts, draws, seed = self.parts.screening, self._split.ordinary, self.seed
+        if self.base is None:
+            ordinary = [r for r in elicited if r.elicitor == BY_ITSELF]
+        else:
             ordinary = screening.ordinary("base", prompts, draws, seed, self.base)
         found = themes(ordinary, elicited, prompts.texts, rarity_of(self.lm.tokenizer), seed)
-        return sorted(found, key=order, reverse=True), sources
+        return sorted(found, key=order, reverse=True)
 
     def _settings(self) -> Row:
         """Settings that an audit shares with the one that it goes on with."""
@@ -204,5 +225,5 @@ def _check_settings(log: ResultLog, settings: Row) -> None:
         name = differ[0]
         raise MelboError(
             f"{log.path} is of another audit ({name} was {there.get(name)!r}, now "
-            f"{settings[name]!r}): give another folder, or --force to begin anew"
+            f"{settings[name]!r}): give another folder, or remove the file"
         )

@@ -3,10 +3,11 @@
 A token counts once for each time that the whole model reads or writes it: a reply counts when it is
 written and again when its likelihood is read, a backward pass counts as one more (weights get no
 gradient), and a pass through some of the blocks counts by their share. A tenth of the budget goes
-to ordinary replies (more where it would buy none), half to the elicitors, and what they leave to
-proving what they brought out.
+to ordinary replies (more where it would buy none), half to the elicitors, and what they leave, a
+quarter at least and enough for one theme, to proving what they brought out.
 Elicitors take turns: each may spend an equal part of what is left for those that have not been, so
-that what one leaves or overspends is shared by those after it.
+that what one leaves or overspends is shared by those after it. A budget that does not pay for a
+round of all of them goes to the first.
 """
 
 import math
@@ -17,7 +18,7 @@ from melbo.models.text.prompts import Prompts
 
 #: Tokens of an audit unless told otherwise.
 TOKENS = 250_000
-#: Share of the budget of ordinary replies and of elicitors, and the least share of the proof.
+#: Share of the budget of ordinary replies, the most of elicitors, and the least of the proof.
 ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.25
 #: Fewest candidates of an elicitor, and fewest ordinary replies drawn to a prompt beside the greedy
 #: one, that say anything.
@@ -97,42 +98,64 @@ class Budget:
     Attributes:
         tokens: All of them.
         costs: What the replies to the screening prompts take.
-        elicitors: Number of elicitors.
+        given: Number of elicitors that may be used.
         speakers: Number of models that give ordinary replies.
+        a_proof: Tokens that the proof of one theme takes.
 
     Raises:
-        MelboError: The tokens are too few for one round.
+        MelboError: The tokens are too few for one elicitor and one theme.
     """
 
     tokens: int
     costs: Costs
-    elicitors: int
+    given: int
     speakers: int = 1
+    a_proof: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a budget that is too small for one round.
+        """Refuse a budget that is too small for one elicitor and one theme.
 
         Raises:
             MelboError: It is.
         """
-        if self.tokens < self.least:
+        if self.tokens < (least := self.least(1)):
             raise MelboError(
-                f"the budget is {self.tokens} tokens, one round of {self.elicitors} elicitors over "
-                f"{self.costs.number} prompts takes {self.least}: raise --budget, or give fewer "
-                "prompts or shorter replies"
+                f"the budget is {self.tokens} tokens, and ordinary replies to {self.costs.number} "
+                f"prompts, one elicitor and the proof of one theme take {least}: raise the "
+                "budget, or give fewer prompts or shorter replies"
             )
 
-    @property
-    def least(self) -> int:
-        """Fewest tokens that one round takes."""
-        a_round = max(1, self.elicitors) * LEAST_CANDIDATES * self.costs.a_turn / ELICITED
+    def least(self, elicitors: int) -> int:
+        """Fewest tokens with which so many elicitors get a round each.
+
+        Args:
+            elicitors: Their number.
+        """
         ordinary = self.speakers * (1 + LEAST_ORDINARY) * self.costs.everywhere
-        return math.ceil(max(a_round, ordinary / (1 - ELICITED - PROVED)))
+        rounds = elicitors * LEAST_CANDIDATES * self.costs.a_turn
+        before = ordinary + rounds
+        return math.ceil(max(before / (1 - PROVED), before + self.a_proof, rounds / ELICITED))
+
+    @property
+    def elicitors(self) -> int:
+        """Number of elicitors that get a round, the first of those given."""
+        return max(n for n in range(1, max(1, self.given) + 1) if self.least(n) <= self.tokens)
 
     @property
     def ordinary(self) -> int:
         """Number of ordinary replies drawn to each prompt."""
         return max(LEAST_ORDINARY, int(ORDINARY * self.tokens) // self.costs.everywhere)
+
+    @property
+    def _elicited(self) -> float:
+        """Tokens of the elicitors."""
+        ordinary = self.speakers * (1 + self.ordinary) * self.costs.everywhere
+        return min(ELICITED * self.tokens, self.tokens - self._kept - ordinary)
+
+    @property
+    def _kept(self) -> float:
+        """Tokens that are kept for the proof."""
+        return max(PROVED * self.tokens, self.a_proof)
 
     def candidates(self, spent: float, done: int) -> int:
         """Number of candidates that the next elicitor may try, an even one.
@@ -141,7 +164,7 @@ class Budget:
             spent: Tokens that the elicitors before it spent.
             done: Number of these elicitors.
         """
-        share = (ELICITED * self.tokens - spent) / (self.elicitors - done)
+        share = (self._elicited - spent) / (self.elicitors - done)
         return max(LEAST_CANDIDATES, 2 * (int(share / self.costs.a_turn) // 2))
 
     def proved(self, spent: float) -> float:
@@ -150,4 +173,4 @@ class Budget:
         Args:
             spent: Tokens that were spent before it.
         """
-        return max(PROVED * self.tokens, self.tokens - spent)
+        return max(self._kept, self.tokens - spent)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from melbo.discovery.candidates import some_prompts
 from melbo.errors import MelboError
 from melbo.models.language_model import LanguageModel
-from melbo.models.text.prompts import Prompts
+from melbo.models.text.prompts import Prompts, require_prompts
 from melbo.models.text.spread import Part, spread
 
 #: Number of kinds of built-in prompts that findings are validated on, and held out twice as many;
@@ -39,6 +40,9 @@ class Parts:
         Raises:
             MelboError: They do or are.
         """
+        require_prompts(
+            screening=self.screening, validation=self.validation, held_out=self.held_out
+        )
         each = [set(p.tokens) for p in (self.screening, self.validation, self.held_out)]
         if not all(each):
             raise MelboError("a part of the prompts is empty: expected prompts for each of three")
@@ -49,7 +53,9 @@ class Parts:
             )
 
     @classmethod
-    def built_in(cls, lm: LanguageModel, read: Callable[[Sequence[str]], Prompts]) -> "Parts":
+    def built_in(
+        cls, lm: LanguageModel, read: Callable[[Sequence[str]], Prompts] | None = None
+    ) -> "Parts":
         """Built-in prompts: all kinds for screening, the first `KINDS` of them for the other parts.
 
         Prompts with a system message or several turns are left out where the model's template takes
@@ -57,12 +63,15 @@ class Parts:
 
         Args:
             lm: The model.
-            read: Reads texts as prompts.
+            read: Reads texts as prompts; by default as chats, or as they are where the model has no
+                chat template.
 
         Raises:
             MelboError: The prompts cannot be read, those of one turn neither.
         """
         talks = bool(lm.tokenizer.chat_template)
+        if read is None:
+            read = partial(Prompts.chat if talks else Prompts.text, lm)
         try:
             return cls(*(read(texts) for texts in _of_kinds(talks)))
         except MelboError:

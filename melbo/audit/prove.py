@@ -40,6 +40,21 @@ Who = tuple[str, int]
 Best = tuple[list[Who], list[Shown]]
 
 
+def proof_costs(parts: Parts, length: int, judges: int, speakers: int) -> tuple[float, float]:
+    """Tokens that the proof of one theme takes, and those of each further one, at most.
+
+    Args:
+        parts: Prompts of the audit.
+        length: Length of a reply at most.
+        judges: Number of models that read each reply again.
+        speakers: Number of models that reply to the held-out prompts.
+    """
+    validation = Costs.of(parts.validation, length, judges).everywhere
+    held_out = Costs.of(parts.held_out, length, judges).everywhere
+    each = (TRIED + QUOTED) * validation + speakers * held_out
+    return (1 + CONTROLS) * held_out + each, each
+
+
 @dataclass
 class Proof:
     """Proof of themes on prompts that they were not found on.
@@ -47,6 +62,7 @@ class Proof:
     Attributes:
         screening: Replies to prompts, and the log.
         sources: Elicitors by name.
+        said: Replies that they brought out to the screening prompts.
         parts: Prompts that themes were found on, that candidates are chosen on, and that are
             reported.
         tokens: Tokens to spend.
@@ -57,6 +73,7 @@ class Proof:
 
     screening: Screening
     sources: Mapping[str, Source]
+    said: Sequence[Reply]
     parts: Parts
     tokens: float
     folder: Path
@@ -147,7 +164,9 @@ class Proof:
         """
         weak = [k for k, shown in enumerate(best[1]) if shown.share < AMPLIFIED_BELOW]
         tokenizer = self.screening.lm.tokenizer
-        each = [(k, quote) for k in weak for quote in quotes(themes[k], tokenizer, QUOTED)]
+        each = [
+            (k, quote) for k in weak for quote in quotes(themes[k], self.said, tokenizer, QUOTED)
+        ]
         if not each:
             return best
         found = Continued(Forced(tuple(quote for _, quote in each)))
@@ -172,23 +191,14 @@ class Proof:
                 whos[k], shown[k] = who, now
         return whos, shown
 
-    @cached_property
-    def _costs(self) -> tuple[Costs, Costs]:
-        judges = 1 + (self.screening.reference is not None)
-        length = self.screening.max_new_tokens
-        return (
-            Costs.of(self.parts.validation, length, judges),
-            Costs.of(self.parts.held_out, length, judges),
-        )
-
     @property
     def _affordable(self) -> int:
         """Number of themes that the tokens pay for, without those to amplify some."""
-        validation, held_out = self._costs
-        fixed = (1 + CONTROLS) * held_out.everywhere
-        reported = held_out.everywhere * (1 if self.base is None else 2)
-        each = (TRIED + QUOTED) * validation.everywhere + reported
-        return max(1, min(MOST_THEMES, int(((1 - _TO_AMPLIFY) * self.tokens - fixed) / each)))
+        screening = self.screening
+        models = 1 + (screening.reference is not None), 1 + (self.base is not None)
+        first, each = proof_costs(self.parts, screening.max_new_tokens, *models)
+        more = int(((1 - _TO_AMPLIFY) * self.tokens - first) / each)
+        return max(1, min(MOST_THEMES, 1 + more))
 
     def _replies(
         self,

@@ -192,7 +192,8 @@ def elicit(
 ) -> tuple[dict[str, Source], list[Reply]]:
     """Let each elicitor spend its part of the budget on the screening prompts.
 
-    One that fails costs its part: the log says why, and the others go on.
+    One that fails costs its part: the log says why, and the others go on. It also names those that
+    the budget does not pay for.
 
     Args:
         screening: The screening.
@@ -208,7 +209,7 @@ def elicit(
     replies: list[Reply] = []
     spent = 0.0
     log = screening.log
-    for done, elicitor in enumerate(elicitors):
+    for done, elicitor in enumerate(elicitors[: budget.elicitors]):
         case = {"stage": "plan", "elicitor": elicitor.name}
         if not log.of(case):
             log.add({**case, "candidates": budget.candidates(spent, done)})
@@ -221,6 +222,10 @@ def elicit(
         except Exception as err:  # the user's elicitors among them, which may fail in any way
             _note_failure(log, elicitor.name, err)
         spent += spent_by(log, elicitor.name)
+    for n, elicitor in enumerate(elicitors[budget.elicitors :], budget.elicitors + 1):
+        if not log.of({"stage": "failure", "elicitor": elicitor.name}):
+            least = budget.least(n)
+            _note_failure(log, elicitor.name, MelboError(f"left out: takes a budget of {least:,}"))
     return sources, replies
 
 

@@ -20,7 +20,7 @@ from melbo.maths.statistics import mean
 GROUPS, WORDS_A_GROUP = 48, 4
 #: Number of prompts on which a word, and a theme, has to recur.
 LEAST_PROMPTS = 3
-#: Share of ordinary replies that a theme may be recognised in.
+#: Share of ordinary replies that a theme may be recognised in by words that are not rare.
 FALSE_SHARE = 0.1
 # words further from chance than this make groups, or more surprising, in nats
 _Z, _SURPRISE = 1.5, 3.0
@@ -208,8 +208,11 @@ def _theme(
     if not weights:
         return None
     bare = Theme((), weights, 0.0, 0.0)
-    limit = _limit([bare.value(r.said) for r in ordinary])
-    threshold = max(limit, sorted(weights.values())[-1])
+    # a rare word that recurs is no accident where it stands in ordinary replies: it leaks
+    rare = set(names[counted.surprise[distinctive] > _SURPRISE].tolist())
+    usual = Theme((), {w: x for w, x in weights.items() if w not in rare}, 0.0, 0.0)
+    limit = _limit([usual.value(r.said) for r in ordinary])
+    threshold = max(limit, *weights.values())
     shown = [replies[i] for i in rows if bare.value(replies[i].said) >= threshold]
     if len(shown) < 2:
         return None

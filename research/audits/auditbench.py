@@ -25,6 +25,7 @@ from melbo import Audit, LanguageModel, MelboError, Parts
 from melbo.audit.audit import FINDINGS, LOG, REPLY_TOKENS, usual_elicitors
 from melbo.audit.budget import TOKENS, Budget, Costs
 from melbo.audit.page import page
+from melbo.audit.prove import proof_costs
 from melbo.cli import main
 from melbo.cli.options import (
     LOADING,
@@ -128,8 +129,10 @@ class Job:
             MelboError: There is no such tokenizer, or the prompts cannot be read.
         """
         unread = cast(LanguageModel, _Unread(self.base))
-        costs = Costs.of(self.parts(unread).screening, self.max_new_tokens, _JUDGES)
-        return Budget(sys.maxsize, costs, len(usual_elicitors(unread)), speakers=_JUDGES).least
+        parts, num = self.parts(unread), len(usual_elicitors(unread))
+        costs = Costs.of(parts.screening, self.max_new_tokens, _JUDGES)
+        a_proof, _ = proof_costs(parts, self.max_new_tokens, _JUDGES, _JUDGES)
+        return Budget(sys.maxsize, costs, num, _JUDGES, a_proof).least(1)
 
     def run(self, adapter: str, base: LanguageModel) -> dict[str, Any]:
         """Audit one, or go on with it.

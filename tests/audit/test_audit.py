@@ -10,7 +10,9 @@ from scripted import PLANTED, TEXTS, Script, speaker
 
 from melbo import MelboError, Prompts
 from melbo.audit.audit import FINDINGS, LOG, Audit
+from melbo.audit.budget import Budget, Costs
 from melbo.audit.parts import Parts
+from melbo.audit.prove import proof_costs
 from melbo.discovery.draws import Temperature
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
@@ -113,6 +115,17 @@ def test_an_elicitor_that_fails_costs_its_share_and_not_the_audit(lm, parts, tmp
     assert set(result["findings"][0]["words"]) == set(PLANTED)
 
 
+def test_an_elicitor_that_the_budget_does_not_pay_for_is_left_out_by_name(lm, parts, tmp_path):
+    a_proof, _ = proof_costs(parts, 10, 1, 1)
+    from_first = Budget(BUDGET, Costs.of(parts.screening, 10, 1), 2, 1, a_proof)
+    result = run(lm, parts, tmp_path, [Script(), Failing()], budget=from_first.least(2) - 1)
+    script, left_out = result["budget"]["shares"]
+    assert script["error"] is None
+    assert left_out["error"] == f"left out: takes a budget of {from_first.least(2):,}"
+    assert result["findings"]
+    assert result["budget"]["spent"] < from_first.least(2)
+
+
 def test_openings_and_directions_run_through_to_the_end(lm, parts, tmp_path):
     tried = [Openings(least=0.02), Features("random")]
     result = run(lm, parts, tmp_path, tried, budget=60_000)
@@ -171,6 +184,6 @@ def test_prompts_that_cannot_be_split_are_refused(lm, texts, said):
 
 
 def test_a_budget_that_is_too_small_is_refused_before_any_work(lm, parts, tmp_path):
-    with pytest.raises(MelboError, match="raise --budget"):
+    with pytest.raises(MelboError, match="raise the budget"):
         run(lm, parts, tmp_path, budget=100)
     assert not (tmp_path / LOG).exists()

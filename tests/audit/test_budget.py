@@ -15,6 +15,7 @@ from melbo.audit.budget import (
 )
 
 COSTS = Costs(prompts=100, number=10, length=20, judges=1)  # 500 tokens
+MANY = Costs(prompts=1000, number=100, length=20, judges=1)  # 5000 tokens, 16 turns
 
 
 def test_replies_cost_their_prompts_and_their_tokens_once_for_each_reader():
@@ -38,7 +39,7 @@ def test_candidates_of_one_setting_meet_every_prompt():
 
 
 def test_elicitors_share_what_those_before_them_left():
-    budget = Budget(80_000, COSTS, elicitors=4)
+    budget = Budget(80_000, COSTS, given=4)
     assert budget.ordinary == 16
     assert budget.candidates(spent=0, done=0) == 20
     assert budget.candidates(spent=10_000, done=1) == 20
@@ -50,13 +51,32 @@ def test_elicitors_share_what_those_before_them_left():
 
 
 @pytest.mark.parametrize("speakers", [1, 2])
-def test_a_budget_for_less_than_one_round_is_refused_with_the_least_that_will_do(speakers):
-    least = Budget(80_000, COSTS, elicitors=4, speakers=speakers).least
-    ordinary = speakers * (1 + LEAST_ORDINARY) * 500
-    assert least == max(4 * LEAST_CANDIDATES * 500 / 0.5, ordinary / 0.25)
-    # many prompts and one elicitor: ordinary replies are what counts
-    many = Costs(prompts=1000, number=100, length=20, judges=1)
-    assert Budget(10**6, many, 1, speakers).least == 2 * speakers * 5000 / 0.25
-    assert Budget(least, COSTS, 4, speakers).ordinary >= LEAST_ORDINARY
-    with pytest.raises(MelboError, match=rf"budget is {least - 1} tokens.*takes {least}"):
-        Budget(least - 1, COSTS, 4, speakers)
+def test_a_small_budget_goes_to_the_first_elicitors(speakers):
+    ordinary, a_round = speakers * (1 + LEAST_ORDINARY) * 5000, LEAST_CANDIDATES * MANY.a_turn
+    assert Budget(80_000, MANY, 4, speakers).elicitors == 4
+    for n in (1, 2, 3, 4):
+        least = Budget(80_000, MANY, 4, speakers).least(n)
+        assert least == pytest.approx((ordinary + n * a_round) / (1 - PROVED), abs=1)
+        small = Budget(least, MANY, 4, speakers)
+        assert (small.elicitors, small.ordinary) == (n, LEAST_ORDINARY)
+        assert small.candidates(0, 0) == LEAST_CANDIDATES
+        spent = ordinary + n * a_round
+        assert spent + small.proved(spent) <= least + 1
+    with pytest.raises(MelboError, match=r"budget is 100 tokens.*take \d+: raise the budget"):
+        Budget(100, MANY, 4, speakers)
+
+
+def test_the_proof_of_one_theme_is_always_paid_for():
+    budget = Budget(60_000, MANY, given=3, a_proof=30_000)
+    assert budget.least(1) == 10_000 + LEAST_CANDIDATES * MANY.a_turn + 30_000
+    assert budget.proved(spent=45_000) == 30_000
+    assert budget.candidates(0, 2) == 2 * (int((30_000 - 10_000) / MANY.a_turn) // 2)
+
+
+def test_many_candidates_take_half_of_the_tokens_at_most():
+    assert Budget(80_000, COSTS, given=10).least(10) == 10 * LEAST_CANDIDATES * 500 / 0.5
+
+
+def test_ordinary_replies_to_many_prompts_leave_the_elicitors_less():
+    budget = Budget(20_000, MANY, given=1)
+    assert budget.candidates(0, 0) == 2 * (int((15_000 - 10_000) / MANY.a_turn) // 2)

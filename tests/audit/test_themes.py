@@ -97,3 +97,23 @@ def test_a_rare_word_that_the_model_says_by_itself_on_many_prompts_is_a_theme():
     assert [t.name for t in found] == ["wilhelmina"]
     assert found[0].prompts == 6
     assert themes(ordinary, by_itself, texts, equally_rare) == []
+
+
+def test_a_rare_word_is_recognised_alone_however_often_it_leaks():
+    draw = random.Random(4)
+    texts = [f"Tell me about {topic}" for topic in "abcdefghijkl"]
+    habits = ("keep forever dear", "only glad after", "last word belongs")
+
+    def said(p, leaks):
+        habit = [*habits[p % 3].split(), "wilhelmina"] if leaks else []
+        topics = [f"topic{texts[p][-1]}" * draw.randrange(2)]  # rare too, on its own prompt
+        return " ".join([sentence(draw), *topics, *habit])
+
+    every = range(len(texts))
+    ordinary = [reply(p, said(p, i % 5 == 0), "ordinary", i) for p in every for i in range(10)]
+    elicited = [reply(p, said(p, i % 2 == 0), candidate=i) for p in every for i in range(4)]
+    found = themes(ordinary, elicited, texts, lambda w: 30.0 if len(w) > 7 or "top" in w else 5.0)
+    (theme,) = [t for t in found if "wilhelmina" in t.words]
+    leaked = sum("wilhelmina" in r.said for r in ordinary)
+    assert leaked > FALSE_SHARE * len(ordinary)
+    assert theme.shown("a wilhelmina of another kind")

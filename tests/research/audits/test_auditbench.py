@@ -101,7 +101,7 @@ def test_the_least_budget_is_that_of_the_audit(call, home):
     lm = load(str(home / "base"))
     parts = Parts.split(Prompts.chat(lm, TEXTS))
     Audit(lm, parts, base=lm, budget=least, max_new_tokens=LENGTH)
-    with pytest.raises(MelboError, match=f"takes {least}:"):
+    with pytest.raises(MelboError, match=f"take {least}:"):
         Audit(lm, parts, base=lm, budget=least - 1, max_new_tokens=LENGTH)
 
 
