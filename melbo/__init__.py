@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from melbo.evaluation.comparison import Comparison as Comparison
     from melbo.evaluation.halving import Selection as Selection
     from melbo.evaluation.halving import select as select
-    from melbo.evaluation.rank import Ranking as Ranking
     from melbo.evaluation.rank import rank as rank
+    from melbo.evaluation.ranking import Ranking as Ranking
     from melbo.evaluation.themes import Themes as Themes
     from melbo.evaluation.themes import themes as themes
     from melbo.evaluation.watch import Watch as Watch
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from melbo.features.steerable import Steerable as Steerable
     from melbo.features.steerable import steer as steer
     from melbo.maps.adapter import AdapterMap as AdapterMap
-    from melbo.maps.calibrate import Calibration as Calibration
     from melbo.maps.calibrate import calibrate as calibrate
+    from melbo.maps.calibration import Calibration as Calibration
     from melbo.maps.function import FunctionMap as FunctionMap
     from melbo.maps.residual import CausalMap as CausalMap
     from melbo.methods.ascent import Alike as Alike
@@ -70,7 +70,7 @@ _MODULES = {
     "CausalMap": "maps.residual",
     "AdapterMap": "maps.adapter",
     "FunctionMap": "maps.function",
-    "Calibration": "maps.calibrate",
+    "Calibration": "maps.calibration",
     "calibrate": "maps.calibrate",
     "Alike": "methods.ascent",
     "Melbo": "methods.ascent",
@@ -102,7 +102,7 @@ _MODULES = {
     "Comparison": "evaluation.comparison",
     "Selection": "evaluation.halving",
     "select": "evaluation.halving",
-    "Ranking": "evaluation.rank",
+    "Ranking": "evaluation.ranking",
     "rank": "evaluation.rank",
     "Themes": "evaluation.themes",
     "themes": "evaluation.themes",

@@ -73,7 +73,7 @@ def refuse_existing(folder: str | Path, force: bool, names: Sequence[str], what:
     folder = Path(folder)
     if not force and any((folder / name).exists() for name in names):
         raise MelboError(
-            f"{folder} already holds {what}: give another folder, or --force to replace it"
+            f"{folder} already holds {what}: give another folder, or force=True to replace it"
         )
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir() or not _takes_files(there):

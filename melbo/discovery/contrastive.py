@@ -7,7 +7,7 @@ from melbo.errors import MelboError
 from melbo.features.directions import FeatureSet
 from melbo.maps.residual import CausalMap
 from melbo.methods.fixed import Given
-from melbo.models.text.prompts import Prompts
+from melbo.models.text.prompts import Prompts, require_prompts
 
 
 def caa(
@@ -37,6 +37,7 @@ def caa(
         MelboError: The sides have different numbers of prompts, the coefficient is not positive, or
             there is no difference.
     """
+    require_prompts(plus=plus, minus=minus)
     if len(plus) != len(minus):
         raise MelboError(
             f"got {len(plus)} prompts with the behaviour and {len(minus)} without it: "

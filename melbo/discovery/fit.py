@@ -1,26 +1,34 @@
 """Fit: features of a map by a method, and an account of how they came about."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from melbo.errors import MelboError
+from melbo.display.figures import Curve, draw_curves, finished
+from melbo.display.shown import Record as Row
+from melbo.display.shown import Shown, Table, number
+from melbo.errors import MelboError, require
 from melbo.features.adapters import AdapterSet
 from melbo.features.directions import FeatureSet
 from melbo.maps.adapter import AdapterMap
 from melbo.maps.base import Map
+from melbo.maps.calibrate import calibrate
+from melbo.maps.calibration import Calibration
 from melbo.maps.model_map import ModelMap
 from melbo.maths.geometry import stability
 from melbo.maths.linalg import random_rows
 from melbo.maths.transcoder import Factors
 from melbo.methods import Direct, Iterative, Method
-from melbo.methods.iterate import Record, Status, iterate
+from melbo.methods.iterate import Record, Status, advice, iterate
 from melbo.progress import track
 from melbo.records import versions
+
+if TYPE_CHECKING:
+    from melbo.display.picture import Picture
 
 _BLOW_UP = (
     "the response of one feature is {:.0f} times the median one: it may win by blowing up norms; "
@@ -28,18 +36,19 @@ _BLOW_UP = (
 )
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Shown):
     """Result of a fit.
 
     Attributes:
         features: The features, in the method's own order.
-        status: Reason why the fit ended; ``status.remedy`` says what to do next.
+        status: Reason why the fit ended; ``features.meta["fit"]["remedy"]`` says what to do next.
         history: One record a sweep: ``objective``, ``explained`` (2αᵀb − αᵀKα), ``change`` and
             ``seconds``.
         stats: ``explained`` of the features returned (squared units of Δ), ``dominance``
             (largest response over the median one), ``seconds``, ``sweeps``.
         warning: Reason, in plain words, to distrust the strongest feature; None if there is none.
+        calibration: Calibration of the scale, where the method came without one.
     """
 
     features: FeatureSet
@@ -47,6 +56,39 @@ class Fit:
     history: list[Record]
     stats: dict[str, float]
     warning: str | None
+    calibration: Calibration | None = None
+
+    def plot(self) -> "Picture":
+        """See `Shown.plot`; explained amount and objective of every sweep.
+
+        A method without sweeps shows its features instead.
+        """
+        if not self.history:
+            return self.features.plot()
+        explained, objective = (
+            [record[key] for record in self.history] for key in ("explained", "objective")
+        )
+        curves = [
+            Curve("explained amount", explained, self.stats["explained"], "features kept"),
+            Curve("objective", objective),
+        ]
+        sweeps = range(1, len(self.history) + 1)
+        return finished(draw_curves((6.4, 4.2), "sweep", sweeps, curves))
+
+    def _table(self) -> Table:
+        features = self.features
+        title = (
+            f"{len(features)} features at R = {number(features.scale)} "
+            f"explain {number(self.stats['explained'])}"
+        )
+        names = ("sweep", "objective", "explained", "change", "seconds")
+        warnings = [f"Warning: {self.warning}"] if self.warning else []
+        notes = [features.meta["fit"]["remedy"], *warnings]
+        return Table.of(title, self._records(), {name: name for name in names}, notes)
+
+    def _records(self) -> Sequence[Row]:
+        """Sweeps."""
+        return [{"sweep": i + 1, **record} for i, record in enumerate(self.history)]
 
 
 def fit(
@@ -63,7 +105,8 @@ def fit(
 
     Args:
         map: Δ: a `CausalMap`, an `AdapterMap` or a `FunctionMap`.
-        method: `Exponential`, `Linear`, `Quadratic` or any other of melbo's methods.
+        method: `Exponential`, `Linear`, `Quadratic` or any other of melbo's methods; its scale is
+            calibrated if it has none.
         seed: Random seed.
         callback: Function that is called after each sweep with its number and its record.
         progress: Whether to draw a bar.
@@ -72,12 +115,55 @@ def fit(
         MelboError: The settings cannot work on this map, or a response is not finite from the start
             (names the layer).
     """
+    method, calibration = _calibrated(map, method, seed, progress)
+    fitted = _fit(map, method, seed, callback, progress)
+    return _with_calibration(fitted, calibration)
+
+
+def _calibrated(
+    map: Map, method: Method, seed: int, progress: bool
+) -> tuple[Iterative | Direct, Calibration | None]:
+    """The method with a scale, and its calibration where it came without one.
+
+    Settings that cannot work are refused before any time is spent on them.
+
+    Raises:
+        MelboError: The map is none, or the settings cannot work on it.
+    """
+    require(Map, "make one with melbo.CausalMap(lm, prompts)", map=map)
     if not isinstance(method, (Iterative, Direct)):
         raise MelboError(
             f"got {type(method).__name__}, expected one of melbo's methods "
             "(Linear, Quadratic, Exponential …)"
         )
-    method.check(map)
+    if method.scale is not None:
+        method.check(map)
+        return method, None
+    replace(method, scale=1.0).check(map)
+    found = calibrate(map, seed=seed, progress=progress)
+    return replace(method, scale=found.scale), found
+
+
+def _with_calibration(fitted: Fit, calibration: Calibration | None) -> Fit:
+    """The fit with the calibration of its scale, if there was one."""
+    if calibration is None:
+        return fitted
+    features = fitted.features.with_meta(calibration=calibration.describe())
+    return replace(fitted, features=features, calibration=calibration)
+
+
+def _fit(
+    map: Map,
+    method: Iterative | Direct,
+    seed: int,
+    callback: Callable[[int, Record], None] | None,
+    progress: bool,
+) -> Fit:
+    """See `fit`; the method has a scale.
+
+    Raises:
+        MelboError: See `fit`.
+    """
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     history: list[Record] = []
@@ -126,7 +212,7 @@ def _account(
         "seed": seed,
         "fit": {
             "status": status.name.lower(),
-            "remedy": status.remedy,
+            "remedy": advice(status, history),
             "history": history,
             "stats": stats,
             "warning": warning,
@@ -134,6 +220,9 @@ def _account(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
+    if factors.V.device.type == "cpu":
+        # another number of threads rounds otherwise, and a fit may then end elsewhere
+        meta["threads"] = torch.get_num_threads()
     source, target = (map.source, map.target) if isinstance(map, ModelMap) else (0, 1)
     V, U, alpha = (t.cpu() for t in (factors.V, factors.U, factors.alpha))
     features = feature_kind(map)(V, U, alpha, float(method.scale), source, target, meta)
@@ -178,11 +267,13 @@ def fit_seeds(map: Map, method: Method, seeds: int, seed: int = 0, progress: boo
         raise MelboError(
             f"got seeds={seeds}: expected at least 1; it takes 2 to see what is found again"
         )
+    # all fits are at one scale
+    method, calibration = _calibrated(map, method, seed, progress)
     fits: list[Fit] = []
     try:
         with track(seeds, "seeds", progress and seeds > 1) as bar:
             for i in range(seeds):
-                fits.append(fit(map, method, seed + i, progress=progress))
+                fits.append(_fit(map, method, seed + i, None, progress))
                 bar.update()
                 if fits[-1].status is Status.INTERRUPTED:
                     break
@@ -190,11 +281,12 @@ def fit_seeds(map: Map, method: Method, seeds: int, seed: int = 0, progress: boo
         # pressed before the first sweep of a fit was finished
         if not fits:
             raise
-    finished = [done for done in fits if done.status is not Status.INTERRUPTED]
-    if len(finished) < 2:
-        return fits[0]
-    features = fits[0].features.with_meta(stability=_stability(finished, method.signed))
-    return replace(fits[0], features=features)
+    whole = [done for done in fits if done.status is not Status.INTERRUPTED]
+    first = _with_calibration(fits[0], calibration)
+    if len(whole) < 2:
+        return first
+    features = first.features.with_meta(stability=_stability(whole, method.signed))
+    return replace(first, features=features)
 
 
 def _stability(fits: list[Fit], signed: bool) -> Mapping[str, Any]:

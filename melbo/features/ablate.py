@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from melbo.errors import MelboError
+from melbo.errors import MelboError, require
 from melbo.models.language_model import LanguageModel
 from melbo.models.weights.block_at_work import few_tokens
 from melbo.models.weights.embedding_matrices import embeddings
@@ -48,6 +48,7 @@ def ablate(
             `melbo.models.weights.output_matrices`) or are quantised; or blocks still write along
             the directions afterwards.
     """
+    require(Tensor, "pass rows of a set of features, features.V[[3, 7]]", directions=directions)
     if directions.ndim == 1:
         directions = directions[None]
     if (

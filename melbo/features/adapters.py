@@ -215,7 +215,7 @@ def _checkpoint(lm: LanguageModel) -> str:
         raise MelboError(
             f"{lm.path} is an adapter merged into its base, which peft cannot take as a base: save "
             "what melbo.load gives by lm.model.save_pretrained(PATH) and "
-            "lm.tokenizer.save_pretrained(PATH), and export with --model PATH"
+            "lm.tokenizer.save_pretrained(PATH), and export from there"
         )
     if Path(lm.path).suffix.lower() == ".gguf":
         return str(converted(Path(lm.path)))

@@ -32,8 +32,8 @@ def conversation_form(
         )
     if form is not None and form.kind == "text":
         raise MelboError(
-            "a conversation needs a chat template, --text reads prompts without one: "
-            "leave it out, or use melbo sample"
+            "a conversation needs a chat template, and the form given reads prompts without one: "
+            "give another (no --text on the command line), or use melbo sample"
         )
     fitted = features.provenance.prompts if form is None else form
     if fitted is None or fitted.kind == "text":

@@ -1,13 +1,15 @@
 """A set of directions: source and target of each, its strength, and the run folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from melbo.display.figures import finished, panels, whole_numbers
+from melbo.display.shown import Record, Shown, Table, number
 from melbo.errors import MelboError
 from melbo.features.run_folder import read_run, read_tensors, write_run
 from melbo.features.steerable import Steerable
@@ -17,12 +19,15 @@ from melbo.models.edits import Add, Edit, Where
 from melbo.models.language_model import LanguageModel
 from melbo.models.placement import Placement
 
+if TYPE_CHECKING:
+    from melbo.display.picture import Picture
+
 _TENSORS = ("V", "U", "alpha")
 _FIELDS = ("schema", "kind", "scale", "source", "target")
 
 
-@dataclass(frozen=True)
-class FeatureSet(Steerable):
+@dataclass(frozen=True, repr=False)
+class FeatureSet(Steerable, Shown):
     """m features: a direction at the source layer, its effect at the target layer, its strength.
 
     Attributes:
@@ -193,6 +198,42 @@ class FeatureSet(Steerable):
     def with_meta(self, **more: Any) -> Self:
         """The same features with more entries in ``meta``."""
         return replace(self, meta={**self.meta, **more})
+
+    def plot(self) -> "Picture":
+        """See `Shown.plot`; strengths, and the cosines of the features with each other."""
+        canvas, (strengths, cosines) = panels(2, width=9)
+        strengths.plot(self.alpha.float().cpu().numpy(), "o", ms=3)
+        strengths.set(xlabel="feature", ylabel="α, strength in the transcoder")
+        whole_numbers(strengths.xaxis, cosines.xaxis, cosines.yaxis)
+        rows = self.canonical.float().cpu()
+        image = cosines.imshow((rows @ rows.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+        cosines.set(xlabel="feature", ylabel="feature", title="cosine of source directions")
+        finished(canvas).colorbar(image, ax=cosines, shrink=0.8)
+        return canvas
+
+    def _table(self) -> Table:
+        kind, model = self.kind if len(self) != 1 else self.kind.rstrip("s"), self.provenance
+        of = f" of {model.model_name}" if model.model_name else ""
+        title = (
+            f"{len(self)} {kind}{of}, layer {self.source} to {self.target}, "
+            f"R = {number(self.scale)}"
+        )
+        again = f"found again by {self._seeds} seeds, cosine" if self._seeds else ""
+        headings = {"feature": "feature", "alpha": "α", "found_again": again}
+        return Table.of(title, self._records(), headings)
+
+    @property
+    def _seeds(self) -> int:
+        """Number of fits that `melbo.fit_seeds` has compared; 0 where it did not make these."""
+        return int(self.meta.get("stability", {}).get("seeds", 0))
+
+    def _records(self) -> Sequence[Record]:
+        """Features."""
+        records = [{"feature": i, "alpha": alpha} for i, alpha in enumerate(self.alpha.tolist())]
+        if not self._seeds:
+            return records
+        again = self.meta["stability"]["cosine"]
+        return [{**r, "found_again": c} for r, c in zip(records, again, strict=True)]
 
     @property
     def canonical(self) -> Tensor:

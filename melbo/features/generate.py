@@ -5,18 +5,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from melbo.display.figures import blank, finished, whole_numbers
+from melbo.display.shown import Record, Shown, Table
 from melbo.errors import MelboError
-from melbo.features.steerable import Steerable
-from melbo.maths.statistics import kl
+from melbo.features.steerable import Steerable, require_features
+from melbo.maths.statistics import kl, mean
 from melbo.models.decoding.decode import Batching, decode
 from melbo.models.edits import Where
 from melbo.models.language_model import LanguageModel
-from melbo.models.text.prompts import Prompts
+from melbo.models.text.prompts import Prompts, require_prompts
 from melbo.records import write_atomically
+
+if TYPE_CHECKING:
+    from melbo.display.picture import Picture
 
 _SAVED = ("kind", "feature", "prompt", "prompt_text", "text")
 
@@ -61,8 +67,8 @@ class Completion:
     begun: int = 0
 
 
-@dataclass(frozen=True)
-class Completions:
+@dataclass(frozen=True, repr=False)
+class Completions(Shown):
     """A table of replies.
 
     For every prompt it holds the unsteered reply (if asked for), then that of every feature, then
@@ -90,6 +96,45 @@ class Completions:
             feature: Index of the feature or control.
         """
         return [c for c in self.rows if c.kind == kind and c.feature == feature]
+
+    def plot(self) -> "Picture":
+        """See `Shown.plot`; KL of the first token of each vector's replies, mean over prompts.
+
+        Raises:
+            MelboError: The table holds no such scores, as it was made without the unsteered
+                replies or read from a file.
+        """
+        canvas, axes = blank(3.6)
+        for kind, colour in (("feature", "C0"), ("control", "grey")):
+            scores: dict[int, list[float]] = {}
+            for c in self.rows:
+                if c.kind == kind and c.feature is not None and c.first and c.first.kl is not None:
+                    scores.setdefault(c.feature, []).append(c.first.kl)
+            if scores:
+                means = [mean(values) for values in scores.values()]
+                axes.plot(list(scores), means, "o", color=colour, ms=3, label=kind)
+        if not axes.lines:
+            raise MelboError(
+                "these replies have no scores of their first tokens to draw: "
+                "generate them with unsteered=True"
+            )
+        axes.set(xlabel="index", ylabel="KL(steered ‖ unsteered) of\nthe first token, nats")
+        axes.set_ylim(bottom=0)
+        whole_numbers(axes.xaxis)
+        return finished(canvas)
+
+    def _table(self) -> Table:
+        prompts = len({c.prompt for c in self.rows})
+        title = f"{len(self)} replies to {prompts} prompt{'s' * (prompts != 1)}"
+        headings = {"prompt_text": "prompt", "kind": "of", "feature": "index", "text": "reply"}
+        return Table.of(title, self._records(), headings)
+
+    def _records(self) -> Sequence[Record]:
+        """Replies."""
+        return [
+            {**{name: getattr(c, name) for name in _SAVED}, "kl": c.first and c.first.kl}
+            for c in self.rows
+        ]
 
     def to_jsonl(self) -> bytes:
         """JSON lines, one for each reply, without token ids and scores."""
@@ -138,7 +183,7 @@ def generate(
         MelboError: The features are of another model or do not act there, the temperature or the
             number of strengths is wrong, or `melbo.models.decoding.decode.decode` refuses the rest.
     """
-    features.check_model(lm)
+    _check(lm, prompts, features)
     check_temperature(temperature)
     both = features if control is None else features.join(control)
     strengths = torch.cat([torch.zeros(int(unsteered)), _one_each(strength, len(both))])
@@ -178,6 +223,13 @@ def _table(
         for row, ((kind, i, p), text, reply) in enumerate(zip(who, texts, replies, strict=True))
     ]
     return Completions(tuple(rows))
+
+
+def _check(lm: LanguageModel, prompts: Prompts, features: Steerable) -> None:
+    """Refuse what is no prompts or no features, and features of another model."""
+    require_prompts(prompts=prompts)
+    require_features(features=features)
+    features.check_model(lm)
 
 
 def check_temperature(temperature: float) -> None:

@@ -1,7 +1,7 @@
 """ActAdd and SARA: steering with a pair of prompts, supervised baselines (docs/method.md §7)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -116,13 +116,13 @@ class PromptPair(Steerable):
     """
 
     method: str
-    plus: Prompts
-    minus: Prompts
+    plus: Prompts = field(repr=False)
+    minus: Prompts = field(repr=False)
     layers: tuple[int, ...]
     coefficient: float
     truncation: int | None
-    edits: tuple[AddPrompt | Sara, ...]
-    meta: Mapping[str, Any]
+    edits: tuple[AddPrompt | Sara, ...] = field(repr=False)
+    meta: Mapping[str, Any] = field(repr=False)
     kind: ClassVar[str] = "contrast"
 
     @classmethod

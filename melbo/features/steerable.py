@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from melbo.errors import MelboError
+from melbo.errors import MelboError, require
 from melbo.features.provenance import Provenance
 from melbo.models.edits import Edit, EditSequence, Where, edit
 from melbo.models.language_model import LanguageModel
@@ -244,6 +244,7 @@ def steer(
             the strength is not finite.
     """
     for each in features:
+        require_features(features=each)
         each.check_model(lm)
         if len(each) != 1 and not per_row:
             raise MelboError(
@@ -257,6 +258,15 @@ def steer(
         for each in features
     ]
     return edit(lm, *edits)
+
+
+def require_features(**given: object) -> None:
+    """Refuse an index or a list where a set of features belongs.
+
+    Args:
+        given: Values of the arguments by their names.
+    """
+    require(Steerable, "pass a set of features, fit.features[3] say, not its index", **given)
 
 
 def check_strength(strength: float | Tensor) -> None:

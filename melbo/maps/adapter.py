@@ -12,7 +12,7 @@ from melbo.errors import MelboError
 from melbo.maps.model_map import ModelMap
 from melbo.maths.linalg import random_rows
 from melbo.models.language_model import LanguageModel
-from melbo.models.placement import Placement
+from melbo.models.placement import USUAL_SHARES, Placement
 from melbo.models.replay import Slice
 from melbo.models.text.prompts import Prompts
 from melbo.models.weights.low_rank import (
@@ -88,7 +88,8 @@ class AdapterMap(ModelMap):
         tokens_per_pass: int | None = None,
         compile: bool | None = None,
     ) -> None:
-        read = lm.layer(round(lm.depth * 2 / 3) if target is None else target, "target")
+        usual = round(lm.depth * USUAL_SHARES[1])
+        read = lm.layer(usual if target is None else target, "target")
         self.band, self.matrix = band or usual_band(lm, read), matrix
         first, last = self.band
         if last > read:

@@ -5,17 +5,15 @@ See docs/method.md §4.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 
-from melbo.errors import MelboError
+from melbo.errors import MelboError, require
 from melbo.maps.base import Map
+from melbo.maps.calibration import Calibration as Calibration
+from melbo.maps.calibration import Point
 from melbo.progress import track
-
-Point = tuple[float, float]  # (R, ratio(R))
 
 # shares of the stream's norm, 2 % to 128 %
 _GRID = tuple(0.02 * 2**k for k in range(7))
@@ -34,33 +32,6 @@ _PER_OCTAVE = 4
 _HALVINGS = 8
 # largest quotient of two ratios that far apart on a continuous curve
 _LARGEST_STEP = 1.2
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A scale, and the curve that it was read from.
-
-    Attributes:
-        scale: R, in units of ``h_source``.
-        relative: R over the median norm of ``h_source`` (first tokens left out); None where that
-            norm is not known.
-        nonlinearity: λ, the ratio that R was asked to reach.
-        curve: Pairs (R, ratio(R)) over the whole range, ascending in R, on the first few
-            directions: the shape of the curve.
-        solved: Pairs (R, ratio(R)) on all directions, in the order in which they were tried.
-        warning: In plain words, why the scale may not be trusted; None if there is no reason.
-    """
-
-    scale: float
-    relative: float | None
-    nonlinearity: float
-    curve: list[Point]
-    solved: list[Point]
-    warning: str | None
-
-    def describe(self) -> dict[str, Any]:
-        """All attributes, JSON-able."""
-        return asdict(self)
 
 
 def calibrate(
@@ -89,10 +60,7 @@ def calibrate(
     Raises:
         MelboError: λ is not positive, Δ has no linear part, or ratio(R) does not cross λ.
     """
-    if not nonlinearity > 0:
-        raise MelboError(
-            f"nonlinearity is {nonlinearity}: expected a positive number (0.5 is usual)"
-        )
+    _check(map, nonlinearity)
     directions = map.probes(num_directions, torch.Generator().manual_seed(seed))
     with track(2 + _USUAL_EVALUATIONS, "calibrating R", progress) as bar:
         linear = map.jvp(directions)
@@ -123,6 +91,19 @@ def calibrate(
     # R of an adapter is the norm of a matrix, not of the stream
     relative = scale / map.source_norm if map.source_norm and not map.parts else None
     return Calibration(scale, relative, nonlinearity, curve, solved, warning)
+
+
+def _check(map: Map, nonlinearity: float) -> None:
+    """Refuse arguments of `calibrate` that make no sense.
+
+    Raises:
+        MelboError: λ is not positive.
+    """
+    require(Map, "make one with melbo.CausalMap(lm, prompts)", map=map)
+    if not nonlinearity > 0:
+        raise MelboError(
+            f"nonlinearity is {nonlinearity}: expected a positive number (0.5 is usual)"
+        )
 
 
 def _draw(

@@ -27,7 +27,7 @@ from melbo.models.language_model import LanguageModel
 from melbo.models.last_tokens import KeysValues, Tail, find_tail
 from melbo.models.placement import Placement
 from melbo.models.replay import Run, Slice, call_block
-from melbo.models.text.prompts import Prompts, pad_rows, token_index
+from melbo.models.text.prompts import Prompts, pad_rows, require_prompts, token_index
 from melbo.models.weights.output_matrices import added_by, attention_output
 from melbo.models.weights.packed import require_derivatives
 
@@ -86,6 +86,7 @@ class ModelMap(Map):
         tokens_per_pass: int | None,
         compile: bool | None,
     ) -> None:
+        require_prompts(prompts=prompts)
         placement.check([*map(len, prompts.tokens)])
         if prompt_batch is not None and prompt_batch < 1:
             raise MelboError(f"prompt_batch is {prompt_batch}: expected at least 1")

@@ -8,7 +8,7 @@ from torch import Tensor
 from melbo.maps.model_map import ModelMap, Read
 from melbo.maps.smooth import SmoothMap
 from melbo.models.language_model import LanguageModel
-from melbo.models.placement import Placement, Positions, steered_tokens
+from melbo.models.placement import Placement, Positions, layers_at, steered_tokens
 from melbo.models.replay import Slice
 from melbo.models.text.prompts import Prompts, token_index
 
@@ -32,9 +32,10 @@ class CausalMap(ModelMap, SmoothMap):
     Args:
         lm: The model.
         prompts: Prompts that it reads.
-        source: Layer that is perturbed, an index into ``hidden_states`` (negative from the end).
+        source: Layer that is perturbed, an index into ``hidden_states`` (negative from the end); at
+            8/30 of the depth if left out.
         target: Layer that is read; ``depth`` is the output of the last block, before the final
-            norm.
+            norm. At 20/30 of the depth if left out.
         target_tokens: Number of last tokens that are read.
         skip_first: Whether the first token, the attention sink, is left unsteered.
         normalise_target: Whether to read h/‖h‖ × (mean ‖h‖ of the unsteered run) for every h. This
@@ -68,8 +69,8 @@ class CausalMap(ModelMap, SmoothMap):
         self,
         lm: LanguageModel,
         prompts: Prompts,
-        source: int,
-        target: int,
+        source: int | None = None,
+        target: int | None = None,
         *,
         target_tokens: int = 3,
         skip_first: bool = False,
@@ -81,9 +82,10 @@ class CausalMap(ModelMap, SmoothMap):
         tokens_per_pass: int | None = None,
         compile: bool | None = None,
     ) -> None:
+        usual = layers_at(lm.depth)
         placement = Placement(
-            lm.layer(source, "source"),
-            lm.layer(target, "target"),
+            lm.layer(usual[0] if source is None else source, "source"),
+            lm.layer(usual[1] if target is None else target, "target"),
             target_tokens,
             positions,
             skip_first,

@@ -9,6 +9,8 @@ from torch import Tensor
 from melbo.errors import MelboError
 
 Positions = Literal["all", "target"]
+#: Source and target layer unless told otherwise, as shares of a model's depth.
+USUAL_SHARES = (8 / 30, 20 / 30)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def steered_tokens(index: Tensor, skip_first: bool, last: int | None) -> Tensor:
     return steered
 
 
-def layers_at(depth: int, shares: tuple[float, float]) -> tuple[int, int]:
+def layers_at(depth: int, shares: tuple[float, float] = USUAL_SHARES) -> tuple[int, int]:
     """Source and target layer at shares of a model's depth, with a block between them at least.
 
     Args:

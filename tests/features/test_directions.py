@@ -63,7 +63,7 @@ def test_a_set_checks_itself(change, says):
 def test_a_run_is_never_overwritten_unless_told_to(tmp_path):
     feature_set().save(tmp_path)
     (tmp_path / "ranking.json").write_text("{}")
-    with pytest.raises(MelboError, match="already holds a run.*--force"):
+    with pytest.raises(MelboError, match="already holds a run.*force=True"):
         feature_set(3).save(tmp_path)
     assert len(FeatureSet.load(tmp_path)) == 5
     feature_set(3).save(tmp_path, force=True)

@@ -20,7 +20,7 @@ def read_documents(paths: Sequence[str | Path]) -> list[str]:
         MelboError: There is no file, or one cannot be read, is not UTF-8 or holds no text.
     """
     if not paths:
-        raise MelboError("got no text: give --text FILE, which may be repeated")
+        raise MelboError("got no text: give one file or more")
     texts: list[str] = []
     for path in map(Path, paths):
         if path.suffix == ".jsonl":

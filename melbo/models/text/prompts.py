@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from melbo.errors import MelboError
+from melbo.errors import MelboError, require
 from melbo.models.text.chat_template import check_arguments, template_of
 from melbo.models.text.chat_template import render_chat as render_chat
 from melbo.models.text.conversation import Conversation, Turn, check_unicode
@@ -228,6 +228,15 @@ class Prompts:
             else:
                 groups.append([i])
         return groups
+
+
+def require_prompts(**given: object) -> None:
+    """Refuse texts that have not been read as prompts.
+
+    Args:
+        given: Values of the arguments by their names.
+    """
+    require(Prompts, "read texts by melbo.Prompts.chat(lm, texts) or .text(lm, texts)", **given)
 
 
 def _ids_of(lm: "LanguageModel", rendered: str, prefix: str) -> list[int]:

@@ -1,0 +1,1 @@
+"""Results as their reader meets them: small tables, data frames and figures."""
