@@ -10,7 +10,7 @@ from melbo.audit.account import account, spent, spent_before_proof
 from melbo.audit.budget import TOKENS, Budget, Costs
 from melbo.audit.findings import order
 from melbo.audit.parts import Parts
-from melbo.audit.prove import Proof, proof_costs
+from melbo.audit.prove import Proof, ProofCosts
 from melbo.audit.rarity import rarity_of
 from melbo.audit.replies import Reply
 from melbo.audit.result import Findings
@@ -102,7 +102,8 @@ class Audit:
         judges = 1 + (self._compared is not None)
         costs = Costs.of(self.parts.screening, self.max_new_tokens, judges)
         speakers = 1 + (self.base is not None)
-        a_proof, _ = proof_costs(self.parts, self.max_new_tokens, judges, speakers)
+        proof = ProofCosts.of(self.parts, self.max_new_tokens, speakers)
+        a_proof = proof.controls + proof.a_theme
         split = Budget(self.budget, costs, len(self._tried), speakers, a_proof)
         object.__setattr__(self, "_split", split)
 
@@ -159,7 +160,8 @@ class Audit:
         sources, elicited = self._elicited(screening)
         found = self._themes(screening, elicited)
         proof = Proof(
-            screening=screening,
+            # likelihood ratios of what is screened tell enough
+            screening=replace(screening, reference=None),
             sources=sources,
             said=elicited,
             parts=self.parts,
@@ -186,7 +188,8 @@ class Audit:
         if self.base is None:
             ordinary = [r for r in elicited if r.elicitor == BY_ITSELF]
         else:
-            ordinary = screening.ordinary("base", prompts, draws, seed, self.base)
+            unread = replace(screening, reference=None)
+            ordinary = unread.ordinary("base", prompts, draws, seed, self.base)
         found = themes(ordinary, elicited, prompts.texts, rarity_of(self.lm.tokenizer), seed)
         return sorted(found, key=order, reverse=True)
 

@@ -3,8 +3,8 @@
 A token counts once for each time that the whole model reads or writes it: a reply counts when it is
 written and again when its likelihood is read, a backward pass counts as one more (weights get no
 gradient), and a pass through some of the blocks counts by their share. A tenth of the budget goes
-to ordinary replies (more where it would buy none), half to the elicitors, and what they leave, a
-quarter at least and enough for one theme, to proving what they brought out.
+to ordinary replies (more where it would buy none), two fifths to the elicitors, and what they leave
+to proving what they brought out: two fifths at least, and enough for one theme.
 Elicitors take turns: each may spend an equal part of what is left for those that have not been, so
 that what one leaves or overspends is shared by those after it. A budget that does not pay for a
 round of all of them goes to the first.
@@ -19,7 +19,7 @@ from melbo.models.text.prompts import Prompts
 #: Tokens of an audit unless told otherwise.
 TOKENS = 250_000
 #: Share of the budget of ordinary replies, the most of elicitors, and the least of the proof.
-ORDINARY, ELICITED, PROVED = 0.1, 0.5, 0.25
+ORDINARY, ELICITED, PROVED = 0.1, 0.4, 0.4
 #: Fewest candidates of an elicitor, and fewest ordinary replies drawn to a prompt beside the greedy
 #: one, that say anything.
 LEAST_CANDIDATES, LEAST_ORDINARY = 8, 1

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from melbo.audit.budget import Costs
 from melbo.audit.findings import Finding, Shown
@@ -28,8 +28,6 @@ AMPLIFIED_BELOW, LEAST_REPLIES = 0.8, 8
 QUOTED = 3
 #: Random directions beside every finding.
 CONTROLS = 4
-# share of the tokens that is kept to amplify themes
-_TO_AMPLIFY = 0.25
 _QUOTE = "quote"
 # kinds of candidates that any model with the same tokenizer can be put under
 _OF_ANY_MODEL = ("opening", "continuation", "draw")
@@ -40,19 +38,36 @@ Who = tuple[str, int]
 Best = tuple[list[Who], list[Shown]]
 
 
-def proof_costs(parts: Parts, length: int, judges: int, speakers: int) -> tuple[float, float]:
-    """Tokens that the proof of one theme takes, and those of each further one, at most.
+class ProofCosts(NamedTuple):
+    """Tokens that proving themes takes at most.
 
-    Args:
-        parts: Prompts of the audit.
-        length: Length of a reply at most.
-        judges: Number of models that read each reply again.
-        speakers: Number of models that reply to the held-out prompts.
+    Attributes:
+        controls: Held-out replies of the model by itself and under random directions.
+        validated: Replies of all that is tried for a theme to the validation prompts.
+        reported: Held-out replies under what brings a theme out.
     """
-    validation = Costs.of(parts.validation, length, judges).everywhere
-    held_out = Costs.of(parts.held_out, length, judges).everywhere
-    each = (TRIED + QUOTED) * validation + speakers * held_out
-    return (1 + CONTROLS) * held_out + each, each
+
+    controls: int
+    validated: int
+    reported: int
+
+    @classmethod
+    def of(cls, parts: Parts, length: int, speakers: int) -> "ProofCosts":
+        """Costs of the proof on these prompts.
+
+        Args:
+            parts: Prompts of the audit.
+            length: Length of a reply at most.
+            speakers: Number of models that reply to the held-out prompts.
+        """
+        held_out = Costs.of(parts.held_out, length, 1).everywhere
+        validation = Costs.of(parts.validation, length, 1).everywhere
+        return cls((1 + CONTROLS) * held_out, (TRIED + QUOTED) * validation, speakers * held_out)
+
+    @property
+    def a_theme(self) -> int:
+        """Tokens of a theme, without the controls."""
+        return self.validated + self.reported
 
 
 @dataclass
@@ -60,7 +75,7 @@ class Proof:
     """Proof of themes on prompts that they were not found on.
 
     Attributes:
-        screening: Replies to prompts, and the log.
+        screening: Replies to prompts, and the log; no reference reads them.
         sources: Elicitors by name.
         said: Replies that they brought out to the screening prompts.
         parts: Prompts that themes were found on, that candidates are chosen on, and that are
@@ -92,7 +107,7 @@ class Proof:
         """
         proved = themes[: self._affordable]
         best = self.quoted(proved, self.chosen(proved))
-        return self.reported(proved, self.amplified(proved, best, _TO_AMPLIFY * self.tokens))
+        return self.reported(proved, self.amplified(proved, best, self._left(len(proved))))
 
     def reported(self, themes: Sequence[Theme], best: Best) -> list[Finding]:
         """Count themes on the held-out prompts, beside the controls.
@@ -191,14 +206,26 @@ class Proof:
                 whos[k], shown[k] = who, now
         return whos, shown
 
+    @cached_property
+    def _costs(self) -> ProofCosts:
+        speakers = 1 + (self.base is not None)
+        return ProofCosts.of(self.parts, self.screening.max_new_tokens, speakers)
+
     @property
     def _affordable(self) -> int:
-        """Number of themes that the tokens pay for, without those to amplify some."""
-        screening = self.screening
-        models = 1 + (screening.reference is not None), 1 + (self.base is not None)
-        first, each = proof_costs(self.parts, screening.max_new_tokens, *models)
-        more = int(((1 - _TO_AMPLIFY) * self.tokens - first) / each)
-        return max(1, min(MOST_THEMES, 1 + more))
+        """Number of themes that the tokens pay for."""
+        num = int((self.tokens - self._costs.controls) / self._costs.a_theme)
+        return max(1, min(MOST_THEMES, num))
+
+    def _left(self, proved: int) -> float:
+        """Tokens that are left to amplify some of the themes, before they are reported.
+
+        Args:
+            proved: Number of themes.
+        """
+        tried = self.screening.log.of({"stage": "validate"})
+        spent = sum(row["tokens"] for row in tried if row["elicitor"] != AMPLIFIED)
+        return float(self.tokens - spent - self._costs.controls - proved * self._costs.reported)
 
     def _replies(
         self,

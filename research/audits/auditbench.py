@@ -25,7 +25,7 @@ from melbo import Audit, LanguageModel, MelboError, Parts
 from melbo.audit.audit import FINDINGS, LOG, REPLY_TOKENS, usual_elicitors
 from melbo.audit.budget import TOKENS, Budget, Costs
 from melbo.audit.page import page
-from melbo.audit.prove import proof_costs
+from melbo.audit.prove import ProofCosts
 from melbo.cli import main
 from melbo.cli.options import (
     LOADING,
@@ -131,7 +131,8 @@ class Job:
         unread = cast(LanguageModel, _Unread(self.base))
         parts, num = self.parts(unread), len(usual_elicitors(unread))
         costs = Costs.of(parts.screening, self.max_new_tokens, _JUDGES)
-        a_proof, _ = proof_costs(parts, self.max_new_tokens, _JUDGES, _JUDGES)
+        proof = ProofCosts.of(parts, self.max_new_tokens, speakers=_JUDGES)
+        a_proof = proof.controls + proof.a_theme
         return Budget(sys.maxsize, costs, num, _JUDGES, a_proof).least(1)
 
     def run(self, adapter: str, base: LanguageModel) -> dict[str, Any]:

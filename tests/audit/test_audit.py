@@ -12,7 +12,7 @@ from melbo import MelboError, Prompts
 from melbo.audit.audit import FINDINGS, LOG, Audit
 from melbo.audit.budget import Budget, Costs
 from melbo.audit.parts import Parts
-from melbo.audit.prove import proof_costs
+from melbo.audit.prove import ProofCosts
 from melbo.discovery.draws import Temperature
 from melbo.discovery.openings import Openings
 from melbo.discovery.steered import Features
@@ -116,7 +116,8 @@ def test_an_elicitor_that_fails_costs_its_share_and_not_the_audit(lm, parts, tmp
 
 
 def test_an_elicitor_that_the_budget_does_not_pay_for_is_left_out_by_name(lm, parts, tmp_path):
-    a_proof, _ = proof_costs(parts, 10, 1, 1)
+    proof = ProofCosts.of(parts, 10, 1)
+    a_proof = proof.controls + proof.a_theme
     from_first = Budget(BUDGET, Costs.of(parts.screening, 10, 1), 2, 1, a_proof)
     result = run(lm, parts, tmp_path, [Script(), Failing()], budget=from_first.least(2) - 1)
     script, left_out = result["budget"]["shares"]

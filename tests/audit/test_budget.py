@@ -4,6 +4,7 @@ import pytest
 
 from melbo import MelboError
 from melbo.audit.budget import (
+    ELICITED,
     LEAST_CANDIDATES,
     LEAST_ORDINARY,
     PROVED,
@@ -41,12 +42,12 @@ def test_candidates_of_one_setting_meet_every_prompt():
 def test_elicitors_share_what_those_before_them_left():
     budget = Budget(80_000, COSTS, given=4)
     assert budget.ordinary == 16
-    assert budget.candidates(spent=0, done=0) == 20
-    assert budget.candidates(spent=10_000, done=1) == 20
-    assert budget.candidates(spent=28_000, done=1) == 8
-    assert budget.candidates(spent=0, done=3) == 80
+    assert budget.candidates(spent=0, done=0) == 16
+    assert budget.candidates(spent=8_000, done=1) == 16
+    assert budget.candidates(spent=20_000, done=1) == 8
+    assert budget.candidates(spent=0, done=3) == 64
     assert budget.candidates(spent=60_000, done=2) == LEAST_CANDIDATES
-    assert budget.proved(spent=50_000) == 30_000
+    assert budget.proved(spent=40_000) == 40_000
     assert budget.proved(spent=75_000) == PROVED * 80_000
 
 
@@ -73,10 +74,10 @@ def test_the_proof_of_one_theme_is_always_paid_for():
     assert budget.candidates(0, 2) == 2 * (int((30_000 - 10_000) / MANY.a_turn) // 2)
 
 
-def test_many_candidates_take_half_of_the_tokens_at_most():
-    assert Budget(80_000, COSTS, given=10).least(10) == 10 * LEAST_CANDIDATES * 500 / 0.5
+def test_many_candidates_take_two_fifths_of_the_tokens_at_most():
+    assert Budget(80_000, COSTS, given=10).least(10) == 10 * LEAST_CANDIDATES * 500 / ELICITED
 
 
 def test_ordinary_replies_to_many_prompts_leave_the_elicitors_less():
-    budget = Budget(20_000, MANY, given=1)
+    budget = Budget(25_000, MANY, given=1)
     assert budget.candidates(0, 0) == 2 * (int((15_000 - 10_000) / MANY.a_turn) // 2)
