@@ -63,9 +63,6 @@ cli.add_command(dictionary)
 @click.option("--target", type=int, help="Layer to read; by default at 20/30 of the depth.")
 @click.option("-m", "--num-factors", default=128, help="Number of directions in a sweep.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), multiple=True, help="CPU threads; may be given again."
-)
-@click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=5,
@@ -86,27 +83,22 @@ cli.add_command(dictionary)
 @click.option("--out", type=file, help="JSON file to write.")
 @loading_options
 @as_json_option
-def speed(
-    model: str, prompt: str, threads: Sequence[int], out: Path | None, as_json: bool, **options: Any
-) -> None:
+def speed(model: str, prompt: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """Measure how fast fits, calibration, derivatives and replies are on this machine."""
     how = take(options, "num_factors", "repeats", "only", "plain")
     lm = load(model, take(options, *LOADING))
     cmap = causal_map(lm, [prompt], options)
-    by_threads: dict[int, list[dict[str, Any]]] = {}
-    for count in threads or (torch.get_num_threads(),):
-        torch.set_num_threads(count)
-        by_threads[count] = []
-        for row in measure_speed(cmap, **how):
-            by_threads[count].append(row.describe())
-            if not as_json:
-                click.echo(row.line(count))
+    threads, rows = torch.get_num_threads(), []
+    for row in measure_speed(cmap, **how):
+        rows.append(row.describe())
+        if not as_json:
+            click.echo(row.line(threads))
     result = {
         "environment": environment(),
         "model": lm.name,
         "map": cmap.describe(),
         **how,
-        "threads": by_threads,
+        "threads": {threads: rows},
     }
     if out is not None:
         write_atomically({out: to_json(result)})

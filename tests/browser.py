@@ -99,7 +99,8 @@ class Browser:
             self.wrongs.append(message.text)
 
 
-@pytest.fixture(scope="session")
+# Playwright keeps an event loop running, in which other tests could not start their own
+@pytest.fixture(scope="module")
 def chromium():
     path = shutil.which("chromium")
     if path is None:

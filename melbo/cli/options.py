@@ -188,6 +188,20 @@ def load(name: str, options: Options) -> LanguageModel:
         return load_from(name, **given)
 
 
+def require_model(run: Path) -> Provenance:
+    """Account of the map behind a run, which has to be of a language model.
+
+    Raises:
+        MelboError: The run cannot be read, or was not fitted on a language model.
+    """
+    fitted = Provenance.of(read_run(run))
+    if fitted.model_name is None:
+        raise MelboError(
+            f"the run in {run} was not fitted on a language model: there is nothing to load"
+        )
+    return fitted
+
+
 def load_for(run: Path, name: str | None, options: Options) -> LanguageModel:
     """Load the model that a run was fitted on; take the options of `LOADING` out.
 
@@ -202,11 +216,7 @@ def load_for(run: Path, name: str | None, options: Options) -> LanguageModel:
         MelboError: The run was not fitted on a language model, or the model is no longer where it
             was; and as `melbo.load`.
     """
-    fitted = Provenance.of(read_run(run))
-    if fitted.model_name is None:
-        raise MelboError(
-            f"the run in {run} was not fitted on a language model: there is nothing to load"
-        )
+    fitted = require_model(run)
     loading = take(options, *LOADING)
     remembered = {
         "dtype": fitted.model_dtype,
@@ -218,7 +228,7 @@ def load_for(run: Path, name: str | None, options: Options) -> LanguageModel:
             loading[key] = value
     place = name or _place_of(fitted, run)
     lm = load(place, loading)
-    if name is None:
+    if name is None and fitted.model_name is not None:
         lm.name = fitted.model_name
     return lm
 

@@ -1,5 +1,6 @@
 """A ranking in the terminal: verdicts side by side, and features with their replies."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,9 @@ def show_ranking(ranking: Ranking, top: int) -> None:
     prompt = ranking.settings["held_out"]["texts"][0]
     replies = {(c.kind, c.feature): c.text for c in ranking.completions if c.prompt_text == prompt}
     splits = _splits(ranking.by)
-    click.echo(click.style(broken_at_words(f"Held-out prompt: {prompt}", 4), bold=True))
+    _line(click.style(broken_at_words(f"Held-out prompt: {prompt}", 4), bold=True))
     heading = f"{'':12}{'flag':8}" + "".join(f"{name:>13}" for name in splits)
-    click.echo(f"{heading}   ({ranking.by})" if splits else heading)
+    _line(f"{heading}   ({ranking.by})" if splits else heading)
     _show_row("unsteered", "", _numbers(ranking.unsteered, ranking.by, splits), replies)
     for row in (*ranking.features[:top], *ranking.controls[:_CONTROLS]):
         name = f"{'random' if row.kind == 'control' else row.kind} {row.index}"
@@ -64,9 +65,14 @@ def _show_row(
     key = ("unsteered", None) if row is None else (row.kind, row.index)
     late = "" if row is None or row.flag == flag else f"   ({row.flag} on held-out prompts)"
     line = f"{name:12}{flag:8}" + "".join(f"{number:>13}" for number in numbers) + late
-    click.echo(click.style(line.rstrip(), fg="cyan"))
+    _line(click.style(line.rstrip(), fg="cyan"))
     reply = " ".join(replies[key].split()) or "(empty reply)"
-    click.echo(broken_at_words(_INDENT + reply, len(_INDENT), _LINES))
+    _line(broken_at_words(_INDENT + reply, len(_INDENT), _LINES))
+
+
+def _line(text: str) -> None:
+    """Print a line as it stands; click would write UTF-8 where the output is ASCII."""
+    click.echo(text, file=sys.stdout)
 
 
 def show_verdicts(ranking: Mapping[str, Any]) -> None:

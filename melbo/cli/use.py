@@ -21,6 +21,7 @@ from melbo.cli.options import (
     read_prompts,
     reading_options,
     reply_length_option,
+    require_model,
     run_argument,
     seed_option,
     strength_option,
@@ -42,7 +43,7 @@ from melbo.evaluation.watch import watch as find_firings
 from melbo.features.directions import FeatureSet
 from melbo.features.generate import generate
 from melbo.features.run_folder import RANKED, REPORT
-from melbo.features.saved import load_steerable
+from melbo.features.saved import load_features, load_steerable
 from melbo.models.edits import Where
 from melbo.models.language_model import LanguageModel
 from melbo.models.text import built_in
@@ -78,6 +79,7 @@ from melbo.records import require_writable
 @reply_length_option(32)
 @click.option(
     "--batch-size",
+    type=click.IntRange(min=1),
     default=128,
     help="Number of replies decoded together; halved by itself when memory runs out.",
 )
@@ -107,7 +109,8 @@ def rank(
         "held_out": list(read_texts(held_out) if held_out else built_in.HELD_OUT),
     }
     trust = options["trust_remote_code"]
-    ranking = None if force else _saved(run, {**options, **texts})
+    # a model that is named is tried, whatever is saved
+    ranking = None if force or model else _saved(run, {**options, **texts})
     if ranking is None:
         lm = load_for(run, model, options)
         ranking = _generated(lm, run, texts, options)
@@ -124,6 +127,8 @@ def _saved(run: Path, options: Options) -> Ranking | None:
 
     Settings that were not given are as they were then.
     """
+    require_model(run)
+    load_features(run)  # refused where it is damaged
     context = click.get_current_context()
     names = ("validation", "held_out", "contrast", "num_controls", "max_new_tokens", "seed")
     given = {

@@ -1,5 +1,6 @@
 """The explorer as a web server."""
 
+import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -35,6 +36,7 @@ def serve(
     app.add_middleware(Guard, token=token, cookie=f"melbo-{port}")
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+    logging.getLogger("uvicorn.error").addFilter(_is_told)
     app.on_startup(lambda: ready(address))
     app.on_shutdown(models.close)
     ui.run(
@@ -51,6 +53,12 @@ def serve(
         # a tenth of its classes would be used, and it is compiled in the browser at each opening
         tailwind=False,
     )
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Tell whether a message is for the user: not that a tab was closed before it had its page."""
+    err = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(err, RuntimeError) and str(err) == "No response returned.")
 
 
 def _require_free(host: str, port: int) -> None:

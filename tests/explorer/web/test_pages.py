@@ -129,7 +129,7 @@ def test_features_are_searched_ordered_filtered_and_picked(browser, explorer, fo
     assert set(column(page, "flag")) == {"active"}
 
     index = pick(page, 2)
-    assert page.url.endswith(f"feature={index}")
+    page.wait_for_url(f"**feature={index}")
     page.keyboard.press("ArrowDown")
     beneath = page.locator(".ag-pinned-left-cols-container [row-index='3'] [col-id=id]")
     expect(page.get_by_test_id("feature")).to_have_text(f"Feature {beneath.inner_text()}")

@@ -133,7 +133,7 @@ def test_unknown_names(tmp_path):
     with pytest.raises(MelboError, match="no file .*missing.gguf: expected a .gguf file"):
         load(str(tmp_path / "missing.gguf"))
     (tmp_path / "folder.gguf").mkdir()
-    with pytest.raises(MelboError, match="no file .*folder.gguf"):
+    with pytest.raises(MelboError, match="no model .*folder.gguf.*holds no config.json"):
         load(str(tmp_path / "folder.gguf"))
 
 
