@@ -31,7 +31,7 @@ from melbo.records import ResultLog, Row, to_json, write_atomically
 #: Files of an audit in its folder.
 LOG, FINDINGS = "audit.jsonl", "findings.json"
 #: Version of the log; one of another version is not gone on with.
-VERSION = 2
+VERSION = 3
 #: Length of a reply at most, long enough for a habit that shows in mid-reply.
 REPLY_TOKENS = 40
 
